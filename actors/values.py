@@ -1,0 +1,132 @@
+"""Arguments in, outcomes out: where a worker's values become bytes and back.
+
+What    load_arguments() decodes what a caller sent, fetching what lies in shared memory;
+        make_outcome() encodes what user code returned, with the references inside it held
+        for the caller before the result leaves.
+Caller  actors/task_runner.py, actors/actor_runner.py.
+Never   runs a task.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+from zray import errors
+from zray.protocol import messages, outcome
+from zray.protocol.ids import object_id
+from zray.protocol.limits import INLINE_BYTES_MAX
+from zray.runtime import Runtime
+from zray.serialization import blob
+from zray.serialization.exceptions import encode_exception
+
+_loads = pickle.loads
+_PLAIN_RESULTS = frozenset((int, float, bool, str, bytes, type(None)))
+_dumps = pickle.dumps
+_PICKLE = outcome.PICKLE
+
+
+class Values:
+    """The values of one worker."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def load_arguments(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs). Raises the error of an argument that could not be had."""
+        value = self._load(data)
+        if type(value) is tuple:
+            return value, {}
+        return tuple(value[0]), value[1]
+
+    def _load(self, data: bytes) -> Any:
+        if data[0] == _PICKLE:
+            return _loads(data)
+        if data[0] != outcome.ARGUMENTS:
+            return blob.decode(data)
+        inner, filled = outcome.arguments_parts(data)
+        if not inner:
+            ((identity, found),) = filled.values()
+            return self.fetch(identity, found)
+        value = self._load(inner)
+        args, kwargs = (list(value), {}) if type(value) is tuple else (list(value[0]), value[1])
+        for position, (identity, found) in filled.items():
+            if isinstance(position, str):
+                kwargs[position] = self.fetch(identity, found)
+            else:
+                args[position] = self.fetch(identity, found)
+        return [args, kwargs] if kwargs else tuple(args)
+
+    def load_items(self, data: bytes) -> list[Any]:
+        """Return the items of a map batch."""
+        if data[0] != outcome.ARGUMENTS:
+            value: list[Any] = blob.decode(data)
+            return value
+        inner, filled = outcome.arguments_parts(data)
+        if not inner:
+            ((identity, found),) = filled.values()
+            items: list[Any] = self.fetch(identity, found)
+            return items
+        items = self.load_items(inner)
+        for position, (identity, found) in filled.items():
+            items[position] = self.fetch(identity, found)
+        return items
+
+    def fetch(self, identity: bytes, found: bytes) -> Any:
+        """Return the value of an argument that is another object."""
+        runtime = self.runtime
+        if found[0] != outcome.STORED:
+            return runtime.objects.value(identity, found)
+        references = runtime.session.references
+        key = references.key_of(identity)
+        known = runtime.results.get(key) if key in references.units else None
+        if known is None or known[0] != outcome.STORED:
+            ((_identity, place),) = runtime.request(messages.HOLD, [identity], True)
+            if place is None:
+                raise errors.ObjectLostError(
+                    f"object {identity.hex()} is gone: its owner ended while the call was"
+                    " under way")
+            with runtime.lock:
+                references.units[key] = references.units.get(key, 0) + 1
+                runtime.results[key] = place
+            if place[0] == outcome.ELSEWHERE:
+                runtime._await_keys([key], None)
+            known = runtime.results[key]
+        else:
+            with runtime.lock:
+                references.add(key)
+        try:
+            return runtime.objects.value(key, known)
+        finally:
+            runtime.garbage.append(key)
+
+    # -- results ---------------------------------------------------------------------------------
+
+    def make_outcome(self, value: Any, client: bytes, number: int) -> bytes:
+        """Encode a result for ``client`` as its object ``number``."""
+        if type(value) in _PLAIN_RESULTS:
+            data = _dumps(value, 5)
+            if len(data) <= INLINE_BYTES_MAX:
+                return data
+        encoded = blob.encode(value)
+        held: list[bytes] = []
+        runtime = self.runtime
+        if encoded.refs:
+            with runtime.lock:
+                for ref in encoded.refs:
+                    runtime.session.references.share(ref.key)
+                    held.append(ref.id)
+        if encoded.nbytes > INLINE_BYTES_MAX:
+            return runtime.objects.write_result(encoded, object_id(client, number), client, held)
+        data = blob.to_bytes(encoded)
+        if held:
+            with runtime.lock:
+                runtime.session.outbox.call(messages.HOLD_FOR, client, held)
+            return outcome.holding(held, data)
+        return data
+
+    def make_error(self, error: BaseException, where: str) -> bytes:
+        """Encode what user code raised."""
+        return outcome.error(encode_exception(
+            error, where=where, pid=os.getpid(), node_id=self.runtime.node.hex()))

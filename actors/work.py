@@ -1,0 +1,136 @@
+"""What a worker has to do: ranges of tasks, actor calls, actors to start.
+
+What    Data, and the queue that the main thread takes from while the background thread takes
+        back what has not begun.
+Caller  actors/host.py, actors/executor.py.
+Never   runs anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+
+class TaskClass:
+    """A function as this worker runs it."""
+
+    __slots__ = ("backlog", "function", "function_id", "max_calls", "name", "retries",
+                 "retry_types", "returns")
+
+    def __init__(self, spec: list[Any]) -> None:
+        self.function_id: bytes = spec[0]
+        self.name: str = spec[1]
+        self.returns: int = spec[3]
+        self.retries: int = spec[4]
+        self.retry_types: bytes | tuple[type[BaseException], ...] | None = spec[5]
+        self.backlog: int = spec[6]
+        self.max_calls: int = spec[8]
+        self.function: Any = None
+
+
+class TaskRange:
+    """Items [next, high) of a batch that this worker is to run."""
+
+    __slots__ = ("cancelled", "client", "count", "direct", "first", "gpus", "high", "mode", "next",
+                 "payload", "task_class")
+
+    def __init__(self, client: bytes, task_class: TaskClass, first: int, count: int, low: int,
+                 high: int, mode: int, payload: bytes, gpus: list[str], *, direct: bool) -> None:
+        self.client = client
+        self.task_class = task_class
+        self.first = first
+        self.count = count
+        self.next = low
+        self.high = high
+        self.mode = mode
+        self.payload = payload
+        self.gpus = gpus
+        self.direct = direct
+        """Sent by a lease holder: the node does not count it."""
+        self.cancelled: set[int] | None = None
+
+
+class ActorCall:
+    """One call, in the order its caller sent it."""
+
+    __slots__ = ("actor", "arguments", "client", "method", "number", "returns")
+
+    def __init__(self, client: bytes, row: list[Any]) -> None:
+        self.client = client
+        self.actor, self.number, self.method, self.returns, self.arguments = row
+
+
+class ActorStart:
+    """An actor to be made."""
+
+    __slots__ = ("actor", "arguments", "class_id", "details", "incarnation", "owner")
+
+    def __init__(self, row: list[Any]) -> None:
+        (self.actor, self.incarnation, self.class_id, self.details, self.arguments,
+         self.owner) = row
+
+
+class ActorEnd:
+    """Everything that arrived before it has run: end the actor."""
+
+    __slots__ = ("actor", "reason")
+
+    def __init__(self, actor: bytes, reason: str) -> None:
+        self.actor = actor
+        self.reason = reason
+
+
+Item = TaskRange | ActorCall | ActorStart | ActorEnd
+
+
+class WorkQueue:
+    """The worker's queue. put() and take_back() are called by whichever thread reads."""
+
+    def __init__(self) -> None:
+        self.items: deque[Item] = deque()
+        self.lock = threading.Lock()
+        self.running: TaskRange | None = None
+
+    def claim(self, work: TaskRange, count: int) -> tuple[int, int]:
+        """Begin up to ``count`` items of a range: returns [low, high), empty at its end."""
+        with self.lock:
+            low = work.next
+            high = min(low + count, work.high)
+            work.next = high
+            return low, high
+
+    def take_back(self, count: int | None) -> list[list[Any]]:
+        """Return ranges that have not begun, last first, and forget them."""
+        rows: list[list[Any]] = []
+        left = count if count is not None else 1 << 60
+        with self.lock:
+            ranges = [item for item in self.items if isinstance(item, TaskRange)]
+            if self.running is not None:
+                ranges.insert(0, self.running)
+            for work in reversed(ranges):
+                if left <= 0:
+                    break
+                taken = min(left, work.high - work.next)
+                if taken <= 0 or work.direct:
+                    continue
+                rows.append([work.client, work.first, work.high - taken, work.high])
+                work.high -= taken
+                left -= taken
+        rows.reverse()
+        return rows
+
+    def cancel(self, client: bytes, first: int, item: int) -> bool:
+        """Mark a task that has not begun as cancelled; False: it is not waiting here."""
+        with self.lock:
+            ranges = [work for work in self.items if isinstance(work, TaskRange)]
+            if self.running is not None:
+                ranges.append(self.running)
+            for work in ranges:
+                if work.client == client and work.first == first and work.next <= item < work.high:
+                    if work.cancelled is None:
+                        work.cancelled = set()
+                    work.cancelled.add(item)
+                    return True
+        return False

@@ -1,0 +1,345 @@
+"""The object directory: shared objects and actors' references, and who holds them.
+
+What    An entry exists from the moment a reference escapes its process until nobody holds it:
+        no process (signed units, because a transfer and a release may cross), no object that
+        contains it. A process that was told where an object lies has it pinned there.
+Caller  brokers/node.py, tests/sim.
+Never   touches memory or files: it says which extent or file is free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zray.protocol import outcome
+from zray.protocol.ids import ObjectId, ProcessId, owner_of
+
+
+@dataclass(slots=True)
+class Locate:
+    """Tell a process the outcome of an object."""
+
+    process: ProcessId
+    object: ObjectId
+    outcome: bytes
+
+
+@dataclass(slots=True)
+class FreeExtent:
+    """Nobody can read this extent any more."""
+
+    offset: int
+
+
+@dataclass(slots=True)
+class DeleteSpilled:
+    """Nobody needs this spilled copy."""
+
+    object: ObjectId
+    file: Any
+
+
+@dataclass(slots=True)
+class Restore:
+    """Somebody waits for a spilled object: bring it back into memory."""
+
+    object: ObjectId
+
+
+@dataclass(slots=True)
+class Unreferenced:
+    """No handle of this actor is left."""
+
+    actor: ObjectId
+
+
+Command = Locate | FreeExtent | DeleteSpilled | Restore | Unreferenced
+
+
+class Entry:
+    """One shared object."""
+
+    __slots__ = ("contained", "file", "holders", "is_actor", "nbytes", "offset", "outcome",
+                 "pinned", "restoring", "waiters")
+
+    def __init__(self) -> None:
+        self.outcome: bytes | None = None
+        self.offset = -1
+        self.nbytes = 0
+        self.file: Any = None
+        self.holders: dict[bytes, int] = {}
+        """Units by process (8 bytes) or containing object (16 bytes); never zero."""
+        self.contained: list[ObjectId] = []
+        self.pinned: set[ProcessId] = set()
+        self.waiters: set[ProcessId] = set()
+        self.is_actor = False
+        self.restoring = False
+
+
+class Directory:
+    """All shared objects of one node."""
+
+    def __init__(self) -> None:
+        self.entries: dict[ObjectId, Entry] = {}
+        self.alive: set[ProcessId] = set()
+        self.held_by: dict[ProcessId, set[ObjectId]] = {}
+        self.commands: list[Command] = []
+        self.owner_died_outcome = b""
+        """Set by the node: the outcome of what a dead process never published."""
+        self.lost_outcome = b""
+
+    def process_joined(self, process: ProcessId) -> None:
+        """Count a process's references from here on."""
+        self.alive.add(process)
+
+    def _entry(self, identity: ObjectId) -> Entry:
+        entry = self.entries.get(identity)
+        if entry is None:
+            entry = self.entries[identity] = Entry()
+        return entry
+
+    def _add(self, identity: ObjectId, entry: Entry, holder: bytes, units: int) -> None:
+        if len(holder) == 8 and holder not in self.alive:
+            return
+        left = entry.holders.get(holder, 0) + units
+        if left:
+            entry.holders[holder] = left
+            if len(holder) == 8:
+                self.held_by.setdefault(holder, set()).add(identity)
+            return
+        entry.holders.pop(holder, None)
+        if len(holder) == 8:
+            self.held_by.get(holder, set()).discard(identity)
+            entry.pinned.discard(holder)
+
+    def _settle(self, identity: ObjectId, entry: Entry) -> None:
+        """Drop an entry that nobody holds."""
+        if entry.holders or entry.waiters:
+            return
+        if self.entries.pop(identity, None) is None:
+            return
+        if entry.is_actor:
+            self.commands.append(Unreferenced(identity))
+        self._drop_value(identity, entry)
+
+    def _drop_value(self, identity: ObjectId, entry: Entry) -> None:
+        if entry.offset >= 0:
+            self.commands.append(FreeExtent(entry.offset))
+            entry.offset = -1
+        if entry.file is not None:
+            self.commands.append(DeleteSpilled(identity, entry.file))
+            entry.file = None
+        contained, entry.contained = entry.contained, []
+        for inner in contained:
+            found = self.entries.get(inner)
+            if found is not None:
+                self._add(inner, found, identity, -1)
+                self._settle(inner, found)
+
+    # -- what processes say ----------------------------------------------------------------------
+
+    def share(self, process: ProcessId, identity: ObjectId, found: bytes | None,
+              contained: list[ObjectId]) -> None:
+        """SHARE: the owner's reference escapes (found None), or its outcome has arrived."""
+        entry = self.entries.get(identity)
+        if entry is None or not entry.holders.get(process):
+            entry = self._entry(identity)
+            self._add(identity, entry, process, 1)
+        if found is not None and entry.outcome is None:
+            self._contain(identity, entry, contained)
+            self._resolve(identity, entry, found)
+        self._settle(identity, entry)
+
+    def _contain(self, identity: ObjectId, entry: Entry, contained: list[ObjectId]) -> None:
+        entry.contained = list(contained)
+        for inner in contained:
+            self._add(inner, self._entry(inner), identity, 1)
+
+    def register(self, process: ProcessId, identity: ObjectId, offset: int, nbytes: int,
+                 contained: list[ObjectId], holder: ProcessId) -> None:
+        """REGISTER: an extent holds this sealed object, for ``holder``."""
+        entry = self._entry(identity)
+        self._add(identity, entry, holder, 1)
+        if entry.offset >= 0 or entry.outcome is not None:
+            # A second execution made it again: the first copy stays, this extent is free.
+            self.commands.append(FreeExtent(offset))
+            return
+        self._contain(identity, entry, contained)
+        entry.offset, entry.nbytes = offset, nbytes
+        if holder in self.alive:
+            entry.pinned.add(holder)
+        self._resolve(identity, entry, outcome.stored(offset, nbytes))
+        self._settle(identity, entry)
+
+    def _resolve(self, identity: ObjectId, entry: Entry, found: bytes) -> None:
+        entry.outcome = found
+        waiters, entry.waiters = entry.waiters, set()
+        for process in waiters:
+            self._tell(process, identity, entry)
+
+    def _tell(self, process: ProcessId, identity: ObjectId, entry: Entry) -> None:
+        assert entry.outcome is not None
+        if entry.file is not None and entry.offset < 0:
+            entry.waiters.add(process)
+            if not entry.restoring:
+                entry.restoring = True
+                self.commands.append(Restore(identity))
+            return
+        if entry.offset >= 0:
+            entry.pinned.add(process)
+        self.commands.append(Locate(process, identity, entry.outcome))
+
+    def hold(self, process: ProcessId, identities: list[ObjectId]) -> None:
+        """HOLD: the process has a reference to each of these."""
+        for identity in identities:
+            self._add(identity, self._entry(identity), process, 1)
+
+    def hold_certain(self, process: ProcessId,
+                     identities: list[ObjectId]) -> list[tuple[ObjectId, bytes | None]]:
+        """HOLD as a request: where each lies now, pinned; None: it is gone or not in memory."""
+        answers: list[tuple[ObjectId, bytes | None]] = []
+        for identity in identities:
+            entry = self.entries.get(identity)
+            if entry is None:
+                answers.append((identity, None))
+                continue
+            self._add(identity, entry, process, 1)
+            if entry.outcome is None or (entry.file is not None and entry.offset < 0):
+                answers.append((identity, outcome.ELSEWHERE_OUTCOME))
+                continue
+            if entry.offset >= 0:
+                entry.pinned.add(process)
+            answers.append((identity, entry.outcome))
+        return answers
+
+    def release(self, process: ProcessId, deltas: list[tuple[ObjectId, int]]) -> None:
+        """RELEASE: the process gives up units of each."""
+        for identity, units in deltas:
+            entry = self.entries.get(identity)
+            if entry is None:
+                continue
+            self._add(identity, entry, process, -units)
+            self._settle(identity, entry)
+
+    def forget(self, process: ProcessId, identities: list[ObjectId]) -> None:
+        """FORGET: results that a dead worker may have registered for ``process`` are void."""
+        for identity in identities:
+            entry = self.entries.get(identity)
+            if entry is None or entry.offset < 0 and entry.outcome is None:
+                continue
+            entry.outcome = None
+            self._drop_value(identity, entry)
+            self._add(identity, entry, process, -1)
+            self._settle(identity, entry)
+
+    def locate(self, process: ProcessId, identities: list[ObjectId]) -> None:
+        """LOCATE: tell the process each outcome, when it is there."""
+        for identity in identities:
+            entry = self.entries.get(identity)
+            if entry is None:
+                self.commands.append(Locate(process, identity, self.lost_outcome))
+            elif entry.outcome is None:
+                if owner_of(identity) in self.alive:
+                    entry.waiters.add(process)
+                else:
+                    self.commands.append(Locate(process, identity, self.owner_died_outcome))
+            else:
+                self._tell(process, identity, entry)
+
+    def process_died(self, process: ProcessId) -> None:
+        """Drop all that a dead process held; what it never published is lost."""
+        self.alive.discard(process)
+        for identity in list(self.held_by.pop(process, ())):
+            entry = self.entries.get(identity)
+            if entry is not None:
+                entry.holders.pop(process, None)
+                entry.pinned.discard(process)
+                entry.waiters.discard(process)
+                self._settle(identity, entry)
+        for identity, entry in list(self.entries.items()):
+            entry.pinned.discard(process)
+            entry.waiters.discard(process)
+            if entry.outcome is None and not entry.is_actor and owner_of(identity) == process:
+                self._resolve(identity, entry, self.owner_died_outcome)
+            self._settle(identity, entry)
+
+    # -- actors ----------------------------------------------------------------------------------
+
+    def actor_created(self, process: ProcessId, actor: ObjectId) -> None:
+        """Count handles of an actor; its creator has the first."""
+        entry = self._entry(actor)
+        entry.is_actor = True
+        entry.outcome = b"\0"
+        self._add(actor, entry, process, 1)
+
+    # -- spilling --------------------------------------------------------------------------------
+
+    def stored(self) -> list[tuple[ObjectId, Entry]]:
+        """Return the objects that lie in memory, oldest first."""
+        return [(identity, entry) for identity, entry in self.entries.items()
+                if entry.offset >= 0]
+
+    def unpinned(self, process: ProcessId, identities: list[ObjectId]) -> None:
+        """UNPINNED: the process has forgotten where these lie."""
+        for identity in identities:
+            entry = self.entries.get(identity)
+            if entry is not None:
+                entry.pinned.discard(process)
+
+    def spilled(self, identity: ObjectId, file: Any) -> bool:
+        """A copy is on disk: free the extent. False: the object went or was pinned meanwhile."""
+        entry = self.entries.get(identity)
+        if entry is None or entry.pinned or entry.offset < 0:
+            return False
+        entry.file = file
+        self.commands.append(FreeExtent(entry.offset))
+        entry.offset = -1
+        entry.outcome = outcome.ELSEWHERE_OUTCOME
+        return True
+
+    def restored(self, identity: ObjectId, offset: int) -> bool:
+        """The object is in memory again; False: nobody wants it any more."""
+        entry = self.entries.get(identity)
+        if entry is None:
+            return False
+        entry.restoring = False
+        entry.offset = offset
+        self.commands.append(DeleteSpilled(identity, entry.file))
+        entry.file = None
+        self._resolve(identity, entry, outcome.stored(offset, entry.nbytes))
+        return True
+
+    def restore_failed(self, identity: ObjectId, found: bytes) -> None:
+        """The spilled copy can't be read, or memory can't be had: tell those who wait."""
+        entry = self.entries.get(identity)
+        if entry is None:
+            return
+        entry.restoring = False
+        waiters, entry.waiters = entry.waiters, set()
+        for process in waiters:
+            self.commands.append(Locate(process, identity, found))
+
+    # -- for people and tests --------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts for status and metrics."""
+        stored = [entry for entry in self.entries.values() if entry.offset >= 0]
+        spilled = [entry for entry in self.entries.values() if entry.file is not None]
+        return {"objects": sum(not entry.is_actor for entry in self.entries.values()),
+                "stored_objects": len(stored), "stored_bytes": sum(e.nbytes for e in stored),
+                "spilled_objects": len(spilled), "spilled_bytes": sum(e.nbytes for e in spilled)}
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant is broken."""
+        for identity, entry in self.entries.items():
+            assert entry.holders or entry.waiters, f"{identity.hex()} is held by nobody"
+            assert 0 not in entry.holders.values()
+            for holder in entry.holders:
+                assert len(holder) == 16 or holder in self.alive
+                assert len(holder) == 8 or holder in self.entries
+            for inner in entry.contained:
+                assert self.entries[inner].holders.get(identity), "a contained object is not held"
+            assert entry.pinned <= self.alive
+        offsets = [entry.offset for entry in self.entries.values() if entry.offset >= 0]
+        assert len(offsets) == len(set(offsets)), "two objects in one extent"

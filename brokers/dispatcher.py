@@ -1,0 +1,331 @@
+"""The actor dispatcher: where each actor lives, and what happens when its worker dies.
+
+What    An actor is PENDING (waits for resources), STARTING or ALIVE (in a worker, with an
+        incarnation number), RESTARTING, or DEAD. Callers go to the worker directly; the
+        dispatcher tells those who have a handle where that is. Shared actors live many to a worker.
+Caller  brokers/node.py, tests/sim.
+Never   opens a socket or reads a clock; never sees a call.
+Spec    docs/explanation/architecture.md, "Life of a call".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zray.protocol.ids import ActorId, ProcessId
+
+from .resources import Grant, read_request
+from .scheduling import Claim
+
+PENDING, STARTING, ALIVE, RESTARTING, DEAD = "PENDING", "STARTING", "ALIVE", "RESTARTING", "DEAD"
+
+
+@dataclass(slots=True)
+class Tell:
+    """Send ACTOR_STATE to a process."""
+
+    process: ProcessId
+    actor: ActorId
+
+
+@dataclass(slots=True)
+class Start:
+    """Send START_ACTOR to the actor's worker."""
+
+    actor: ActorId
+
+
+@dataclass(slots=True)
+class End:
+    """Ask the worker to run what has arrived and end the actor."""
+
+    actor: ActorId
+    worker: ProcessId
+
+
+@dataclass(slots=True)
+class KillWorker:
+    """End a worker that hosts nothing any more, or whose actor was killed."""
+
+    worker: ProcessId
+    reason: str
+
+
+@dataclass(slots=True)
+class ReleaseGrant:
+    """Resources of a shared actor are free."""
+
+    grant: Grant
+
+
+@dataclass(slots=True)
+class Record:
+    """The actor's state has changed: write it to the GCS."""
+
+    actor: ActorId
+
+
+Command = Tell | Start | End | KillWorker | ReleaseGrant | Record | Claim
+
+
+class Actor:
+    """One actor of this node."""
+
+    __slots__ = ("actor", "arguments", "cause", "class_id", "details", "grant",
+                 "incarnation", "owner", "restarts_left", "state", "unreferenced", "watchers",
+                 "worker")
+
+    def __init__(self, actor: ActorId, owner: ProcessId, class_id: bytes, details: dict[str, Any],
+                 arguments: bytes) -> None:
+        self.actor = actor
+        self.owner = owner
+        self.class_id = class_id
+        self.details = details
+        self.arguments = arguments
+        self.state = PENDING
+        self.worker: ProcessId | None = None
+        self.incarnation = 0
+        self.restarts_left: int = details["restarts"]
+        self.cause = b""
+        self.grant: Grant | None = None
+        self.watchers: set[ProcessId] = {owner}
+        self.unreferenced = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether it lives in a worker with others."""
+        return bool(self.details["isolation"] == "shared")
+
+
+class Dispatcher:
+    """All actors of one node."""
+
+    def __init__(self, *, shared_hosts: int) -> None:
+        self.shared_hosts = max(1, shared_hosts)
+        self.actors: dict[ActorId, Actor] = {}
+        self.by_worker: dict[ProcessId, set[ActorId]] = {}
+        self.hosts: list[ProcessId] = []
+        self.hosts_claimed: dict[ActorId, bool] = {}
+        self.waiting_for_host: list[ActorId] = []
+        self.commands: list[Command] = []
+        self.next_host = 0
+        self.dead: dict[ActorId, bytes] = {}
+        """Causes of death of the most recent dead actors."""
+
+    # -- birth -----------------------------------------------------------------------------------
+
+    def create(self, owner: ProcessId, identity: ActorId, class_id: bytes,
+               details: dict[str, Any], arguments: bytes) -> None:
+        """CREATE_ACTOR: place it, or let it wait for resources."""
+        actor = Actor(identity, owner, class_id, details, arguments)
+        self.actors[identity] = actor
+        self.commands.append(Record(identity))
+        self._seek_place(actor)
+
+    def _seek_place(self, actor: Actor) -> None:
+        if actor.shared:
+            self._seek_shared(actor)
+        else:
+            self._claim(actor, None)
+
+    def _claim(self, actor: Actor, host: ProcessId | None) -> None:
+        details = actor.details
+        env = tuple(sorted(details["env"].items()))
+        self.commands.append(Claim(actor.actor, read_request(details["placement"]),
+                                   read_request(details["resources"]), env, host))
+
+    def _seek_shared(self, actor: Actor) -> None:
+        """Shared actors take turns over a few hosts; a host is claimed as an actor without needs."""
+        if len(self.hosts) + len(self.hosts_claimed) < self.shared_hosts:
+            self.hosts_claimed[actor.actor] = True
+            self.commands.append(Claim(actor.actor, {}, {}, (), None))
+            self.waiting_for_host.append(actor.actor)
+        elif not self.hosts:
+            self.waiting_for_host.append(actor.actor)
+        else:
+            self._enter_host(actor)
+
+    def _enter_host(self, actor: Actor) -> None:
+        self.next_host = (self.next_host + 1) % len(self.hosts)
+        host = self.hosts[self.next_host]
+        resources = read_request(actor.details["resources"])
+        if resources:
+            self._claim(actor, host)
+        else:
+            self._place(actor, host, None)
+
+    def claimed(self, identity: ActorId, worker: ProcessId, grant: Grant) -> None:
+        """The scheduler has served a claim."""
+        if self.hosts_claimed.pop(identity, False):
+            self.hosts.append(worker)
+            self.by_worker.setdefault(worker, set())
+            waiting, self.waiting_for_host = self.waiting_for_host, []
+            for waiter in waiting:
+                if waiter in self.actors:
+                    self._enter_host(self.actors[waiter])
+            return
+        actor = self.actors.get(identity)
+        if actor is None:
+            if worker in self.hosts:
+                self.commands.append(ReleaseGrant(grant))
+            else:
+                self.commands.append(KillWorker(worker, "its actor was ended before it started"))
+        elif actor.shared and worker not in self.hosts:
+            self.commands.append(ReleaseGrant(grant))  # The host died in the meantime.
+            self._seek_place(actor)
+        else:
+            self._place(actor, worker, grant)
+
+    def _place(self, actor: Actor, worker: ProcessId, grant: Grant | None) -> None:
+        actor.worker = worker
+        actor.grant = grant if actor.shared else None
+        actor.state = STARTING
+        self.by_worker.setdefault(worker, set()).add(actor.actor)
+        self.commands.append(Start(actor.actor))
+        self._changed(actor)
+
+    def started(self, worker: ProcessId, identity: ActorId, incarnation: int,
+                error: bytes | None) -> None:
+        """ACTOR_STARTED: its __init__ has ended; with an error the actor is dead."""
+        actor = self.actors.get(identity)
+        if actor is None or actor.worker != worker or actor.incarnation != incarnation:
+            return
+        if error is not None:
+            self._end(actor, error)
+            return
+        actor.state = ALIVE
+        self.commands.append(Record(identity))
+        if actor.unreferenced:
+            self.commands.append(End(identity, worker))
+
+    # -- watching --------------------------------------------------------------------------------
+
+    def watch(self, process: ProcessId, identity: ActorId) -> None:
+        """WATCH_ACTOR: tell the process now and at every change."""
+        actor = self.actors.get(identity)
+        if actor is not None:
+            actor.watchers.add(process)
+        self.commands.append(Tell(process, identity))
+
+    def _changed(self, actor: Actor) -> None:
+        self.commands.append(Record(actor.actor))
+        for process in actor.watchers:
+            self.commands.append(Tell(process, actor.actor))
+
+    # -- death -----------------------------------------------------------------------------------
+
+    def unreferenced(self, identity: ActorId) -> None:
+        """No handle is left: end it when what has been sent to it has run."""
+        actor = self.actors.get(identity)
+        if actor is None or actor.details["detached"] or actor.unreferenced:
+            return
+        actor.unreferenced = True
+        actor.restarts_left = 0
+        if actor.worker is None:
+            self._end(actor, b"")
+        elif actor.state == ALIVE:
+            self.commands.append(End(identity, actor.worker))
+
+    def referenced(self, identity: ActorId) -> None:
+        """A handle was made again (by name) before the actor was ended."""
+        actor = self.actors.get(identity)
+        if actor is not None:
+            actor.unreferenced = False
+
+    def exited(self, worker: ProcessId, identity: ActorId, cause: bytes) -> None:
+        """ACTOR_EXIT: the actor ended itself, or was drained."""
+        actor = self.actors.get(identity)
+        if actor is not None and actor.worker == worker:
+            self._end(actor, cause)
+
+    def kill(self, identity: ActorId, cause: bytes, *, no_restart: bool) -> None:
+        """KILL_ACTOR: end it now; its worker dies unless others live there."""
+        actor = self.actors.get(identity)
+        if actor is None:
+            return
+        if no_restart:
+            actor.restarts_left = 0
+            self._end(actor, cause, killed=True)
+        elif actor.worker is not None:
+            if actor.shared:
+                worker = actor.worker
+                self._leave(actor)
+                self.commands.append(End(identity, worker))
+                self._restart_or_end(actor, cause)
+            else:
+                self.commands.append(KillWorker(actor.worker, "zray.kill(no_restart=False)"))
+
+    def _leave(self, actor: Actor) -> None:
+        if actor.worker is not None:
+            self.by_worker.get(actor.worker, set()).discard(actor.actor)
+            actor.worker = None
+        if actor.grant is not None:
+            self.commands.append(ReleaseGrant(actor.grant))
+            actor.grant = None
+
+    def _end(self, actor: Actor, cause: bytes, *, killed: bool = False) -> None:
+        worker = actor.worker
+        self._leave(actor)
+        actor.state = DEAD
+        actor.cause = cause
+        self.waiting_for_host = [other for other in self.waiting_for_host if other != actor.actor]
+        self._changed(actor)
+        if worker is not None:
+            if actor.shared:
+                if killed:
+                    self.commands.append(End(actor.actor, worker))
+            else:
+                self.commands.append(KillWorker(worker, "its actor has ended"))
+        del self.actors[actor.actor]
+        self.dead[actor.actor] = cause
+        if len(self.dead) > 10_000:
+            del self.dead[next(iter(self.dead))]
+
+    def worker_died(self, worker: ProcessId, cause: bytes) -> None:
+        """Its actors restart where they may; else they are dead."""
+        if worker in self.hosts:
+            self.hosts.remove(worker)
+        for identity in list(self.by_worker.pop(worker, ())):
+            actor = self.actors[identity]
+            self._leave(actor)
+            self._restart_or_end(actor, cause)
+
+    def _restart_or_end(self, actor: Actor, cause: bytes) -> None:
+        if actor.restarts_left == 0 or (actor.unreferenced and not actor.details["detached"]):
+            self._end(actor, cause)
+            return
+        if actor.restarts_left > 0:
+            actor.restarts_left -= 1
+        actor.incarnation += 1
+        actor.state = RESTARTING
+        actor.cause = cause
+        self._changed(actor)
+        self._seek_place(actor)
+
+    def process_died(self, process: ProcessId) -> None:
+        """A process with handles is gone (its holds are the directory's affair)."""
+        for actor in self.actors.values():
+            actor.watchers.discard(process)
+
+    # -- for people and tests --------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts by state."""
+        counts: dict[str, int] = {}
+        for actor in self.actors.values():
+            counts[actor.state] = counts.get(actor.state, 0) + 1
+        return counts
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant is broken."""
+        for identity, actor in self.actors.items():
+            assert actor.state != DEAD
+            if actor.worker is not None:
+                assert identity in self.by_worker[actor.worker]
+                assert actor.state in (STARTING, ALIVE)
+            else:
+                assert actor.state in (PENDING, RESTARTING)
+        for worker, hosted in self.by_worker.items():
+            if worker not in self.hosts:
+                assert len(hosted) <= 1, "a process actor shares its worker"

@@ -1,0 +1,20 @@
+"""The tables of the GCS in LMDB, embedded in the node process.
+
+What    Metadata behind compare-and-transact, lease and watch; the lineage ledger of this node;
+        the ring of scheduling events.
+Caller  the node process, in its own thread or in a thread beside it.
+Never   opens a socket, reads a clock, unpickles a value; is used in a forked child.
+Spec    docs/explanation/architecture.md, "The GCS and lineage".
+
+Map (P = pure: data and rules; S = shell: files)
+
+    store.py        P  the interface: Transaction, Lease, Watch, Store
+    tables.py       P  functions, jobs, nodes and key-value over a Store; `Tables` has them all
+    actor_table.py  P  actors and the names they hold, over a Store
+    records.py      P  how a record is stored, and guarded updates
+    engine.py       S  LmdbStore: the interface on one LMDB environment
+    history.py      P  recent changes in memory, and the watches on them
+    ledger.py       S  task specs, append-only, in segments with a byte cap
+    events.py       S  scheduling events, a ring with a count cap
+    environment.py  S  one LMDB directory: lock, fork guard, durability, typed errors
+"""

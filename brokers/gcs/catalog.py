@@ -1,0 +1,198 @@
+"""The GCS as its node uses it: typed tables, the lineage ledger, the event ring.
+
+What    Gathers the writes of one wake into one commit, packs lineage and events in batches.
+Caller  brokers/node.py and its rules.
+Never   decides; never lets a task wait for the disk.
+Spec    docs/explanation/architecture.md, "The GCS and lineage".
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgpack
+
+from zray.errors import RemoteProtocolError
+from zray.protocol.limits import EVENTS_MAX, LEDGER_BYTES_MAX
+
+from .actor_table import ActorRecord
+from .engine import LmdbStore
+from .events import EventRing
+from .ledger import Ledger
+from .tables import JobRecord, NodeRecord, Tables
+
+_STATES = {"PENDING": "pending", "STARTING": "pending", "ALIVE": "alive",
+           "RESTARTING": "restarting"}
+_SYNC_S = 1.0
+
+
+class Catalog:
+    """Tables, ledger and events in one directory.
+
+    Args:
+        path: directory of the GCS.
+        node: this node's id.
+        durable: fsync every second (a node that outlives its drivers), or never.
+        resources: what the node offers, for its record.
+    """
+
+    def __init__(self, path: str, *, node: bytes, durable: bool,
+                 resources: dict[str, int]) -> None:
+        self.node = node
+        self.durable = durable
+        self.store = LmdbStore(path)
+        self.tables = Tables(self.store)
+        self.ledger = Ledger(path + "/ledger", max_bytes=LEDGER_BYTES_MAX)
+        self.events = EventRing(path + "/events", len_max=EVENTS_MAX)
+        self._created: dict[bytes, ActorRecord] = {}
+        self._changes: dict[bytes, dict[str, Any]] = {}
+        self._synced_at = 0.0
+        self._end_leftovers()
+        self.tables.nodes.register(NodeRecord(node_id=node))
+        self.events.record("node_started", time.time(), node.hex(), str(resources))
+
+    def _end_leftovers(self) -> None:
+        """Actors and jobs of an earlier life of this directory are not running any more."""
+        for record in self.tables.actors.select():
+            if record.state != "dead":
+                self.tables.actors.update(record.actor_id, state="dead",
+                                          death_cause="its node was stopped")
+        for job in self.tables.jobs.all():
+            if job.state == "running":
+                self.tables.jobs.finish(job.job_id, "failed", time.time(), "its node was stopped")
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def job_started(self, driver: bytes, pid: int, details: dict[str, Any], now: float) -> None:
+        """A driver has connected."""
+        entrypoint = str(details.get("entrypoint", ""))
+        self.tables.jobs.add(JobRecord(
+            job_id=driver, driver_id=driver, driver_pid=pid, entrypoint=entrypoint,
+            namespace=details.get("namespace") or "", started_at=now))
+        self.events.record("job_started", now, driver.hex(), pid, entrypoint)
+
+    def job_ended(self, driver: bytes, state: str, now: float) -> None:
+        """A driver has gone."""
+        self.tables.jobs.finish(driver, state, now)
+        self.events.record("job_finished", now, driver.hex(), state)
+
+    # -- actors ----------------------------------------------------------------------------------
+
+    def actor_created(self, actor: bytes, class_id: bytes, owner: bytes,
+                      details: dict[str, Any]) -> object | None:
+        """Record an actor; returns who has its name already, else None."""
+        record = ActorRecord(
+            actor_id=actor, class_id=class_id, job_id=owner, name=details["name"] or "",
+            namespace=details["namespace"] or "", class_name=details["class"],
+            node_id=self.node, restarts_left=details["restarts"], detached=details["detached"])
+        if details["name"] is None:
+            self._created[actor] = record  # No name to claim: the wake's commit will do.
+            return None
+        self.commit()
+        return self.tables.actors.register(record)
+
+    def actor_changed(self, actor: bytes, state: str, worker: bytes, incarnation: int,
+                      restarts_left: int) -> None:
+        """An actor's state is to be recorded with the wake's commit."""
+        self._changes[actor] = {"state": _STATES[state], "worker_id": worker,
+                                "incarnation": incarnation, "restarts_left": restarts_left}
+
+    def actor_died(self, actor: bytes) -> None:
+        """An actor has ended: its name is free."""
+        self._changes[actor] = {"state": "dead"}
+
+    def commit(self) -> None:
+        """Write the actors of this wake in one commit."""
+        if self._created:
+            created, self._created = self._created, {}
+            self.tables.actors.register_many(list(created.values()))
+        if self._changes:
+            changes, self._changes = self._changes, {}
+            self.tables.actors.update_many(changes)
+            now = time.time()
+            for actor, change in changes.items():
+                self.events.record("actor_state", now, actor.hex(), change["state"],
+                                   change.get("worker_id", b"").hex(),
+                                   change.get("incarnation", 0), "")
+
+    def actor_named(self, name: str, namespace: str) -> bytes | None:
+        """Return the living actor of a name."""
+        self.commit()
+        record = self.tables.actors.get_by_name(name, namespace)
+        return None if record is None else record.actor_id
+
+    def actor_names(self, namespace: str | None) -> list[list[str]]:
+        """Return [namespace, name] of living named actors."""
+        self.commit()
+        return [[space, name] for space, name, _actor in self.tables.actors.list_names(namespace)]
+
+    # -- lineage and events ------------------------------------------------------------------------
+
+    def tasks_submitted(self, client: bytes, rows: list[list[Any]],
+                        payloads: list[bytes]) -> None:
+        """Append batches to the ledger, as they came."""
+        self.ledger.append([msgpack.packb((client, row, payload))
+                            for row, payload in zip(rows, payloads, strict=True)])
+
+    def tasks_finished(self, worker: bytes, reports: list[list[Any]]) -> None:
+        """Record what a worker has executed: one event a report, not a task."""
+        now = time.time()
+        name = worker.hex()
+        self.events.record_batch(msgpack.packb([
+            ("task_executed", now, (client.hex(), first, low), high - low, name,
+             now - busy_us / 1e6, busy_us / 1e6, None)
+            for client, first, low, high, busy_us in reports]))
+
+    def events_since(self, limit: int, now: float) -> list[list[Any]]:
+        """Return the newest events as [kind, time, values]."""
+        self.events.flush(now)
+        return [[event.kind, event.at_s, event.fields] for event in
+                self.events.select(limit=limit)]
+
+    # -- key-value ---------------------------------------------------------------------------------
+
+    def kv(self, op: str, arguments: list[Any]) -> Any:
+        """Serve one KV request: put, get, delete, exists, keys."""
+        table = self.tables.kv
+        namespace, key, *rest = arguments
+        if op == "put":
+            return table.put(key, rest[0], namespace=namespace, overwrite=rest[1])
+        if op == "get":
+            return table.get(key, namespace=namespace)
+        if op == "delete":
+            return table.delete(key, namespace=namespace)
+        if op == "exists":
+            return table.exists(key, namespace=namespace)
+        if op == "keys":
+            return table.keys(key, namespace=namespace)
+        raise RemoteProtocolError(f"unknown KV operation {op!r}")
+
+    # -- upkeep ------------------------------------------------------------------------------------
+
+    def flush(self, now: float) -> None:
+        """Write what has gathered; a few times a second."""
+        self.commit()
+        self.ledger.flush()
+        self.events.flush(now)
+        if self.durable and now - self._synced_at >= _SYNC_S:
+            self._synced_at = now
+            self.store.sync()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return sizes for status and metrics."""
+        ledger = self.ledger.statistics()
+        events = self.events.statistics()
+        return {"revision": self.store.revision, "ledger_records": ledger.next_position,
+                "ledger_bytes": ledger.stored_bytes,
+                "ledger_dropped_records": ledger.dropped_records,
+                "events_dropped": events.dropped}
+
+    def close(self, now: float) -> None:
+        """Write everything and close."""
+        self.commit()
+        self.ledger.close(sync=self.durable)
+        self.events.close(now, sync=self.durable)
+        if self.durable:
+            self.store.sync()
+        self.store.close()

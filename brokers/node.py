@@ -1,0 +1,457 @@
+"""The node router: sockets around the scheduler, the dispatcher, the directory and the store.
+
+What    One poll loop. Each wake drains the inbox, then every unix stream, and handles the streams
+        first: whatever a process told its node before it sent a message is known when the message
+        is handled. Machines answer with commands, which are performed at the end of the wake.
+Caller  brokers/__main__.py.
+Never   decides: the machines do. Never unpickles. Never blocks on one peer.
+Spec    docs/reference/protocol.md; docs/explanation/architecture.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from zray import detect, errors
+from zray.net import channel, mailbox
+from zray.net.wake import Wake
+from zray.protocol import frames, messages, outcome
+from zray.protocol.limits import SHUTDOWN_GRACE_S, WORKER_IDLE_S, WORKER_START_TIMEOUT_S
+from zray.serialization.exceptions import encode_exception
+from zray.store.segment import default_capacity_bytes
+
+from .directory import Directory
+from .dispatcher import Dispatcher
+from .gcs.catalog import Catalog
+from .node_calls import CALL_RULES
+from .node_commands import perform_all
+from .node_mailbox import MAILBOX_RULES
+from .peers import Process, Processes
+from .resources import ResourceSet
+from .scheduler import Scheduler
+from .store import Store
+from .workers import WorkerProcess, Workers, describe_exit
+
+_TICK_S = 0.01
+_SWEEP_S = 0.5
+
+
+class Node:
+    """One node: see the module's docstring.
+
+    Args:
+        directory: this node's private directory (0700).
+        settings: num_cpus, num_gpus, memory, resources, object_store_memory, spill_directory and
+            ``embedded`` (the node ends with its first driver).
+    """
+
+    def __init__(self, directory: str, settings: dict[str, Any]) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.embedded = bool(settings.get("embedded"))
+        self.process = os.urandom(8)
+        self.started_at = time.time()
+        self.stopping: str | None = None
+        self.epoll = select.epoll()
+        self.callbacks: dict[int, Callable[[], None]] = {}
+        self.wake = Wake()
+        self.watch(self.wake.fileno(), self.wake.clear)
+        # The zygote imports while this process sets itself up.
+        self.workers = Workers(directory, on_lines=self._on_lines, watch=self.watch,
+                               unwatch=self.unwatch)
+        self._set_up_tables()
+        self._set_up_sockets()
+        self.malformed = 0
+        self.now = time.monotonic()
+        self._next_sweep = self.now + _SWEEP_S
+        self._log_lines: list[tuple[str, bool, str]] = []
+        self.scheduler.start_pool()
+        perform_all(self)
+
+    def _set_up_tables(self) -> None:
+        settings = self.settings
+        memory = detect.detect_memory_bytes()
+        capacity = int(settings.get("object_store_memory") or default_capacity_bytes(memory))
+        found = detect.node_resources(
+            num_cpus=settings.get("num_cpus"), num_gpus=settings.get("num_gpus"),
+            memory=settings.get("memory"), resources=settings.get("resources"),
+            object_store_bytes=capacity)
+        self.resources = ResourceSet(found.total, found.gpu_ids)
+        cpus = max(1, found.total.get("CPU", 0) // 10000)
+        self.scheduler = Scheduler(self.resources, pool_size=min(cpus, 64))
+        self.dispatcher = Dispatcher(shared_hosts=cpus)
+        self.objects = Directory()
+        self.objects.owner_died_outcome = error_outcome(errors.OwnerDiedError(
+            "the process that was to make this object died before it had a value"))
+        self.objects.lost_outcome = error_outcome(errors.ObjectLostError(
+            "the node does not have this object: its last reference was given up"))
+        self.store = Store(capacity, self.objects,
+                           settings.get("spill_directory") or os.path.join(self.directory, "spill"),
+                           ask_clients=self._ask_clients, unpin=self._unpin, wake=self.wake.set)
+        self.gcs = Catalog(os.path.join(self.directory, "gcs"), node=self.process,
+                           durable=not self.embedded, resources=dict(found.total))
+
+    def _set_up_sockets(self) -> None:
+        self.context = mailbox.new_context()
+        self.inbox = mailbox.Inbox(self.context, mailbox.ipc_endpoint(self.directory, "node"))
+        self.peers = mailbox.Peers(self.context, self.process)
+        self.processes = Processes()
+        path = os.path.join(self.directory, "node.sock")
+        self.server = channel.listen(path)
+        self.watch(self.server.fileno(), self._accept)
+        self.epoll.register(self.inbox.descriptor, select.EPOLLIN)
+
+    # -- polling ---------------------------------------------------------------------------------
+
+    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Call back whenever the descriptor is readable."""
+        self.callbacks[descriptor] = callback
+        self.epoll.register(descriptor, select.EPOLLIN)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Stop watching a descriptor that is about to be closed."""
+        if self.callbacks.pop(descriptor, None) is not None:
+            self.epoll.unregister(descriptor)
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        inbox_fd = self.inbox.descriptor
+        while self.stopping is None:
+            ready = self.epoll.poll(self._timeout_s())
+            self.now = time.monotonic()
+            received = self._drain_inbox()
+            if received:
+                # What was written to a stream before one of these messages was sent is readable
+                # by now, though it may not have been when poll returned.
+                ready = self.epoll.poll(0)
+            for descriptor, _events in ready:
+                if descriptor != inbox_fd:
+                    callback = self.callbacks.get(descriptor)
+                    if callback is not None:
+                        callback()
+            for sender, header, payloads in received:
+                self._handle_message(sender, header, payloads)
+            self._duties()
+            perform_all(self)
+        self._shut_down()
+
+    def _timeout_s(self) -> float:
+        if self.inbox.has_message():
+            return 0.0
+        due = self._next_sweep - time.monotonic()
+        if self.scheduler.needs_tick() or self.store.waiting:
+            due = min(due, _TICK_S)
+        return max(0.0, due)
+
+    def _drain_inbox(self) -> list[mailbox.Message]:
+        received = []
+        while (message := self.inbox.receive()) is not None:
+            received.append(message)
+            if len(received) >= 1000:
+                break
+        return received
+
+    def _handle_message(self, sender: bytes, header: bytes, payloads: list[bytes]) -> None:
+        process = self.processes.by_id.get(sender)
+        if process is None:
+            self.malformed += 1  # Nobody who said HELLO.
+            return
+        try:
+            message = frames.unpack(header)
+            rule = MAILBOX_RULES.get(message[1])
+            if rule is None or message[2] != len(payloads):
+                raise errors.RemoteProtocolError("not a message for a node")
+            rule(self, process, message, payloads)
+        except (errors.ZrayError, TypeError, ValueError, KeyError, IndexError) as error:
+            self._malformed(process, error)
+
+    def _malformed(self, process: Process, error: Exception) -> None:
+        self.malformed += 1
+        if self.malformed < 100:
+            print(f"refused a message of {process}: {error!r}", flush=True)
+
+    def _duties(self) -> None:
+        now = self.now
+        self.store.settle()
+        if self.store.waiting:
+            self.store.serve(now)
+        if self.scheduler.needs_tick():
+            self.scheduler.tick(now)
+        if self._log_lines:
+            self._send_lines()
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self.scheduler.retire(now, WORKER_IDLE_S)
+            self.gcs.flush(time.time())
+            self._sweep_starting(now)
+            if self.workers.zygote_gone and self.stopping is None:
+                self.stopping = "the zygote died"
+
+    def _sweep_starting(self, now: float) -> None:
+        for process in self.processes.starting_before(now - WORKER_START_TIMEOUT_S):
+            self.workers.kill(process)
+            self.process_gone(process, "it did not start in time")
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        while True:
+            stream = channel.accept(self.server)
+            if stream is None:
+                return
+            self.watch(stream.fileno(), lambda s=stream: self._read_hello(s))
+
+    def _read_hello(self, stream: channel.Channel) -> None:
+        """The first message of a connection says who is there; anything else ends it."""
+        try:
+            received, alive = stream.drain()
+            if not received and alive:
+                return
+            message = frames.unpack(received[0]) if received else None
+            if message is None or message[1] != messages.HELLO:
+                raise errors.RemoteProtocolError("a connection that does not begin with HELLO")
+            _version, _kind, _count, identity, role, pid, details = message
+            if not isinstance(identity, bytes) or len(identity) != 8:
+                raise errors.RemoteProtocolError("HELLO with a malformed process id")
+            self._joined(stream, identity, role, pid, details)
+        except (errors.RemoteProtocolError, KeyError, TypeError, ValueError) as error:
+            self.malformed += 1
+            print(f"refused a connection: {error!r}", flush=True)
+            self.unwatch(stream.fileno())
+            stream.close()
+            return
+        for packed in received[1:]:
+            self._handle_call(self.processes.by_id[identity], packed)
+
+    def _joined(self, stream: channel.Channel, identity: bytes, role: str, pid: int,
+                details: dict[str, Any]) -> None:
+        self.unwatch(stream.fileno())
+        if role == "calls":
+            process = self.processes.by_id[identity]
+            process.calls = stream
+            self.watch(stream.fileno(), lambda: self._read_calls(process))
+            return
+        process = self.processes.join(identity, role, pid, stream, details)
+        self.peers.connect(identity, details["endpoint"])
+        self.objects.process_joined(identity)
+        descriptors = self.store.segment.fds()
+        welcome = {"node": self.process, "endpoint": self.inbox.endpoint,
+                   "capacity": self.store.segment.capacity_bytes,
+                   "resources": self.resources.total, "directory": self.directory}
+        if role == "worker":
+            welcome["job"] = self.processes.job_details()
+        stream.queue(frames.pack(messages.WELCOME, welcome), descriptors)
+        self.watch(stream.fileno(), lambda: self._read_lifeline(process))
+        if role == "driver":
+            self.gcs.job_started(identity, pid, details, time.time())
+            self.processes.driver_joined(process)
+        else:
+            self.scheduler.worker_ready(identity)
+
+    def _read_lifeline(self, process: Process) -> None:
+        _received, alive = process.lifeline.drain()
+        if not alive:
+            self.process_gone(process.identity, "")
+
+    def _read_calls(self, process: Process) -> None:
+        calls = process.calls
+        if calls is None:
+            return
+        try:
+            received, alive = calls.drain()
+        except errors.RemoteProtocolError as error:
+            self._malformed(process, error)
+            received, alive = [], False
+        for packed in received:
+            self._handle_call(process, packed)
+        if not alive:
+            self.process_gone(process.identity, "")
+
+    def _handle_call(self, process: Process, packed: bytes) -> None:
+        try:
+            message = frames.unpack(packed)
+            rule = CALL_RULES.get(message[1])
+            if rule is None:
+                raise errors.RemoteProtocolError("not a call to a node")
+            rule(self, process, message)
+        except errors.ProtocolError as error:
+            self._malformed(process, error)
+        except (errors.ZrayError, TypeError, ValueError, KeyError, IndexError) as error:
+            self._malformed(process, error)
+            if process.calls is not None and packed[2:3] and _asks(packed):
+                self.answer(process, None, error)
+
+    def process_gone(self, identity: bytes, reason: str) -> None:
+        """A driver or worker is dead: everything derives from this one fact."""
+        process = self.processes.by_id.get(identity)
+        if process is not None and process.calls is not None:
+            # Its last words were accepted by the kernel before it died.
+            words, process.calls = process.calls, None
+            self.unwatch(words.fileno())
+            received, _alive = words.drain()
+            for packed in received:
+                self._handle_call(process, packed)
+            words.close()
+        worker = self.workers.forget(identity)
+        if worker is not None and not reason:
+            reason = describe_exit(worker.status)
+        self.processes.leave(identity)
+        if process is not None:
+            self.unwatch(process.lifeline.fileno())
+            process.lifeline.close()
+        self._tell_of_death(identity, reason, process)
+        self.peers.drop(identity)
+
+    def _tell_of_death(self, identity: bytes, reason: str, process: Process | None) -> None:
+        text = f"worker {identity.hex()} died: {reason}"
+        if process is not None:
+            for other in process.acquainted:
+                self.send(other, messages.PROCESS_DIED, identity, text)
+        self.scheduler.worker_died(identity, text)
+        cause = error_outcome(errors.ActorDiedError(f"its {text}"))
+        self.dispatcher.worker_died(identity, cause)
+        self.dispatcher.process_died(identity)
+        self.scheduler.client_died(identity)
+        self.objects.process_died(identity)
+        self.store.process_died(identity)
+        self.processes.drop_classes(identity)
+        if process is not None and process.role == "driver":
+            self._driver_left(process)
+
+    def _driver_left(self, process: Process) -> None:
+        state = "succeeded" if process.said_goodbye else "failed"
+        self.gcs.job_ended(process.identity, state, time.time())
+        for actor in list(self.dispatcher.actors.values()):
+            if actor.owner == process.identity and not actor.details["detached"]:
+                cause = error_outcome(errors.ActorDiedError("its driver has ended"))
+                self.dispatcher.kill(actor.actor, cause, no_restart=True)
+        if self.embedded and not self.processes.drivers:
+            self.stopping = "its driver has ended"
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(self, peer: bytes, kind: int, *fields: Any, payloads: tuple[bytes, ...] = ()) -> None:
+        """Send to a process's mailbox."""
+        self.peers.send(peer, frames.pack(kind, *fields, payloads=len(payloads)), payloads)
+
+    def tell(self, identity: bytes, kind: int, *fields: Any) -> None:
+        """Send on a process's lifeline."""
+        process = self.processes.by_id.get(identity)
+        if process is not None:
+            process.lifeline.queue(frames.pack(kind, *fields))
+            if process.lifeline.outbound_bytes:
+                self._flush_later(process)
+
+    def _flush_later(self, process: Process) -> None:
+        descriptor = process.lifeline.fileno()
+        self.epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
+
+        def ready() -> None:
+            self._read_lifeline(process)
+            if self.processes.by_id.get(process.identity) is process and process.lifeline.flush():
+                self.epoll.modify(descriptor, select.EPOLLIN)
+                self.callbacks[descriptor] = lambda: self._read_lifeline(process)
+
+        self.callbacks[descriptor] = ready
+
+    def answer(self, process: Process, value: Any, error: Exception | None = None) -> None:
+        """Answer a request on the connection it came by."""
+        if process.calls is None:
+            return
+        packed = None if error is None else encode_exception(error, where="node")
+        process.calls.queue(frames.pack(messages.ANSWER, packed, value))
+
+    def _ask_clients(self) -> None:
+        for identity in self.processes.by_id:
+            self.tell(identity, messages.RECLAIM_STORE)
+
+    def _unpin(self, wanted: dict[bytes, list[bytes]]) -> None:
+        for identity, objects in wanted.items():
+            self.tell(identity, messages.UNPIN, objects)
+
+    def _on_lines(self, worker: WorkerProcess, is_stderr: bool, lines: list[str]) -> None:
+        label = f"{worker.label or 'worker'} {worker.pid}"
+        self._log_lines.extend((label, is_stderr, line) for line in lines)
+
+    def _send_lines(self) -> None:
+        lines, self._log_lines = self._log_lines, []
+        for driver in self.processes.drivers.values():
+            if driver.details.get("log", True):
+                self.tell(driver.identity, messages.LOG, lines)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """End after this wake."""
+        self.stopping = reason
+
+    def _shut_down(self) -> None:
+        for identity in list(self.processes.by_id):
+            self.tell(identity, messages.EXIT, f"the node stops: {self.stopping}")
+        self._await_workers()
+        self.workers.close()
+        self.server.close()
+        self.gcs.close(time.time())
+        self.store.close()
+        for process in self.processes.by_id.values():
+            process.lifeline.close()
+            if process.calls is not None:
+                process.calls.close()
+        self.peers.close()
+        self.inbox.close()
+        self.context.destroy(0)
+        self.epoll.close()
+        for name in ("node.sock", "node"):
+            path = os.path.join(self.directory, name)
+            if os.path.exists(path):
+                os.unlink(path)
+
+    def _await_workers(self) -> None:
+        deadline = time.monotonic() + SHUTDOWN_GRACE_S
+        grace = min(deadline, time.monotonic() + 0.2)
+        while self.workers.by_process and time.monotonic() < grace:
+            for descriptor, _events in self.epoll.poll(0.02):
+                callback = self.callbacks.get(descriptor)
+                if callback is not None:
+                    callback()
+
+
+def error_outcome(error: BaseException) -> bytes:
+    """Return the outcome of an error that the node itself reports."""
+    return outcome.error(encode_exception(error, where="node"))
+
+
+def _asks(packed: bytes) -> bool:
+    """Whether the sender of this malformed call waits for an answer."""
+    kind = packed[2]
+    return kind in (messages.GET_FUNCTION, messages.ALLOCATE, messages.KV, messages.INSPECT,
+                    messages.NAMED_ACTOR, messages.LIST_NAMED)
+
+
+def serve(directory: str, settings: dict[str, Any], ready_fd: int) -> int:
+    """Run a node until it is stopped; report on ready_fd first. Returns the exit status."""
+    try:
+        node = Node(directory, settings)
+    except (errors.ZrayError, OSError, ValueError) as error:
+        os.write(ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
+                 + b"\n")
+        os.close(ready_fd)
+        return 1
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, _frame: _signalled(node, number))
+    report = {"directory": directory, "pid": os.getpid(), "node": node.process.hex()}
+    os.write(ready_fd, json.dumps(report).encode() + b"\n")
+    os.close(ready_fd)
+    node.run()
+    return 0
+
+
+def _signalled(node: Node, number: int) -> None:
+    node.stop(f"signal {signal.Signals(number).name}")
+    node.wake.set()

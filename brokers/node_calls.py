@@ -1,0 +1,198 @@
+"""The node's rules for calls that come by unix stream.
+
+What    One function a kind: fields to a machine's method, an answer where the caller waits.
+Caller  brokers/node.py.
+Never   holds state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zray import errors
+from zray.protocol import messages
+
+from . import inspection
+from .allocator import Extent
+from .peers import Process
+
+if TYPE_CHECKING:
+    from .node import Node
+
+Rule = Callable[["Node", Process, list[Any]], None]
+
+
+def _declare_class(node: Node, process: Process, message: list[Any]) -> None:
+    node.scheduler.declare(process.identity, message[3], message[4])
+
+
+def _put_function(node: Node, _process: Process, message: list[Any]) -> None:
+    function, code = message[3], message[4]
+    node.gcs.tables.functions.put(function, code)
+    for waiter in node.processes.waiting_for_function.pop(function, ()):
+        node.answer(waiter, code)
+
+
+def _get_function(node: Node, process: Process, message: list[Any]) -> None:
+    function = message[3]
+    code = node.gcs.tables.functions.get(function)
+    if code is not None:
+        node.answer(process, code)
+    else:
+        node.processes.waiting_for_function.setdefault(function, []).append(process)
+
+
+def _allocate(node: Node, process: Process, message: list[Any]) -> None:
+    nbytes = message[3]
+    if type(nbytes) is not int or nbytes <= 0:
+        raise errors.RemoteProtocolError(f"ALLOCATE of {nbytes!r} bytes")
+
+    def done(extent: Extent | None, error: Exception | None) -> None:
+        value = [extent.offset, extent.nbytes, extent.fresh] if extent is not None else None
+        node.answer(process, value, error)
+
+    node.store.allocate(process.identity, nbytes, node.now, done)
+
+
+def _free(node: Node, process: Process, message: list[Any]) -> None:
+    node.store.freed(process.identity, message[3])
+
+
+def _register(node: Node, process: Process, message: list[Any]) -> None:
+    identity, offset, nbytes, contained, holder = message[3:8]
+    if not node.store.owns(process.identity, offset):
+        raise errors.RemoteProtocolError("REGISTER of an extent that is not the sender's")
+    node.store.registered(offset)
+    node.objects.register(process.identity, identity, offset, nbytes, contained, holder)
+
+
+def _share(node: Node, process: Process, message: list[Any]) -> None:
+    node.objects.share(process.identity, message[3], message[4], message[5])
+
+
+def _hold(node: Node, process: Process, message: list[Any]) -> None:
+    if message[4]:
+        node.answer(process, node.objects.hold_certain(process.identity, message[3]))
+    else:
+        node.objects.hold(process.identity, message[3])
+
+
+def _hold_for(node: Node, _process: Process, message: list[Any]) -> None:
+    node.objects.hold(message[3], message[4])
+
+
+def _locate(node: Node, process: Process, message: list[Any]) -> None:
+    node.objects.locate(process.identity, message[3])
+
+
+def _unpinned(node: Node, process: Process, message: list[Any]) -> None:
+    node.objects.unpinned(process.identity, message[3])
+
+
+def _blocked(node: Node, process: Process, _message: list[Any]) -> None:
+    node.scheduler.blocked(process.identity)
+
+
+def _unblocked(node: Node, process: Process, _message: list[Any]) -> None:
+    node.scheduler.unblocked(process.identity)
+
+
+def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
+    identity, class_id, details, arguments = message[3:7]
+    named = details["name"] is not None
+    taken = node.gcs.actor_created(identity, class_id, process.identity, details)
+    if taken is not None:
+        node.answer(process, None, errors.NameTakenError(
+            f"an actor named {details['name']!r} lives in namespace {details['namespace']!r}:"
+            " choose another name, pass get_if_exists=True, or zray.kill() it first"))
+        return
+    node.objects.actor_created(process.identity, identity)
+    node.dispatcher.create(process.identity, identity, class_id, details, arguments)
+    if named:
+        node.answer(process, True)
+
+
+def _watch_actor(node: Node, process: Process, message: list[Any]) -> None:
+    node.dispatcher.watch(process.identity, message[3])
+
+
+def _kill_actor(node: Node, _process: Process, message: list[Any]) -> None:
+    from .node import error_outcome
+    cause = error_outcome(errors.ActorDiedError("zray.kill() ended it"))
+    node.dispatcher.kill(message[3], cause, no_restart=message[4])
+
+
+def _named_actor(node: Node, process: Process, message: list[Any]) -> None:
+    identity = node.gcs.actor_named(message[3], message[4])
+    actor = None if identity is None else node.dispatcher.actors.get(identity)
+    if actor is None:
+        node.answer(process, None)
+        return
+    node.dispatcher.referenced(actor.actor)
+    node.answer(process, [actor.actor, actor.details])
+
+
+def _list_named(node: Node, process: Process, message: list[Any]) -> None:
+    node.answer(process, node.gcs.actor_names(message[3]))
+
+
+def _cancel(node: Node, process: Process, message: list[Any]) -> None:
+    from .node_commands import cancel
+    cancel(node, process, *message[3:8])
+
+
+def _reclaimed(node: Node, process: Process, message: list[Any]) -> None:
+    node.scheduler.reclaimed(process.identity, message[3])
+
+
+def _lease(node: Node, process: Process, message: list[Any]) -> None:
+    node.scheduler.lease(process.identity, message[3])
+
+
+def _unlease(node: Node, process: Process, message: list[Any]) -> None:
+    node.scheduler.unlease(process.identity, message[3])
+
+
+def _reconcile(node: Node, process: Process, message: list[Any]) -> None:
+    missing = node.scheduler.unknown(process.identity, message[3])
+    node.send(process.identity, messages.RECONCILED, missing)
+
+
+def _kv(node: Node, process: Process, message: list[Any]) -> None:
+    node.answer(process, node.gcs.kv(message[3], message[4]))
+
+
+def _inspect(node: Node, process: Process, message: list[Any]) -> None:
+    node.answer(process, inspection.inspect(node, message[3], message[4]))
+
+
+def _forget(node: Node, process: Process, message: list[Any]) -> None:
+    node.objects.forget(process.identity, message[3])
+
+
+def _stop(node: Node, process: Process, message: list[Any]) -> None:
+    node.stop(f"{process} asked: {message[3]}")
+
+
+def _actor_exit(node: Node, process: Process, message: list[Any]) -> None:
+    node.dispatcher.exited(process.identity, message[3], message[4])
+
+
+def _goodbye(_node: Node, process: Process, _message: list[Any]) -> None:
+    process.said_goodbye = True
+
+
+CALL_RULES: dict[int, Rule] = {
+    messages.DECLARE_CLASS: _declare_class, messages.PUT_FUNCTION: _put_function,
+    messages.GET_FUNCTION: _get_function, messages.ALLOCATE: _allocate, messages.FREE: _free,
+    messages.REGISTER: _register, messages.SHARE: _share, messages.HOLD: _hold,
+    messages.HOLD_FOR: _hold_for, messages.LOCATE: _locate, messages.UNPINNED: _unpinned,
+    messages.BLOCKED: _blocked, messages.UNBLOCKED: _unblocked,
+    messages.CREATE_ACTOR: _create_actor, messages.WATCH_ACTOR: _watch_actor,
+    messages.KILL_ACTOR: _kill_actor, messages.NAMED_ACTOR: _named_actor,
+    messages.LIST_NAMED: _list_named, messages.CANCEL: _cancel, messages.RECLAIMED: _reclaimed,
+    messages.LEASE: _lease, messages.UNLEASE: _unlease, messages.RECONCILE: _reconcile,
+    messages.KV: _kv, messages.INSPECT: _inspect, messages.FORGET: _forget, messages.STOP: _stop,
+    messages.ACTOR_EXIT: _actor_exit, messages.GOODBYE: _goodbye,
+}

@@ -1,0 +1,256 @@
+"""What the node does when a machine commands it.
+
+What    perform_all() empties the command lists of scheduler, dispatcher and directory until all
+        are empty: performing one may produce another.
+Caller  brokers/node.py, at the end of every wake.
+Never   decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zray import errors
+from zray.protocol import messages
+from zray.serialization.exceptions import encode_exception
+from zray.protocol import outcome
+
+from . import directory, dispatcher, scheduling
+from .peers import Process
+
+if TYPE_CHECKING:
+    from .node import Node
+
+
+def perform_all(node: Node) -> None:
+    """Perform every pending command."""
+    scheduler, actors, objects = node.scheduler, node.dispatcher, node.objects
+    while scheduler.commands or actors.commands or objects.commands:
+        for machine in (scheduler, actors, objects):
+            commands: list[Any] = machine.commands  # type: ignore[assignment]
+            if commands:
+                machine.commands = []
+                told: dict[bytes, list[Any]] = {}
+                located: dict[bytes, list[Any]] = {}
+                starts: dict[bytes, list[Any]] = {}
+                for command in commands:
+                    kind = type(command)
+                    if kind is dispatcher.Tell:
+                        told.setdefault(command.process, []).append(_state_row(node, command))
+                    elif kind is dispatcher.Start:
+                        _gather_start(node, command, starts)
+                    elif kind is directory.Locate:
+                        located.setdefault(command.process, []).append(
+                            (command.object, command.outcome))
+                    else:
+                        _PERFORM[kind](node, command)
+                _send_gathered(node, told, located, starts)
+    node.gcs.commit()
+
+
+def _send_gathered(node: Node, told: dict[bytes, list[Any]], located: dict[bytes, list[Any]],
+                   starts: dict[bytes, list[Any]]) -> None:
+    for worker, rows in starts.items():
+        node.send(worker, messages.START_ACTOR, rows)
+    for process, rows in told.items():
+        node.send(process, messages.ACTOR_STATE, rows)
+    for process, rows in located.items():
+        node.send(process, messages.LOCATED, rows)
+
+
+# -- scheduler -------------------------------------------------------------------------------------
+
+
+def _run(node: Node, command: scheduling.Run) -> None:
+    work = command.work
+    task_class = work.task_class
+    process = node.processes.by_id.get(command.worker)
+    if process is not None:
+        process.acquainted.add(task_class.client)
+    client = node.processes.by_id.get(task_class.client)
+    endpoint = client.details["endpoint"] if client is not None else ""
+    spec = [*task_class.spec, endpoint] if command.introduce else None
+    node.send(command.worker, messages.RUN, task_class.client, task_class.key[1], spec,
+              work.first, work.count, command.low, command.high, work.mode,
+              list(command.gpu_ids), payloads=(work.payload,))
+    if command.introduce:
+        worker = node.workers.by_process.get(command.worker)
+        if worker is not None:
+            worker.label = task_class.name
+
+
+def _reclaim(node: Node, command: scheduling.Reclaim) -> None:
+    node.tell(command.worker, messages.RECLAIM, command.count)
+
+
+def _recall(node: Node, command: scheduling.Recall) -> None:
+    node.tell(command.client, messages.RECALL, command.worker)
+
+
+def _granted(node: Node, command: scheduling.Granted) -> None:
+    endpoint = None
+    if command.worker is not None:
+        process = node.processes.by_id[command.worker]
+        process.acquainted.add(command.client)
+        endpoint = process.details["endpoint"]
+    node.send(command.client, messages.LEASED, command.class_number, command.worker, endpoint)
+
+
+def _fork(node: Node, command: scheduling.Fork) -> None:
+    for _ in range(command.count):
+        worker = node.workers.fork(command.env)
+        node.processes.forked(worker.process, node.now)
+        node.scheduler.worker_forked(worker.process, command.env)
+
+
+def _kill(node: Node, command: scheduling.Kill) -> None:
+    if command.graceful:
+        node.tell(command.worker, messages.EXIT, command.reason)
+    else:
+        node.workers.kill(command.worker)
+
+
+def _fail(node: Node, command: scheduling.Fail) -> None:
+    error = errors.WorkerCrashedError(
+        f"task {command.name} did not finish: {command.reason}; its max_retries are used up")
+    found = outcome.error(encode_exception(error, where="node"))
+    node.send(command.client, messages.TASK_FAILED, command.first, command.items, found)
+
+
+def _claimed(node: Node, command: scheduling.Claimed) -> None:
+    node.dispatcher.claimed(command.actor, command.worker, command.grant)
+
+
+# -- dispatcher ------------------------------------------------------------------------------------
+
+
+def _state_row(node: Node, command: dispatcher.Tell) -> list[Any]:
+    actor = node.dispatcher.actors.get(command.actor)
+    if actor is None:
+        cause = node.dispatcher.dead.get(command.actor) or outcome.error(encode_exception(
+            errors.ActorDiedError("it has ended: its last handle was dropped, or it was not"
+                                  " known to this node"), where="node"))
+        return [command.actor, "DEAD", None, None, 1 << 30, cause]
+    endpoint = None
+    if actor.worker is not None:
+        process = node.processes.by_id.get(actor.worker)
+        if process is not None:
+            process.acquainted.add(command.process)
+            endpoint = process.details["endpoint"]
+    state = "ALIVE" if actor.worker is not None else actor.state
+    return [actor.actor, state, actor.worker, endpoint, actor.incarnation, actor.cause]
+
+
+def _gather_start(node: Node, command: dispatcher.Start, starts: dict[bytes, list[Any]]) -> None:
+    actor = node.dispatcher.actors.get(command.actor)
+    if actor is None or actor.worker is None:
+        return
+    owner = node.processes.by_id.get(actor.owner)
+    endpoint = owner.details["endpoint"] if owner is not None else ""
+    starts.setdefault(actor.worker, []).append(
+        [actor.actor, actor.incarnation, actor.class_id,
+         {**actor.details, "gpus": list(_gpus(node, actor))}, actor.arguments,
+         [actor.owner, endpoint]])
+    worker = node.workers.by_process.get(actor.worker)
+    if worker is not None:
+        worker.label = actor.details["class"]
+
+
+def _gpus(node: Node, actor: dispatcher.Actor) -> tuple[str, ...]:
+    if actor.grant is not None:
+        return actor.grant.gpu_ids
+    state = node.scheduler.workers.get(actor.worker or b"")
+    return state.grant.gpu_ids if state is not None and state.grant is not None else ()
+
+
+def _end(node: Node, command: dispatcher.End) -> None:
+    node.tell(command.worker, messages.END_ACTOR, command.actor, "")
+
+
+def _kill_worker(node: Node, command: dispatcher.KillWorker) -> None:
+    node.workers.kill(command.worker)
+
+
+def _release_grant(node: Node, command: dispatcher.ReleaseGrant) -> None:
+    node.resources.release(command.grant)
+    node.scheduler.pump()
+
+
+def _record(node: Node, command: dispatcher.Record) -> None:
+    actor = node.dispatcher.actors.get(command.actor)
+    if actor is None:
+        node.gcs.actor_died(command.actor)
+    else:
+        node.gcs.actor_changed(actor.actor, actor.state, actor.worker or b"", actor.incarnation,
+                               actor.restarts_left)
+
+
+def _claim(node: Node, command: scheduling.Claim) -> None:
+    node.scheduler.claim(command)
+    node.scheduler.pump()
+
+
+# -- directory -------------------------------------------------------------------------------------
+
+
+def _free_extent(node: Node, command: directory.FreeExtent) -> None:
+    node.store.free_extent(command.offset)
+    if node.store.waiting:
+        node.store.serve(node.now)
+
+
+def _delete_spilled(node: Node, command: directory.DeleteSpilled) -> None:
+    node.store.spill.delete(command.file)
+
+
+def _restore(node: Node, command: directory.Restore) -> None:
+    identity = command.object
+
+    def failed(error: Exception) -> None:
+        found = outcome.error(encode_exception(error, where="node"))
+        node.objects.restore_failed(identity, found)
+
+    node.store.restore(identity, node.now, failed)
+
+
+def _unreferenced(node: Node, command: directory.Unreferenced) -> None:
+    node.dispatcher.unreferenced(command.actor)
+
+
+_PERFORM: dict[type, Callable[[Any, Any], None]] = {
+    scheduling.Run: _run, scheduling.Reclaim: _reclaim, scheduling.Recall: _recall,
+    scheduling.Granted: _granted, scheduling.Fork: _fork, scheduling.Kill: _kill,
+    scheduling.Fail: _fail, scheduling.Claimed: _claimed, scheduling.Claim: _claim,
+    dispatcher.End: _end, dispatcher.KillWorker: _kill_worker,
+    dispatcher.ReleaseGrant: _release_grant, dispatcher.Record: _record,
+    directory.FreeExtent: _free_extent, directory.DeleteSpilled: _delete_spilled,
+    directory.Restore: _restore, directory.Unreferenced: _unreferenced,
+}
+
+
+def cancel(node: Node, process: Process, worker: bytes | None, first: int, item: int,
+           force: bool, recursive: bool) -> None:
+    """CANCEL: remove a queued task, interrupt a running one, or kill its worker."""
+    client = process.identity
+    if worker is None:
+        removed, worker = node.scheduler.cancel(client, first, item)
+        if removed:
+            _cancelled(node, client, first, item)
+            return
+    if worker is None:
+        return  # It has ended: its outcome stands.
+    if force:
+        node.scheduler.forgive(worker, client, first, item)
+        _cancelled(node, client, first, item)
+        node.workers.kill(worker)
+    else:
+        node.tell(worker, messages.INTERRUPT, client, first, item, recursive)
+
+
+def _cancelled(node: Node, client: bytes, first: int, item: int) -> None:
+    found = outcome.error(encode_exception(
+        errors.TaskCancelledError("the task was cancelled"), where="node"))
+    node.send(client, messages.TASK_FAILED, first, [item], found)
+
+

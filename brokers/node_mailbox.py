@@ -1,0 +1,57 @@
+"""The node's rules for messages that come through its inbox.
+
+What    One function a kind: fields to a machine's method.
+Caller  brokers/node.py.
+Never   holds state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from zray.errors import RemoteProtocolError
+from zray.protocol import messages
+
+from .peers import Process
+
+if TYPE_CHECKING:
+    from .node import Node
+
+Rule = Callable[["Node", Process, list[Any], list[bytes]], None]
+
+
+def _submit(node: Node, process: Process, message: list[Any], payloads: list[bytes]) -> None:
+    rows = message[3]
+    if len(rows) != len(payloads):
+        raise RemoteProtocolError("SUBMIT needs one payload a batch")
+    node.gcs.tasks_submitted(process.identity, rows, payloads)
+    node.scheduler.submit(process.identity, rows, payloads)
+
+
+def _finished(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
+    node.gcs.tasks_finished(process.identity, message[3])
+    node.scheduler.finished(process.identity, message[3], node.now)
+
+
+def _actor_started(node: Node, process: Process, message: list[Any],
+                   _payloads: list[bytes]) -> None:
+    for identity, incarnation, error in message[3]:
+        node.dispatcher.started(process.identity, identity, incarnation, error)
+
+
+def _release(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
+    node.objects.release(process.identity, message[3])
+
+
+def _ping(_node: Node, _process: Process, _message: list[Any], _payloads: list[bytes]) -> None:
+    return
+
+
+MAILBOX_RULES: dict[int, Rule] = {
+    messages.SUBMIT: _submit,
+    messages.FINISHED: _finished,
+    messages.ACTOR_STARTED: _actor_started,
+    messages.RELEASE: _release,
+    messages.PING: _ping,
+}

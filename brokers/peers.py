@@ -1,0 +1,82 @@
+"""The processes connected to a node.
+
+What    One record a process: its streams, its role, whom to tell of its death.
+Caller  brokers/node.py.
+Never   sends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zray.net.channel import Channel
+
+
+class Process:
+    """A driver or worker that said HELLO."""
+
+    __slots__ = ("acquainted", "calls", "details", "identity", "lifeline", "pid", "role",
+                 "said_goodbye")
+
+    def __init__(self, identity: bytes, role: str, pid: int, lifeline: Channel,
+                 details: dict[str, Any]) -> None:
+        self.identity = identity
+        self.role = role
+        self.pid = pid
+        self.lifeline = lifeline
+        self.calls: Channel | None = None
+        self.details = details
+        self.acquainted: set[bytes] = set()
+        """Processes that were told where this one is, or whose tasks it ran."""
+        self.said_goodbye = False
+
+    def __repr__(self) -> str:
+        return f"{self.role} {self.identity.hex()} (pid {self.pid})"
+
+
+class Processes:
+    """All of them."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[bytes, Process] = {}
+        self.drivers: dict[bytes, Process] = {}
+        self.starting: dict[bytes, float] = {}
+        self.waiting_for_function: dict[bytes, list[Process]] = {}
+        self._job_details: dict[str, Any] = {"path": [], "cwd": None}
+
+    def forked(self, identity: bytes, now: float) -> None:
+        """A worker is on its way."""
+        self.starting[identity] = now
+
+    def starting_before(self, then: float) -> list[bytes]:
+        """Return workers forked before ``then`` that have not said HELLO."""
+        return [identity for identity, since in self.starting.items() if since < then]
+
+    def join(self, identity: bytes, role: str, pid: int, lifeline: Channel,
+             details: dict[str, Any]) -> Process:
+        """HELLO: record a process."""
+        process = Process(identity, role, pid, lifeline, details)
+        self.by_id[identity] = process
+        self.starting.pop(identity, None)
+        return process
+
+    def driver_joined(self, process: Process) -> None:
+        """A driver is here: workers import what it can import."""
+        self.drivers[process.identity] = process
+        self._job_details = {"path": process.details.get("path", []),
+                             "cwd": process.details.get("cwd")}
+
+    def job_details(self) -> dict[str, Any]:
+        """Return what a worker needs to know of the job: where it imports from."""
+        return self._job_details
+
+    def leave(self, identity: bytes) -> None:
+        """Forget a dead process."""
+        self.by_id.pop(identity, None)
+        self.drivers.pop(identity, None)
+        self.starting.pop(identity, None)
+
+    def drop_classes(self, identity: bytes) -> None:
+        """Forget what a dead process waited for."""
+        for waiters in self.waiting_for_function.values():
+            waiters[:] = [process for process in waiters if process.identity != identity]

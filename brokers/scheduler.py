@@ -1,0 +1,575 @@
+"""The local scheduler: which worker runs what, and when.
+
+What    Ranges of submitted batches wait in one queue per shape (resources + environment). Workers
+        take as much as keeps them busy for a few milliseconds by the function's estimate; what a
+        worker has not begun can be taken back, so nothing waits behind a long task while another
+        worker is idle. A worker that waits in get lends its CPU out. A caller that works
+        synchronously leases an idle worker.
+Caller  brokers/node.py, tests/sim.
+Never   opens a socket or reads a clock: time comes as an argument, commands go to ``commands``.
+Spec    OSDI'18, section 4.2.2 (bottom-up scheduling); docs/explanation/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from zray.protocol.limits import (
+    WORKER_BACKLOG_TASKS_MAX,
+    WORKER_BACKLOG_US,
+    WORKERS_MAX,
+)
+
+from .resources import ResourceSet
+from .scheduling import (
+    IDLE,
+    LEASED,
+    RUNNING,
+    STARTING,
+    Claim,
+    Claimed,
+    Command,
+    Fail,
+    Fork,
+    Granted,
+    Kill,
+    Range,
+    Recall,
+    Reclaim,
+    Run,
+    Shape,
+    TaskClass,
+    WorkerState,
+)
+
+_STUCK_S = 0.005
+"""A worker that has not reported for this long is inside a task longer than its estimate."""
+
+
+class Scheduler:
+    """All tasks and workers of one node."""
+
+    def __init__(self, resources: ResourceSet, *, pool_size: int) -> None:
+        self.resources = resources
+        self.pool_size = pool_size
+        self.commands: list[Command] = []
+        self.classes: dict[tuple[bytes, int], TaskClass] = {}
+        self.queues: dict[Shape, deque[Range]] = {}
+        self.queued: dict[Shape, int] = {}
+        self.workers: dict[bytes, WorkerState] = {}
+        self.idle: dict[tuple[tuple[str, str], ...], list[WorkerState]] = {}
+        self.running: dict[Shape, dict[bytes, WorkerState]] = {}
+        self.claims: deque[Claim] = deque()
+        self.forking: dict[tuple[tuple[str, str], ...], int] = {}
+        self.now = 0.0
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def declare(self, client: bytes, number: int, spec: list[Any]) -> None:
+        """DECLARE_CLASS: remember a client's function and options."""
+        self.classes[(client, number)] = TaskClass(client, number, spec)
+
+    def submit(self, client: bytes, rows: list[list[Any]], payloads: list[bytes]) -> None:
+        """SUBMIT: queue batches, then hand out what fits."""
+        for row, payload in zip(rows, payloads, strict=True):
+            class_number, first, count, low, high, mode, retries = row
+            task_class = self.classes[(client, class_number)]
+            self._queue(Range(task_class, first, count, low, high, mode, payload, retries))
+        self.pump()
+
+    def _queue(self, work: Range, *, front: bool = False) -> None:
+        shape = work.task_class.shape
+        queue = self.queues.get(shape)
+        if queue is None:
+            queue = self.queues[shape] = deque()
+            self.queued[shape] = 0
+        if front:
+            queue.appendleft(work)
+        else:
+            queue.append(work)
+        self.queued[shape] += work.high - work.low
+
+    def client_died(self, client: bytes) -> None:
+        """Drop what a dead process had submitted; end the workers that still run it."""
+        for shape, queue in self.queues.items():
+            kept = deque(work for work in queue if work.task_class.client != client)
+            self.queues[shape] = kept
+            self.queued[shape] = sum(work.high - work.low for work in kept)
+        for worker in list(self.workers.values()):
+            if any(work.task_class.client == client for work in worker.outstanding):
+                worker.outstanding = deque(
+                    work for work in worker.outstanding if work.task_class.client != client)
+                worker.blameless = True
+                self.commands.append(Kill(worker.process, "its caller is gone"))
+            elif worker.state == LEASED and worker.lessee == client:
+                worker.blameless = True
+                self.commands.append(Kill(worker.process, "its caller is gone"))
+        for key in [key for key in self.classes if key[0] == client]:
+            del self.classes[key]
+        self.pump()
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def start_pool(self) -> None:
+        """Fork the first workers."""
+        self._fork((), self.pool_size)
+
+    def _fork(self, env: tuple[tuple[str, str], ...], count: int) -> None:
+        count = min(count, WORKERS_MAX - len(self.workers) - sum(self.forking.values()))
+        if count > 0:
+            self.forking[env] = self.forking.get(env, 0) + count
+            self.commands.append(Fork(env, count))
+
+    def worker_forked(self, process: bytes, env: tuple[tuple[str, str], ...]) -> None:
+        """A worker process exists and is starting."""
+        self.workers[process] = WorkerState(process, env)
+
+    def worker_ready(self, process: bytes) -> None:
+        """HELLO: a worker takes work from here on."""
+        worker = self.workers[process]
+        if worker.state == STARTING:
+            self._started(worker)
+            self._to_idle(worker)
+            self.pump()
+
+    def _started(self, worker: WorkerState) -> None:
+        left = self.forking.get(worker.env, 0) - 1
+        if left > 0:
+            self.forking[worker.env] = left
+        else:
+            self.forking.pop(worker.env, None)
+
+    def _to_idle(self, worker: WorkerState) -> None:
+        worker.state = IDLE
+        worker.shape = None
+        worker.lessee = None
+        worker.idle_since = self.now
+        self.idle.setdefault(worker.env, []).append(worker)
+
+    def worker_died(self, process: bytes, reason: str) -> WorkerState | None:
+        """A worker is gone: what it had runs again, or fails where retries are used up."""
+        worker = self.workers.pop(process, None)
+        if worker is None:
+            return None
+        if worker.state == STARTING:
+            self._started(worker)
+        pool = self.idle.get(worker.env)
+        if pool is not None and worker in pool:
+            pool.remove(worker)
+        if worker.shape is not None:
+            self.running.get(worker.shape, {}).pop(process, None)
+        if worker.grant is not None:
+            self.resources.release(worker.grant)
+            worker.grant = None
+        outstanding, worker.outstanding = list(worker.outstanding), deque()
+        for position, work in reversed(list(enumerate(outstanding))):
+            self._after_crash(work, blamed=position == 0 and not worker.blameless, reason=reason)
+        self._keep_pool()
+        self.pump()
+        return worker
+
+    def _after_crash(self, work: Range, *, blamed: bool, reason: str) -> None:
+        """The first unfinished task was running when its worker died; the others had not begun."""
+        if not blamed:
+            self._queue(work.tail(work.low), front=True)
+            return
+        if work.low + 1 < work.high:
+            rest = work.tail(work.low + 1)
+            rest.alone = True
+            self._queue(rest, front=True)
+        if work.retries == 0:
+            self.commands.append(Fail(work.task_class.client, work.first, [work.low],
+                                      work.task_class.name, reason))
+            return
+        again = work.head(work.low + 1)
+        again.alone = True
+        again.retries -= 1 if again.retries > 0 else 0
+        self._queue(again, front=True)
+
+    def _keep_pool(self) -> None:
+        have = sum(1 for worker in self.workers.values() if worker.pooled)
+        self._fork((), self.pool_size - have - self.forking.get((), 0))
+
+    def retire(self, now: float, idle_s: float) -> None:
+        """End workers that have been idle for long beyond the pool's size."""
+        self.now = now
+        for env, pool in self.idle.items():
+            keep = self.pool_size if env == () else 0
+            while len(pool) > keep and now - pool[0].idle_since > idle_s:
+                worker = pool.pop(0)
+                worker.blameless = True
+                self.commands.append(Kill(worker.process, "", graceful=True))
+
+    # -- claims of the dispatcher ----------------------------------------------------------------
+
+    def claim(self, claim: Claim) -> None:
+        """An actor needs a worker of its own and its resources."""
+        self.claims.append(claim)
+
+    def withdraw(self, actor: bytes) -> bool:
+        """Take back a claim that was not served; returns whether there was one."""
+        for claim in self.claims:
+            if claim.actor == actor:
+                self.claims.remove(claim)
+                return True
+        return False
+
+    def _serve_claims(self) -> None:
+        for _ in range(len(self.claims)):
+            claim = self.claims.popleft()
+            if not self.resources.fits(claim.placement):
+                self.claims.append(claim)
+                continue
+            if claim.shared_host is not None:
+                grant = self.resources.acquire(claim.resources)
+                assert grant is not None
+                self.commands.append(Claimed(claim.actor, claim.shared_host, grant))
+                continue
+            worker = self._take_idle(claim.env)
+            if worker is None:
+                self.claims.append(claim)
+                continue
+            grant = self.resources.acquire(claim.resources)
+            worker.state = RUNNING
+            worker.pooled = False
+            worker.grant = grant
+            assert grant is not None
+            self.commands.append(Claimed(claim.actor, worker.process, grant))
+        self._fork_for_claims()
+        self._keep_pool()
+
+    def _fork_for_claims(self) -> None:
+        wanted: dict[tuple[tuple[str, str], ...], int] = {}
+        for claim in self.claims:
+            if claim.shared_host is None and self.resources.fits(claim.placement):
+                wanted[claim.env] = wanted.get(claim.env, 0) + 1
+        for env, count in wanted.items():
+            self._fork(env, count - self.forking.get(env, 0))
+
+    def _take_idle(self, env: tuple[tuple[str, str], ...]) -> WorkerState | None:
+        pool = self.idle.get(env)
+        return pool.pop() if pool else None
+
+    # -- handing out -----------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Hand out all that can be handed out now."""
+        if self.claims:
+            self._serve_claims()
+        for shape, queue in self.queues.items():
+            while queue:
+                worker = self._place(shape)
+                if worker is None:
+                    self._make_room(shape)
+                    break
+                self._hand(worker, shape, queue)
+
+    def _place(self, shape: Shape) -> WorkerState | None:
+        """Return the worker that should get the next range: an idle one, else the least busy."""
+        pool = self.idle.get(shape.env)
+        if pool and self.resources.fits(shape.amounts):
+            worker = pool.pop()
+            worker.grant = self.resources.acquire(shape.amounts)
+            worker.state = RUNNING
+            worker.shape = shape
+            worker.backlog_us = 0.0
+            self.running.setdefault(shape, {})[worker.process] = worker
+            return worker
+        best = None
+        for worker in self.running.get(shape, {}).values():
+            if worker.blocked or worker.reclaiming or worker.backlog_us > WORKER_BACKLOG_US / 2:
+                continue
+            if worker.outstanding and (worker.outstanding[0].alone
+                                       or self.queues[shape][0].alone
+                                       or self.now - worker.reported > _STUCK_S * 4):
+                continue
+            if best is None or worker.backlog_us < best.backlog_us:
+                best = worker
+        return best
+
+    def _hand(self, worker: WorkerState, shape: Shape, queue: deque[Range]) -> None:
+        work = queue[0]
+        task_class = work.task_class
+        estimate = task_class.estimate_us
+        room = int((WORKER_BACKLOG_US - worker.backlog_us) / estimate)
+        slots = len(self.running[shape]) + self._more_slots(shape)
+        share = -(-self.queued[shape] // max(1, slots))
+        count = max(1, min(room, share, WORKER_BACKLOG_TASKS_MAX, work.high - work.low))
+        if work.alone or work.retries == 0:
+            count = 1
+        if count < work.high - work.low:
+            part = work.head(work.low + count)
+            work.low += count
+        else:
+            part = queue.popleft()
+        part.alone = work.alone or work.retries == 0
+        self.queued[shape] -= count
+        if not worker.outstanding:
+            worker.reported = self.now
+        worker.outstanding.append(part)
+        worker.backlog_us += count * estimate
+        known = task_class.key in worker.known
+        worker.known.add(task_class.key)
+        self.commands.append(Run(worker.process, part, part.low, part.high, not known,
+                                 worker.grant.gpu_ids if worker.grant else ()))
+
+    def _more_slots(self, shape: Shape) -> int:
+        """Return how many more workers of this shape the free resources allow (at most 8)."""
+        free = self.resources.available
+        slots = 8
+        for name, units in shape.amounts.items():
+            slots = min(slots, free.get(name, 0) // units)
+        return slots
+
+    def _make_room(self, shape: Shape) -> None:
+        """Nothing can take the next range: fork where resources are free, else recall leases."""
+        if self.resources.fits(shape.amounts):
+            wanted = min(self.queued[shape], self._more_slots(shape))
+            self._fork(shape.env, wanted - self.forking.get(shape.env, 0))
+            return
+        self._recall_lease()
+
+    def _recall_lease(self) -> None:
+        for worker in self.workers.values():
+            if worker.state == LEASED and not worker.recalled and not worker.blocked:
+                worker.recalled = True
+                assert worker.lessee is not None
+                self.commands.append(Recall(worker.lessee, worker.process))
+                return
+
+    # -- reports ---------------------------------------------------------------------------------
+
+    def finished(self, process: bytes, reports: Iterable[list[Any]], now: float) -> None:
+        """FINISHED: items are done; [client, first, low, high, busy_us] each."""
+        self.now = now
+        worker = self.workers.get(process)
+        if worker is None:
+            return
+        worker.reported = now
+        for client, first, low, high, busy_us in reports:
+            self._progress(worker, client, first, low, high, busy_us)
+        if not worker.outstanding:
+            self._drained(worker)
+        self.pump()
+        if self.idle and not any(self.queued.values()):
+            self._rebalance(now)
+
+    def _progress(self, worker: WorkerState, client: bytes, first: int, low: int, high: int,
+                  busy_us: int) -> None:
+        for work in worker.outstanding:
+            if work.first == first and work.low == low and work.task_class.client == client:
+                break
+        else:
+            return
+        count = high - low
+        task_class = work.task_class
+        worker.backlog_us = max(0.0, worker.backlog_us - count * task_class.estimate_us)
+        task_class.observe(busy_us / count, count)
+        work.low = high
+        if work.low >= work.high:
+            worker.outstanding.remove(work)
+
+    def _drained(self, worker: WorkerState) -> None:
+        worker.backlog_us = 0.0
+        if worker.state != RUNNING or not worker.pooled or worker.shape is None:
+            return
+        if self.queued[worker.shape] and not worker.blocked:
+            return  # pump() refills it without giving the resources back in between.
+        self._free(worker)
+
+    def _free(self, worker: WorkerState) -> None:
+        if worker.shape is not None:
+            self.running[worker.shape].pop(worker.process, None)
+        if worker.grant is not None:
+            self.resources.release(worker.grant)
+            worker.grant = None
+        worker.blocked = False
+        self._to_idle(worker)
+
+    def tick(self, now: float) -> None:
+        """Time has passed: take work back from workers stuck in a long task."""
+        self.now = now
+        self._rebalance(now)
+        self.pump()
+
+    def needs_tick(self) -> bool:
+        """Whether a worker has tasks behind its running one while others could run them."""
+        return any(len(worker.outstanding) > 1
+                   or (worker.outstanding and worker.outstanding[0].high
+                       - worker.outstanding[0].low > 1)
+                   for worker in self.workers.values() if worker.pooled)
+
+    def _rebalance(self, now: float) -> None:
+        """Take tasks back from a worker that does not get to them while resources are free."""
+        for shape, workers in self.running.items():
+            if self.queued.get(shape) or not self.resources.fits(shape.amounts):
+                continue
+            for worker in workers.values():
+                waiting = sum(work.high - work.low for work in worker.outstanding) - 1
+                if waiting < 1 or worker.reclaiming or worker.blocked:
+                    continue
+                stuck = now - worker.reported > _STUCK_S
+                if stuck or worker.backlog_us > WORKER_BACKLOG_US:
+                    worker.reclaiming = True
+                    self.commands.append(Reclaim(worker.process, None if stuck else waiting // 2))
+
+    def reclaimed(self, process: bytes, rows: list[list[Any]]) -> None:
+        """RECLAIMED: the worker has not begun these ranges [client, first, low, high]."""
+        worker = self.workers.get(process)
+        if worker is None:
+            return
+        worker.reclaiming = False
+        for client, first, low, high in reversed(rows):
+            for work in list(worker.outstanding):
+                if (work.first == first and work.task_class.client == client
+                        and work.low <= low and work.high == high):
+                    count = high - low
+                    back = work.tail(low)
+                    work.high = low
+                    if work.low >= work.high:
+                        worker.outstanding.remove(work)
+                    worker.backlog_us = max(0.0, worker.backlog_us
+                                            - count * work.task_class.estimate_us)
+                    self._queue(back, front=True)
+                    break
+        if not worker.outstanding:
+            self._drained(worker)
+        self.pump()
+
+    def blocked(self, process: bytes) -> None:
+        """BLOCKED: the task waits; its CPU and what is queued behind it go to others."""
+        worker = self.workers.get(process)
+        if worker is None or worker.blocked:
+            return
+        worker.blocked = True
+        if worker.grant is not None:
+            self.resources.lend(worker.grant)
+        if sum(work.high - work.low for work in worker.outstanding) > 1:
+            worker.reclaiming = True
+            self.commands.append(Reclaim(worker.process, None))
+        self.pump()
+
+    def unblocked(self, process: bytes) -> None:
+        """UNBLOCKED: the task runs on, at once; new work waits until the CPU is paid back."""
+        worker = self.workers.get(process)
+        if worker is None or not worker.blocked:
+            return
+        worker.blocked = False
+        if worker.grant is not None:
+            self.resources.reclaim(worker.grant)
+
+    # -- leases and cancels ----------------------------------------------------------------------
+
+    def lease(self, client: bytes, class_number: int) -> None:
+        """LEASE: grant an idle worker where nobody else waits."""
+        task_class = self.classes.get((client, class_number))
+        worker: WorkerState | None = None
+        if (task_class is not None and not self.claims and not any(self.queued.values())
+                and "GPU" not in task_class.shape.amounts):
+            pool = self.idle.get(task_class.shape.env)
+            if pool and self.resources.fits(task_class.shape.amounts):
+                worker = pool.pop()
+                worker.grant = self.resources.acquire(task_class.shape.amounts)
+                worker.state = LEASED
+                worker.lessee = client
+                worker.recalled = False
+        self.commands.append(Granted(client, class_number, worker.process if worker else None))
+
+    def unlease(self, client: bytes, process: bytes) -> None:
+        """UNLEASE: the worker is idle again."""
+        worker = self.workers.get(process)
+        if worker is None or worker.state != LEASED or worker.lessee != client:
+            return
+        self._free(worker)
+        self.pump()
+
+    def cancel(self, client: bytes, first: int, item: int) -> tuple[bool, bytes | None]:
+        """Remove a queued task: (removed, None), or (False, the worker that has it or None)."""
+        for shape, queue in self.queues.items():
+            for work in list(queue):
+                if (work.task_class.client == client and work.first == first
+                        and work.low <= item < work.high):
+                    at = queue.index(work)
+                    del queue[at]
+                    for part in (work.tail(item + 1), work.head(item)):
+                        if part.low < part.high:
+                            queue.insert(at, part)
+                    self.queued[shape] -= 1
+                    return True, None
+        for worker in self.workers.values():
+            for work in worker.outstanding:
+                if (work.task_class.client == client and work.first == first
+                        and work.low <= item < work.high):
+                    return False, worker.process
+        return False, None
+
+    def forgive(self, process: bytes, client: bytes, first: int, item: int) -> None:
+        """A worker is about to be killed for this task: it must not run again."""
+        worker = self.workers.get(process)
+        if worker is None:
+            return
+        worker.blameless = True
+        for work in list(worker.outstanding):
+            if (work.task_class.client == client and work.first == first
+                    and work.low <= item < work.high):
+                worker.outstanding.remove(work)
+                for part in (work.head(item), work.tail(item + 1)):
+                    if part.low < part.high:
+                        worker.outstanding.append(part)
+
+    def unknown(self, client: bytes, rows: list[list[int]]) -> list[list[int]]:
+        """RECONCILE: return the ranges [first, low, high] that are neither queued nor handed out."""
+        have: dict[int, list[tuple[int, int]]] = {}
+        for queue in self.queues.values():
+            for work in queue:
+                if work.task_class.client == client:
+                    have.setdefault(work.first, []).append((work.low, work.high))
+        for worker in self.workers.values():
+            for work in worker.outstanding:
+                if work.task_class.client == client:
+                    have.setdefault(work.first, []).append((work.low, work.high))
+        missing = []
+        for first, low, high in rows:
+            at = low
+            for start, end in sorted(have.get(first, ())):
+                if start > at:
+                    missing.append([first, at, min(start, high)])
+                at = max(at, end)
+                if at >= high:
+                    break
+            if at < high:
+                missing.append([first, at, high])
+        return missing
+
+    # -- for people and tests --------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Return counts for status and metrics."""
+        states: dict[str, int] = {}
+        for worker in self.workers.values():
+            name = "blocked" if worker.blocked else worker.state.lower()
+            states[name] = states.get(name, 0) + 1
+        return {"queued_tasks": sum(self.queued.values()), "workers": states,
+                "pending_actors": len(self.claims),
+                "running_tasks": sum(bool(worker.outstanding) or worker.state == LEASED
+                                     for worker in self.workers.values())}
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant is broken."""
+        self.resources.check()
+        for shape, queue in self.queues.items():
+            assert self.queued[shape] == sum(work.high - work.low for work in queue)
+            assert all(work.low < work.high <= work.count for work in queue)
+        idle = [worker for pool in self.idle.values() for worker in pool]
+        assert len({worker.process for worker in idle}) == len(idle), "idle twice"
+        for worker in idle:
+            assert worker.state == IDLE and worker.grant is None and not worker.outstanding
+        for worker in self.workers.values():
+            assert (worker.grant is None) == (worker.state in (IDLE, STARTING)), worker.state
+        for shape, workers in self.running.items():
+            for worker in workers.values():
+                assert worker.shape == shape and worker.state == RUNNING
+
+

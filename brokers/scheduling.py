@@ -1,0 +1,212 @@
+"""The nouns of scheduling: shapes, ranges, workers, claims, and the scheduler's commands.
+
+What    Data only. A Range is a part of a submitted batch: splitting it copies nothing, because
+        the payload stays whole and the bounds move.
+Caller  brokers/scheduler.py, brokers/node.py, brokers/dispatcher.py.
+Never   decides anything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from zray.protocol.limits import TASK_ESTIMATE_US
+
+from .resources import Grant, read_request
+
+STARTING, IDLE, RUNNING, LEASED = "STARTING", "IDLE", "RUNNING", "LEASED"
+Environment = tuple[tuple[str, str], ...]
+
+
+class Shape:
+    """What a task needs of a worker: resources held while it runs, and its environment."""
+
+    __slots__ = ("_key", "amounts", "env")
+
+    def __init__(self, amounts: dict[str, int], env: Environment) -> None:
+        self.amounts = amounts
+        self.env = env
+        self._key = (tuple(sorted(amounts.items())), env)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shape) and other._key == self._key
+
+    def __repr__(self) -> str:
+        return f"Shape({self.amounts}, {dict(self.env)})"
+
+
+class TaskClass:
+    """A client's function with its options."""
+
+    __slots__ = ("client", "estimate_us", "key", "name", "shape", "spec")
+
+    def __init__(self, client: bytes, number: int, spec: list[Any]) -> None:
+        self.client = client
+        self.key = (client, number)
+        self.spec = spec
+        self.name: str = spec[1]
+        self.shape = Shape(read_request(spec[2]), tuple(sorted(spec[7].items())))
+        self.estimate_us = float(TASK_ESTIMATE_US)
+
+    def observe(self, mean_us: float, count: int) -> None:
+        """Move the estimate towards a measured mean: fast down, fast up, by the sample's size."""
+        weight = min(0.5, 0.1 * count)
+        self.estimate_us = max(0.2, self.estimate_us + weight * (mean_us - self.estimate_us))
+
+
+class Range:
+    """Items [low, high) of a submitted batch."""
+
+    __slots__ = ("alone", "count", "first", "high", "low", "mode", "payload", "retries",
+                 "task_class")
+
+    def __init__(self, task_class: TaskClass, first: int, count: int, low: int, high: int,
+                 mode: int, payload: bytes, retries: int) -> None:
+        self.task_class = task_class
+        self.first = first
+        self.count = count
+        self.low = low
+        self.high = high
+        self.mode = mode
+        self.payload = payload
+        self.retries = retries
+        self.alone = False
+        """Handed out one at a time: its worker's death must be its own doing."""
+
+    def head(self, high: int) -> Range:
+        """Return [low, high) as a range of its own."""
+        return self._part(self.low, high)
+
+    def tail(self, low: int) -> Range:
+        """Return [low, self.high) as a range of its own."""
+        return self._part(low, self.high)
+
+    def _part(self, low: int, high: int) -> Range:
+        part = Range(self.task_class, self.first, self.count, low, high, self.mode, self.payload,
+                     self.retries)
+        part.alone = self.alone
+        return part
+
+    def __repr__(self) -> str:
+        return f"Range({self.task_class.name} {self.first}[{self.low}:{self.high}])"
+
+
+class WorkerState:
+    """One worker process as the scheduler sees it."""
+
+    __slots__ = ("backlog_us", "blameless", "blocked", "env", "grant", "idle_since", "known",
+                 "lessee", "outstanding", "pooled", "process", "recalled", "reclaiming",
+                 "reported", "shape", "state")
+
+    def __init__(self, process: bytes, env: Environment) -> None:
+        self.process = process
+        self.env = env
+        self.state = STARTING
+        self.pooled = True
+        """False once it hosts an actor: it never runs tasks again."""
+        self.shape: Shape | None = None
+        self.grant: Grant | None = None
+        self.outstanding: deque[Range] = deque()
+        self.backlog_us = 0.0
+        self.known: set[tuple[bytes, int]] = set()
+        self.blocked = False
+        self.reclaiming = False
+        self.blameless = False
+        """It is being ended on purpose: none of its tasks crashed it."""
+        self.lessee: bytes | None = None
+        self.recalled = False
+        self.reported = 0.0
+        self.idle_since = 0.0
+
+
+@dataclass(slots=True)
+class Claim:
+    """An actor's need for a worker (or for room in a shared one) and resources."""
+
+    actor: bytes
+    placement: dict[str, int]
+    resources: dict[str, int]
+    env: Environment
+    shared_host: bytes | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """Send this part of a batch to a worker; ``introduce`` the class it does not know yet."""
+
+    worker: bytes
+    work: Range
+    low: int
+    high: int
+    introduce: bool
+    gpu_ids: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Reclaim:
+    """Ask a worker for tasks it has not begun; None: all."""
+
+    worker: bytes
+    count: int | None
+
+
+@dataclass(slots=True)
+class Recall:
+    """Ask a client for its lease."""
+
+    client: bytes
+    worker: bytes
+
+
+@dataclass(slots=True)
+class Granted:
+    """Answer a LEASE."""
+
+    client: bytes
+    class_number: int
+    worker: bytes | None
+
+
+@dataclass(slots=True)
+class Fork:
+    """Start workers with this environment."""
+
+    env: Environment
+    count: int
+
+
+@dataclass(slots=True)
+class Kill:
+    """End a worker."""
+
+    worker: bytes
+    reason: str
+    graceful: bool = False
+
+
+@dataclass(slots=True)
+class Fail:
+    """End items of a batch: their retries are used up."""
+
+    client: bytes
+    first: int
+    items: list[int]
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A claim is served: the worker is the actor's."""
+
+    actor: bytes
+    worker: bytes
+    grant: Grant
+
+
+Command = Run | Reclaim | Recall | Granted | Fork | Kill | Fail | Claimed

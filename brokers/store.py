@@ -1,0 +1,281 @@
+"""The node's shared memory: who leases which extent, and what to do when it is full.
+
+What    Extents come from the one allocator. When it is full, clients are asked for idle extents
+        and private objects, then the oldest objects that nobody has mapped are written to disk by
+        a thread; what still does not fit after the wait fails with a table of who holds what.
+Caller  brokers/node.py.
+Never   reads or unpickles a value.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zray.errors import ObjectLostError, ObjectStoreFullError, OutOfDiskError
+from zray.protocol.limits import STORE_FULL_WAIT_S
+from zray.store.segment import Segment
+
+from .allocator import Allocator, Extent
+from .directory import Directory
+from .spill import SpillStore
+
+_PREFAULT_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class Request:
+    """An allocation that waits for room."""
+
+    nbytes: int
+    deadline: float
+    done: Callable[[Extent | None, Exception | None], None]
+
+
+class Store:
+    """Memory and spill files of one node.
+
+    Args:
+        capacity_bytes: size of the segment.
+        directory: the object directory, which knows what may be spilled.
+        spill_directory: where spilled objects go.
+        ask_clients: called when memory is short: clients give back what they can.
+        unpin: called with {process: objects} that the process should forget the place of.
+        wake: called from the spill thread when it has finished something.
+    """
+
+    def __init__(self, capacity_bytes: int, directory: Directory, spill_directory: str, *,
+                 ask_clients: Callable[[], None],
+                 unpin: Callable[[dict[bytes, list[bytes]]], None],
+                 wake: Callable[[], None]) -> None:
+        self.segment = Segment.create(capacity_bytes)
+        self.allocator = Allocator(capacity_bytes)
+        self.directory = directory
+        self.spill = SpillStore(spill_directory)
+        self.leased: dict[int, tuple[bytes, int]] = {}
+        """Extents in a client's hands: offset -> (process, bytes)."""
+        self.waiting: deque[Request] = deque()
+        self.spilling: dict[bytes, int] = {}
+        self.disk_error: OutOfDiskError | None = None
+        self._ask_clients = ask_clients
+        self._unpin = unpin
+        self._wake = wake
+        self._asked_at = -1.0
+        self._jobs: deque[Callable[[], Callable[[], None]]] = deque()
+        self._done: deque[Callable[[], None]] = deque()
+        self._signal = threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+        self.segment.prefault(min(_PREFAULT_BYTES, capacity_bytes // 4))
+
+    # -- allocating ------------------------------------------------------------------------------
+
+    def allocate(self, process: bytes, nbytes: int, now: float,
+                 done: Callable[[Extent | None, Exception | None], None]) -> None:
+        """Lease an extent to a process: done(extent, None), perhaps later, or done(None, error)."""
+        def leased(extent: Extent | None, error: Exception | None) -> None:
+            if extent is not None:
+                self.leased[extent.offset] = (process, extent.nbytes)
+            done(extent, error)
+
+        if not self.waiting:
+            extent = self.allocator.allocate(nbytes)
+            if extent is not None:
+                leased(extent, None)
+                return
+        self.waiting.append(Request(nbytes, now + STORE_FULL_WAIT_S, leased))
+        self._asked_at = -1.0
+        self.serve(now)
+
+    def serve(self, now: float) -> None:
+        """Serve waiting requests in order; make room for the first that does not fit."""
+        while self.waiting:
+            request = self.waiting[0]
+            extent = self.allocator.allocate(request.nbytes)
+            if extent is not None:
+                self.waiting.popleft()
+                request.done(extent, None)
+                continue
+            if now >= request.deadline and not self.spilling:
+                self.waiting.popleft()
+                request.done(None, self._full(request.nbytes))
+                continue
+            self._make_room(now, request.nbytes)
+            return
+
+    def _make_room(self, now: float, nbytes: int) -> None:
+        if now - self._asked_at > 0.1:
+            self._asked_at = now
+            self._ask_clients()
+        wanted = nbytes - sum(self.spilling.values())
+        pinned: dict[bytes, list[bytes]] = {}
+        for identity, entry in self.directory.stored():
+            if wanted <= 0:
+                break
+            if identity in self.spilling:
+                continue
+            if entry.pinned:
+                for process in entry.pinned:
+                    pinned.setdefault(process, []).append(identity)
+                continue
+            self._spill(identity, entry.offset, entry.nbytes)
+            wanted -= entry.nbytes
+        if wanted > 0 and pinned and self._asked_at == now:
+            self._unpin(pinned)
+
+    def _full(self, nbytes: int) -> Exception:
+        held: dict[str, int] = {}
+        for process, extent_bytes in self.leased.values():
+            name = f"private to or cached by process {process.hex()}"
+            held[name] = held.get(name, 0) + extent_bytes
+        for _identity, entry in self.directory.stored():
+            for process in entry.pinned:
+                name = f"mapped by process {process.hex()}"
+                held[name] = held.get(name, 0) + entry.nbytes
+        rows = "; ".join(f"{name}: {amount} bytes" for name, amount in
+                         sorted(held.items(), key=lambda row: -row[1])[:8])
+        text = (f"no room for {nbytes} bytes in a store of {self.segment.capacity_bytes} bytes,"
+                f" of which {self.allocator.used_bytes} are used ({rows or 'fragmented'})")
+        if self.disk_error is not None:
+            return OutOfDiskError(f"{text}; spilling failed: {self.disk_error}")
+        return ObjectStoreFullError(f"{text}. Drop references and arrays you do not need, or start"
+                                    " the node with a larger object_store_memory")
+
+    # -- giving back -----------------------------------------------------------------------------
+
+    def registered(self, offset: int) -> None:
+        """A leased extent holds a sealed object now: it is the node's."""
+        self.leased.pop(offset, None)
+
+    def owns(self, process: bytes, offset: int) -> bool:
+        """Return whether this extent is leased to this process."""
+        return self.leased.get(offset, (b"", 0))[0] == process
+
+    def freed(self, process: bytes, offsets: list[int]) -> None:
+        """FREE: extents that a process gives back; others' are ignored."""
+        for offset in offsets:
+            if self.owns(process, offset):
+                del self.leased[offset]
+                self.allocator.free(offset)
+
+    def free_extent(self, offset: int) -> None:
+        """An object's extent is free."""
+        if offset in self.leased:
+            del self.leased[offset]
+        self.allocator.free(offset)
+
+    def process_died(self, process: bytes) -> None:
+        """Free every extent that a dead process had leased."""
+        for offset in [offset for offset, (owner, _n) in self.leased.items() if owner == process]:
+            del self.leased[offset]
+            self.allocator.free(offset)
+
+    # -- spilling and restoring, in the thread -----------------------------------------------------
+
+    def _spill(self, identity: bytes, offset: int, nbytes: int) -> None:
+        self.spilling[identity] = nbytes
+
+        def write() -> Callable[[], None]:
+            try:
+                file = self.spill.write(identity, self.segment.readable(offset, nbytes, _nothing))
+            except OutOfDiskError as error:
+                failure = error  # The name of an except clause is gone after it.
+
+                def failed() -> None:
+                    self.disk_error = failure
+                    self.spilling.pop(identity, None)
+                return failed
+
+            def done() -> None:
+                self.disk_error = None
+                self.spilling.pop(identity, None)
+                if not self.directory.spilled(identity, file):
+                    self.spill.delete(file)
+            return done
+
+        self._submit(write)
+
+    def restore(self, identity: bytes, now: float, failed: Callable[[Exception], None]) -> None:
+        """Bring a spilled object back into memory, then tell those who wait."""
+        entry = self.directory.entries.get(identity)
+        if entry is None or entry.file is None:
+            return
+        file, nbytes = entry.file, entry.nbytes
+
+        def got(extent: Extent | None, error: Exception | None) -> None:
+            if extent is None:
+                assert error is not None
+                failed(error)
+                return
+
+            def read() -> Callable[[], None]:
+                try:
+                    self.segment.commit(extent.offset, extent.nbytes)
+                    self.spill.read_into(file, self.segment.writable(extent.offset, nbytes))
+                except (ObjectLostError, ObjectStoreFullError, OSError) as error:
+                    failure = error
+
+                    def unread() -> None:
+                        self.allocator.free(extent.offset)
+                        failed(failure)
+                    return unread
+
+                def done() -> None:
+                    if not self.directory.restored(identity, extent.offset):
+                        self.allocator.free(extent.offset)
+                return done
+
+            self._submit(read)
+
+        self.allocate(b"", nbytes, now, lambda extent, error: got(self._unlease(extent), error))
+
+    def _unlease(self, extent: Extent | None) -> Extent | None:
+        if extent is not None:
+            self.leased.pop(extent.offset, None)
+        return extent
+
+    def _submit(self, job: Callable[[], Callable[[], None]]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="zray-spill", daemon=True)
+            self._thread.start()
+        self._jobs.append(job)
+        self._signal.release()
+
+    def _work(self) -> None:
+        while True:
+            self._signal.acquire()
+            if not self._jobs:
+                return
+            self._done.append(self._jobs.popleft()())
+            self._wake()
+
+    def settle(self) -> None:
+        """Apply what the thread has finished (called by the node after a wake)."""
+        while self._done:
+            self._done.popleft()()
+
+    # -- for people, tests and the end -------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Return sizes for status and metrics."""
+        return {"capacity_bytes": self.segment.capacity_bytes,
+                "used_bytes": self.allocator.used_bytes,
+                "leased_bytes": sum(nbytes for _process, nbytes in self.leased.values()),
+                "waiting_allocations": len(self.waiting),
+                "spill_bytes": self.spill.used_bytes}
+
+    def close(self) -> None:
+        """Stop the thread, delete spill files, unmap."""
+        if self._thread is not None:
+            self._jobs.clear()
+            self._signal.release()
+            self._thread.join(5.0)
+        self.segment.stop_prefault()
+        self.spill.close()
+        self.segment.close()
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,212 @@
+"""Worker processes: the zygote that forks them, their output, their end.
+
+What    Starts ``python -m zray.actors zygote``, asks it for workers, reads what they print, and
+        knows pid and exit status of each.
+Caller  brokers/node.py.
+Never   decides how many workers there are: the scheduler does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from zray.net.channel import Channel
+from zray.protocol import frames, messages
+
+_LINE_BYTES_MAX = 64 * 1024
+
+
+class WorkerProcess:
+    """One forked worker."""
+
+    __slots__ = ("buffers", "env", "label", "pid", "pipes", "process", "status")
+
+    def __init__(self, process: bytes, env: tuple[tuple[str, str], ...],
+                 pipes: tuple[int, int]) -> None:
+        self.process = process
+        self.env = env
+        self.pid = 0
+        self.pipes = pipes
+        self.buffers = {pipe: b"" for pipe in pipes}
+        self.label = ""
+        self.status: int | None = None
+
+
+class Workers:
+    """The zygote and the processes it has forked.
+
+    Args:
+        directory: the node's directory, passed on to the workers.
+        on_lines: called with (worker, is_stderr, lines) for what a worker printed.
+        watch: called with (descriptor, callback) to be polled for reading.
+        unwatch: called with a descriptor that is about to be closed.
+    """
+
+    def __init__(self, directory: str, *,
+                 on_lines: Callable[[WorkerProcess, bool, list[str]], None],
+                 watch: Callable[[int, Callable[[], None]], None],
+                 unwatch: Callable[[int], None]) -> None:
+        self.directory = directory
+        self.by_process: dict[bytes, WorkerProcess] = {}
+        self.by_pid: dict[int, WorkerProcess] = {}
+        self.ready = False
+        self._on_lines = on_lines
+        self._watch = watch
+        self._unwatch = unwatch
+        self._early: dict[int, int] = {}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.zygote = subprocess.Popen(
+            [sys.executable, "-m", "zray.actors", "zygote", "--fd", str(theirs.fileno()),
+             "--dir", directory], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        theirs.close()
+        ours.setblocking(False)
+        self.channel = Channel(ours)
+        self.zygote_gone = False
+        watch(ours.fileno(), self._read_zygote)
+
+    # -- forking ---------------------------------------------------------------------------------
+
+    def fork(self, env: tuple[tuple[str, str], ...]) -> WorkerProcess:
+        """Ask for one worker; it says HELLO when it runs."""
+        process = os.urandom(8)
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        worker = WorkerProcess(process, env, (out_read, err_read))
+        self.by_process[process] = worker
+        for descriptor in worker.pipes:
+            os.set_blocking(descriptor, False)
+            self._watch(descriptor, lambda d=descriptor: self._read_output(worker, d))
+        message = frames.pack(messages.FORK, process, {"env": dict(env)})
+        while not self.channel.flush():
+            self._wait_writable()
+        self.channel.queue(message, (out_write, err_write))
+        os.close(out_write)
+        os.close(err_write)
+        return worker
+
+    def _wait_writable(self) -> None:
+        # A descriptor can't be queued behind unsent bytes: wait the microseconds it takes.
+        self.channel.socket.setblocking(True)
+        try:
+            self.channel.flush()
+        finally:
+            self.channel.socket.setblocking(False)
+
+    def _read_zygote(self) -> None:
+        received, alive = self.channel.drain()
+        for packed in received:
+            message = frames.unpack(packed)
+            self._handle(message)
+        if not alive and not self.zygote_gone:
+            self.zygote_gone = True
+            self._unwatch(self.channel.fileno())
+
+    def _handle(self, message: list[Any]) -> None:
+        kind = message[1]
+        if kind == messages.ZYGOTE_READY:
+            self.ready = True
+        elif kind == messages.FORKED:
+            worker = self.by_process.get(message[3])
+            if worker is not None:
+                worker.pid = message[4]
+                self.by_pid[worker.pid] = worker
+                if worker.pid in self._early:
+                    worker.status = self._early.pop(worker.pid)
+        elif kind == messages.CHILD_EXITED:
+            pid, status = message[3], message[4]
+            worker = self.by_pid.pop(pid, None)
+            if worker is not None:
+                worker.status = status
+            else:
+                self._early[pid] = status
+
+    # -- output ----------------------------------------------------------------------------------
+
+    def _read_output(self, worker: WorkerProcess, descriptor: int) -> None:
+        try:
+            data = os.read(descriptor, _LINE_BYTES_MAX)
+        except BlockingIOError:
+            return
+        if not data:
+            self._close_pipe(worker, descriptor)
+            return
+        self._lines(worker, descriptor, data)
+
+    def _lines(self, worker: WorkerProcess, descriptor: int, data: bytes) -> None:
+        *lines, rest = (worker.buffers[descriptor] + data).split(b"\n")
+        if len(rest) > _LINE_BYTES_MAX:
+            lines.append(rest)
+            rest = b""
+        worker.buffers[descriptor] = rest
+        if lines:
+            self._on_lines(worker, descriptor == worker.pipes[1],
+                           [line.decode(errors="replace") for line in lines])
+
+    def _close_pipe(self, worker: WorkerProcess, descriptor: int) -> None:
+        rest = worker.buffers.pop(descriptor, None)
+        if rest is None:
+            return
+        if rest:
+            self._on_lines(worker, descriptor == worker.pipes[1], [rest.decode(errors="replace")])
+        self._unwatch(descriptor)
+        os.close(descriptor)
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def kill(self, process: bytes, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to a worker that is (perhaps) still alive."""
+        worker = self.by_process.get(process)
+        if worker is not None and worker.pid and worker.status is None:
+            # The zygote reaps its children, and a pid it has not reaped is not reused.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signum)
+
+    def forget(self, process: bytes) -> WorkerProcess | None:
+        """A worker is gone: read what it printed last, close its pipes."""
+        self._read_zygote()
+        worker = self.by_process.pop(process, None)
+        if worker is not None:
+            for descriptor in worker.pipes:
+                self._drain_pipe(worker, descriptor)
+        return worker
+
+    def _drain_pipe(self, worker: WorkerProcess, descriptor: int) -> None:
+        if descriptor not in worker.buffers:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(descriptor, _LINE_BYTES_MAX):
+                self._lines(worker, descriptor, data)
+        self._close_pipe(worker, descriptor)
+
+    def close(self) -> None:
+        """End the zygote and every worker, and reap the zygote."""
+        for process in list(self.by_process):
+            self.kill(process)
+        self.channel.close()
+        try:
+            self.zygote.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.zygote.kill()
+            self.zygote.wait()
+
+
+def describe_exit(status: int | None) -> str:
+    """Say how a process ended, from its wait status."""
+    if status is None:
+        return "its connection closed"
+    if os.WIFSIGNALED(status):
+        signum = os.WTERMSIG(status)
+        name = signal.Signals(signum).name
+        hint = {
+            signal.SIGKILL: " (the kernel's out-of-memory killer, or somebody's kill -9)",
+            signal.SIGSEGV: " (a crash in native code)",
+        }.get(signal.Signals(signum), "")
+        return f"it was killed by {name}{hint}"
+    return f"it exited with status {os.waitstatus_to_exitcode(status)}"

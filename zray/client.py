@@ -1,0 +1,439 @@
+"""The client shell: sockets and threads around one session.
+
+What    Client connects a driver or worker to its node. The thread that waits in get reads the
+        inbox itself (handing each reply from one Python thread to another costs more than the
+        network); a background thread answers the node's lifeline, flushes what lingers, and
+        reads the inbox only while something needs it and nobody waits.
+Caller  zray/api.py (driver), actors/host.py (worker).
+Never   runs user code in its own thread.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from zray import errors
+from zray.net import channel, mailbox
+from zray.net.wake import Wake
+from zray.objects import Objects
+from zray.protocol import frames, messages, outcome
+from zray.protocol.limits import (
+    BLOCKED_AFTER_S,
+    LEASE_IDLE_S,
+    LINGER_US,
+    QUIET_US,
+    RECONCILE_GRACE_S,
+)
+from zray.serialization.exceptions import encode_exception
+from zray.session.session import Session
+
+_LINGER_S = LINGER_US / 1e6
+_QUIET_S = QUIET_US / 1e6
+_WAIT_SLICE_MS = 500
+_ARMED_PERIODS = 20
+
+LifelineRule = Callable[[list[Any]], None]
+
+
+def _error_outcome(what: str, reason: str) -> bytes:
+    error: errors.ZrayError
+    if what == "actor":
+        error = errors.ActorDiedError(reason)
+    else:
+        error = errors.WorkerCrashedError(reason)
+    return outcome.error(encode_exception(error, where="node"))
+
+
+class Client:
+    """A process's connection to its node, and all it does through it.
+
+    Args:
+        directory: the node's directory, which holds ``node.sock`` and the mailboxes.
+        process: this process's 8 random bytes.
+        role: "driver" or "worker".
+        details: what HELLO tells of this process.
+    """
+
+    def __init__(self, directory: str, process: bytes, role: str,
+                 details: dict[str, Any] | None = None) -> None:
+        self.directory = directory
+        self.process = process
+        self.role = role
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self.send_lock = threading.Lock()
+        self.request_lock = threading.Lock()
+        self.io_lock = threading.Lock()
+        self.turn = threading.Condition(threading.Lock())
+        self.waiters = 0
+        self.closed = False
+        self.node_died: str | None = None
+        self.lifeline_rules: dict[int, LifelineRule] = {}
+        self.on_blocked: Callable[[bool], None] | None = None
+        self.worker_message: Callable[[bytes, list[Any], list[bytes]], None] | None = None
+        self._armed = 0
+        self._last_flush = 0.0
+        self._last_sweep = 0.0
+        self._reconcile_at: float | None = None
+        self._timeout_ms = -2
+        self.wake = Wake()
+        self.context = mailbox.new_context()
+        self._connect(details or {})
+        self.thread = threading.Thread(target=self._background, name="zray-io", daemon=True)
+
+    def _connect(self, details: dict[str, Any]) -> None:
+        endpoint = mailbox.ipc_endpoint(self.directory, self.process.hex())
+        self.inbox = mailbox.Inbox(self.context, endpoint)
+        self.peers = mailbox.Peers(self.context, self.process)
+        path = os.path.join(self.directory, "node.sock")
+        self.lifeline = channel.connect(path)
+        hello = {"endpoint": endpoint, **details}
+        self.lifeline.send(frames.pack(messages.HELLO, self.process, self.role, self.pid, hello))
+        reply = self.lifeline.receive()
+        if reply is None:
+            raise errors.NodeStartError("the node closed the connection at HELLO: another user's"
+                                        " process, another version, or it is shutting down")
+        self.welcome: dict[str, Any] = frames.unpack(reply)[3]
+        self.node: bytes = self.welcome["node"]
+        self.calls = channel.connect(path)
+        self.calls.send(frames.pack(messages.HELLO, self.process, "calls", self.pid, {}))
+        self.peers.connect(self.node, self.welcome["endpoint"])
+        self.session = Session(self.process, self.node, _error_outcome)
+        descriptors = (self.lifeline.descriptors.popleft(), self.lifeline.descriptors.popleft())
+        self.objects = Objects(self, descriptors, self.welcome["capacity"])
+        self.lifeline_rules[messages.UNPIN] = self._unpin
+        self.lifeline_rules[messages.RECLAIM_STORE] = lambda _message: self.objects.give_back()
+        self.lifeline_rules[messages.RECALL] = self._recall
+
+    def start(self) -> None:
+        """Start the background thread: everything is wired."""
+        self.thread.start()
+
+    # -- sending -----------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send all that has gathered, calls before messages."""
+        session = self.session
+        with self.send_lock:
+            with self.lock:
+                session.flush()
+                outbox = session.outbox
+                calls, connections, queued = outbox.calls, outbox.connections, outbox.messages
+                if calls:
+                    outbox.calls = []
+                if connections:
+                    outbox.connections = []
+                if queued:
+                    outbox.messages = []
+                else:
+                    if not calls and not connections:
+                        return
+            for peer, endpoint in connections:
+                if endpoint is None:
+                    self.peers.drop(peer)
+                else:
+                    self.peers.connect(peer, endpoint)
+            try:
+                for call in calls:
+                    self.calls.send(call)
+            except OSError as error:
+                self._node_lost(f"its socket is closed ({error})")
+            send = self.peers.send
+            for peer, header, payloads in queued:
+                send(peer, header, payloads)
+        self._last_flush = time.monotonic()
+        if session.needs_service:
+            self.wake.set()
+
+    def submitted(self) -> None:
+        """Something was added: send it now, or let it wait a moment for company."""
+        if self.session.outbox.messages:
+            self.flush()
+        elif not self._armed:
+            if time.monotonic() - self._last_flush > _QUIET_S:
+                self.flush()
+            else:
+                self._armed = _ARMED_PERIODS
+                self.wake.set()
+
+    def call(self, kind: int, *fields: Any) -> None:
+        """Send a one-way call to the node, behind all that was queued before it."""
+        with self.lock:
+            self.session.outbox.call(kind, *fields)
+        self.flush()
+
+    def request(self, kind: int, *fields: Any) -> Any:
+        """Ask the node and return its answer; raises the error it answers with."""
+        self.check_usable()
+        with self.request_lock:
+            self.flush()
+            with self.send_lock:
+                try:
+                    self.calls.send(frames.pack(kind, *fields))
+                except OSError as error:
+                    self._node_lost(f"its socket is closed ({error})")
+            reply = self.calls.receive() if self.node_died is None else None
+        if reply is None:
+            self._node_lost("it closed the connection during a request")
+            raise self._died_error()
+        error, value = frames.unpack(reply)[3:5]
+        if error is not None:
+            from zray.serialization.exceptions import decode_exception
+            raise decode_exception(error)
+        return value
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Read messages until ready() or the time is over; returns ready()."""
+        if ready():
+            return True
+        self.check_usable()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.flush()
+        blocked = False
+        block = self.on_blocked
+        if block is not None:
+            first = BLOCKED_AFTER_S if timeout_s is None else min(timeout_s, BLOCKED_AFTER_S)
+            if self._wait(ready, time.monotonic() + first) or first == timeout_s:
+                return ready()
+            block(True)
+            blocked = True
+        try:
+            return self._wait(ready, deadline)
+        finally:
+            if blocked and block is not None:
+                block(False)
+
+    def _wait(self, ready: Callable[[], bool], deadline: float | None) -> bool:
+        turn = self.turn
+        while True:
+            if self.io_lock.acquire(False):
+                try:
+                    while not ready():
+                        if self.node_died is not None:
+                            raise self._died_error()
+                        if not self._read_one(deadline):
+                            return ready()
+                    return True
+                finally:
+                    self.io_lock.release()
+                    if self.waiters:
+                        with turn:
+                            turn.notify_all()
+                    elif self.session.needs_service:
+                        self.wake.set()
+            with turn:
+                self.waiters += 1
+                self.wake.set()  # The background thread makes way for us.
+                try:
+                    if ready():
+                        return True
+                    if not self.io_lock.locked():
+                        continue
+                    left = 0.2 if deadline is None else deadline - time.monotonic()
+                    if left <= 0:
+                        return ready()
+                    turn.wait(min(left, 0.2))
+                finally:
+                    self.waiters -= 1
+            if ready():
+                return True
+
+    def _read_one(self, deadline: float | None) -> bool:
+        """Block for one message and apply it; False when the time is over."""
+        timeout = _WAIT_SLICE_MS
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            timeout = min(timeout, max(1, int(left * 1000)))
+        if self._reconcile_at is not None:
+            timeout = min(timeout, 10)
+        if timeout != self._timeout_ms:
+            self._timeout_ms = timeout
+            self.inbox.socket.setsockopt(zmq.RCVTIMEO, timeout)
+        received = self.inbox.receive(blocking=True)
+        if received is not None:
+            self._apply(*received)
+        if self._reconcile_at is not None:
+            self._reconcile_when_due()
+        return True
+
+    def _apply(self, sender: bytes, header: bytes, payloads: list[bytes]) -> None:
+        try:
+            message = frames.unpack(header)
+        except errors.RemoteProtocolError:
+            self.session.unhandled += 1
+            return
+        session = self.session
+        if message[1] in _WORKER_KINDS and self.worker_message is not None:
+            self.worker_message(sender, message, payloads)
+            return
+        with self.lock:
+            session.handle(sender, message, payloads)
+            if session.held or session.callbacks:
+                session.after_arrival()
+            if session.reconcile_wanted and self._reconcile_at is None:
+                self._reconcile_at = time.monotonic() + RECONCILE_GRACE_S
+        if session.outbox:
+            self.flush()
+        if self.waiters:
+            with self.turn:
+                self.turn.notify_all()
+
+    def _reconcile_when_due(self) -> None:
+        if self._reconcile_at is not None and time.monotonic() >= self._reconcile_at:
+            self._reconcile_at = None
+            with self.lock:
+                self.session.reconcile()
+            self.flush()
+
+    # -- the background thread ---------------------------------------------------------------
+
+    def _background(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self.lifeline.fileno(), zmq.POLLIN)
+        poller.register(self.wake.fileno(), zmq.POLLIN)
+        self.lifeline.socket.setblocking(False)
+        try:
+            while not self.closed:
+                serve = (self.session.needs_service and self.waiters == 0
+                         and self.io_lock.acquire(False))
+                try:
+                    self._background_once(poller, serve)
+                finally:
+                    if serve:
+                        self.io_lock.release()
+                        if self.waiters:
+                            with self.turn:
+                                self.turn.notify_all()
+        except zmq.ContextTerminated:
+            return
+
+    def _background_once(self, poller: zmq.Poller, serve: bool) -> None:
+        timeout = self._background_timeout_ms()
+        if serve:
+            poller.register(self.inbox.socket, zmq.POLLIN)
+        try:
+            events = dict(poller.poll(timeout))
+        finally:
+            if serve:
+                poller.unregister(self.inbox.socket)
+        if self.wake.fileno() in events:
+            self.wake.clear()
+        if self.lifeline.fileno() in events:
+            self._read_lifeline()
+        if serve and self.inbox.socket in events:
+            for _ in range(64):
+                received = self.inbox.receive()
+                if received is None:
+                    break
+                self._apply(*received)
+        self._background_duties()
+
+    def _background_timeout_ms(self) -> float | None:
+        if self._armed or self._reconcile_at is not None:
+            return _LINGER_S * 1000
+        if self.session.tasks.leases:
+            return LEASE_IDLE_S * 1000
+        return None
+
+    def _background_duties(self) -> None:
+        now = time.monotonic()
+        if self._armed and now - self._last_flush >= _LINGER_S / 2:
+            self._armed -= 1
+            self.flush()
+        self._reconcile_when_due()
+        if self.session.tasks.leases and now - self._last_sweep >= LEASE_IDLE_S:
+            self._last_sweep = now
+            with self.lock:
+                self.session.tasks.sweep_leases()
+            self.flush()
+
+    def _read_lifeline(self) -> None:
+        received, alive = self.lifeline.drain()
+        for packed in received:
+            message = frames.unpack(packed)
+            rule = self.lifeline_rules.get(message[1])
+            if rule is not None:
+                rule(message)
+        if not alive and not self.closed:
+            self._node_lost("its process ended")
+            self.closed = True
+
+    def _unpin(self, message: list[Any]) -> None:
+        with self.lock:
+            self.session.references.collect()
+            forgotten = self.session.references.unpin(message[3])
+            self.session.outbox.call(messages.UNPINNED, forgotten)
+        self.flush()
+
+    def _recall(self, message: list[Any]) -> None:
+        with self.lock:
+            self.session.tasks.recalled(message[3])
+        self.flush()
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Raise a typed error where this client can't be used (any more)."""
+        if os.getpid() != self.pid:
+            raise errors.ForkedProcessError(
+                "zray was initialised before this process was forked, and its sockets do not"
+                " survive a fork: call zray.init() in the child, or start it with 'spawn'")
+        if self.node_died is not None:
+            raise self._died_error()
+        if self.closed:
+            raise errors.NotInitializedError("zray.shutdown() was called: call zray.init() again")
+
+    def _died_error(self) -> errors.NodeDiedError:
+        return errors.NodeDiedError(f"the node at {self.directory} is gone: {self.node_died}")
+
+    def _node_lost(self, reason: str) -> None:
+        if self.closed or self.node_died is not None:
+            return
+        self.node_died = reason
+        with self.turn:
+            self.turn.notify_all()
+        with self.lock:
+            for callbacks in self.session.callbacks.values():
+                for callback in callbacks:
+                    callback()
+            self.session.callbacks.clear()
+        rule = self.lifeline_rules.get(messages.EXIT)
+        if rule is not None:
+            rule([0, messages.EXIT, 0, reason])
+
+    def close(self) -> None:
+        """Say goodbye, stop the thread, close every socket. Safe to call twice."""
+        if self.closed and not self.thread.is_alive() and self.context.closed:
+            return
+        if self.node_died is None and not self.closed:
+            with contextlib.suppress(OSError):
+                self.flush()
+                self.calls.send(frames.pack(messages.GOODBYE))
+        self.closed = True
+        self.wake.set()
+        if self.thread.is_alive() and threading.current_thread() is not self.thread:
+            self.thread.join(2.0)
+        with self.turn:
+            self.turn.notify_all()
+        self.objects.close()
+        self.lifeline.close()
+        self.calls.close()
+        if self.io_lock.acquire(timeout=1.0):
+            self.inbox.close()
+            self.io_lock.release()
+        self.peers.close()
+        self.context.destroy(0)
+        self.wake.close()
+
+
+_WORKER_KINDS = frozenset(
+    (messages.RUN, messages.CALL, messages.START_ACTOR, messages.CONSUMED))

@@ -1,0 +1,93 @@
+"""Start a node process and wait until it is ready.
+
+What    launch_node() runs ``python -m zray.brokers node`` and reads one line from it: ready, or
+        why not. attach() finds the node of a directory.
+Caller  zray/api.py, zray/cli.py, zray/testing.
+Never   imports brokers or actors: processes are started by module name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from zray import errors
+from zray.protocol.limits import NODE_START_TIMEOUT_S
+
+
+def new_directory() -> str:
+    """Make a fresh private directory for one node: short, because socket paths are."""
+    base = os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="zray-", dir=base)
+
+
+def package_environment() -> dict[str, str]:
+    """Return an environment in which a child finds this same zray."""
+    import zray
+    root = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))
+    environment = dict(os.environ)
+    path = environment.get("PYTHONPATH", "")
+    if root not in path.split(os.pathsep):
+        environment["PYTHONPATH"] = root + (os.pathsep + path if path else "")
+    return environment
+
+
+def launch_node(directory: str, settings: dict[str, Any], *,
+                detached: bool) -> subprocess.Popen[bytes]:
+    """Start a node in ``directory``; returns its process once it accepts connections.
+
+    Raises NodeStartError with what the node printed where it does not come up.
+    """
+    ready_read, ready_write = os.pipe()
+    log_path = os.path.join(directory, "node.log")
+    command = [sys.executable, "-m", "zray.brokers", "node", "--dir", directory,
+               "--ready-fd", str(ready_write), "--settings", json.dumps(settings)]
+    try:
+        with open(log_path, "ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=(ready_write,), start_new_session=True, env=package_environment(),
+                cwd="/" if detached else None)
+    finally:
+        os.close(ready_write)
+    try:
+        _wait_ready(ready_read, process, log_path)
+    except BaseException:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        raise
+    finally:
+        os.close(ready_read)
+    return process
+
+
+def _wait_ready(descriptor: int, process: subprocess.Popen[bytes], log_path: str) -> None:
+    deadline = time.monotonic() + NODE_START_TIMEOUT_S
+    line = b""
+    while not line.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        readable = select.select([descriptor], [], [], max(0.0, left))[0]
+        if not readable:
+            raise errors.NodeStartError(f"the node was not ready after {NODE_START_TIMEOUT_S} s;"
+                                        f" its log: {_tail(log_path)}")
+        part = os.read(descriptor, 65536)
+        if not part:
+            raise errors.NodeStartError(
+                f"the node ended with status {process.wait()} before it was ready; its log:"
+                f" {_tail(log_path)}")
+        line += part
+    report = json.loads(line)
+    if report.get("error"):
+        raise errors.NodeStartError(report["error"])
+
+
+def _tail(path: str) -> str:
+    with open(path, "rb") as log:
+        return log.read()[-2000:].decode(errors="replace") or "(empty)"

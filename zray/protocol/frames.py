@@ -1,0 +1,48 @@
+"""Messages to bytes and back.
+
+What    A header is a msgpack array [version, kind, payload_count, *fields]. Reading checks the
+        version, the kind and the number of fields, so that a rule never sees a short message.
+Caller  the shells: zray/client.py, brokers/node.py, actors/host.py.
+Never   opens a payload frame.
+Spec    docs/reference/protocol.md.
+"""
+
+from typing import Any
+
+import msgpack
+
+from zray.errors import RemoteProtocolError
+
+from .limits import PROTOCOL_VERSION
+from .messages import MESSAGES, NAMES
+
+_FIELD_COUNT = {row.kind: len(row.fields) for row in MESSAGES}
+_unpack = msgpack.unpackb
+
+
+def pack(kind: int, *fields: Any, payloads: int = 0) -> bytes:
+    """Return the header frame of a message with ``payloads`` frames behind it."""
+    # Not a shared Packer, though it saves 0.2 us: the collector may run a __del__ that packs.
+    packed: bytes = msgpack.packb((PROTOCOL_VERSION, kind, payloads, *fields))
+    return packed
+
+
+def unpack(header: bytes) -> list[Any]:
+    """Return [version, kind, payload_count, *fields] of a well-formed header.
+
+    Raises RemoteProtocolError where the bytes are no header of this version.
+    """
+    try:
+        message = _unpack(header, strict_map_key=False)
+    except Exception as error:  # msgpack raises a dozen types for malformed input
+        raise RemoteProtocolError(f"a header that is not msgpack: {error}") from None
+    if type(message) is not list or len(message) < 3 or message[0] != PROTOCOL_VERSION:
+        raise RemoteProtocolError(f"not a zray header of version {PROTOCOL_VERSION}")
+    kind = message[1]
+    expected = _FIELD_COUNT.get(kind) if type(kind) is int else None
+    if expected is None or type(message[2]) is not int:
+        raise RemoteProtocolError(f"unknown message kind {kind!r}")
+    if len(message) != expected + 3:
+        name = NAMES[kind]
+        raise RemoteProtocolError(f"{name} has {len(message) - 3} fields, not {expected}")
+    return message

@@ -1,0 +1,46 @@
+"""Identities: processes, tasks, objects and actors.
+
+What    A process has 8 random bytes. Whatever it creates is named by these 8 bytes and a
+        64-bit number it counts up itself, so a name needs no round trip and can't collide.
+        object number = return index (24 bits) << 40 | task number (40 bits): the first
+        return of a task has the task's own number, and a batch of n tasks is a range.
+Caller  every package.
+Never   draws the random bytes itself: the shell that starts a process passes them in.
+Spec    docs/reference/protocol.md, "Identities".
+"""
+
+PROCESS_ID_BYTES = 8
+OBJECT_ID_BYTES = 16
+TASK_NUMBER_BITS = 40
+TASK_NUMBER_MAX = (1 << TASK_NUMBER_BITS) - 1
+RETURN_INDEX_MAX = (1 << 24) - 1
+
+ProcessId = bytes
+ObjectId = bytes
+ActorId = bytes
+NodeId = bytes
+
+
+def object_id(process: ProcessId, number: int) -> ObjectId:
+    """Join the owner's 8 bytes and the object's number into the 16-byte id."""
+    return process + number.to_bytes(8, "big")
+
+
+def owner_of(identity: ObjectId) -> ProcessId:
+    """Return the 8 bytes of the process that created this object or actor."""
+    return identity[:PROCESS_ID_BYTES]
+
+
+def number_of(identity: ObjectId) -> int:
+    """Return the number that the owner counts this object or actor by."""
+    return int.from_bytes(identity[PROCESS_ID_BYTES:], "big")
+
+
+def return_number(task_number: int, index: int) -> int:
+    """Return the object number of return ``index`` (0 is the first) of a task."""
+    return index << TASK_NUMBER_BITS | task_number
+
+
+def task_number_of(number: int) -> int:
+    """Return the number of the task that produces object ``number``."""
+    return number & TASK_NUMBER_MAX

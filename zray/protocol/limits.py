@@ -1,0 +1,100 @@
+"""Every bound, timeout and size, in one place, with its unit in its name.
+
+What    Constants, and asserts that hold them in proportion to each other.
+Caller  every package; docs/reference/limits.md is generated from this file.
+Never   holds a value that a user sets: those are options (zray/options.py).
+"""
+
+PROTOCOL_VERSION = 1
+"""First element of every header. A peer with another version is refused at HELLO."""
+
+INLINE_BYTES_MAX = 64 * 1024
+"""Values up to this size ride inside messages; larger ones go to shared memory."""
+
+BATCH_TASKS_MAX = 128
+"""Tasks in one batch: one message, one queue entry. 128 hides the cost of the message."""
+
+BATCH_BYTES_MAX = 256 * 1024
+"""A batch is closed early when its arguments reach this size: splitting it stays cheap."""
+
+MAP_CHUNK_TASKS = 2048
+"""Items of f.map() in one batch: 2048 x 0.1 us of work still spreads over workers."""
+
+LINGER_US = 2_000
+"""A batch that nobody flushes waits at most this long for company."""
+
+QUIET_US = 300
+"""A call after this much silence is sent at once: nobody is about to join it."""
+
+RESULT_LINGER_US = 300
+"""A finished task's result waits at most this long for company before it is sent."""
+
+WORKER_BACKLOG_US = 5_000
+"""Work queued at one worker ahead of it, by the estimate of its function."""
+
+WORKER_BACKLOG_TASKS_MAX = 4096
+"""Tasks queued at one worker, whatever their estimate."""
+
+TASK_ESTIMATE_US = 500
+"""Estimated duration of a function that has not run yet."""
+
+LEASE_IDLE_S = 0.2
+"""A lease on a worker that its caller has not used for this long is given back."""
+
+BLOCKED_AFTER_S = 0.001
+"""A worker that waits in get longer than this lends its CPU out."""
+
+WORKER_IDLE_S = 5.0
+"""Idle workers beyond the number of CPUs are ended after this long."""
+
+WORKER_START_TIMEOUT_S = 30.0
+"""A forked worker that has not said HELLO by then is killed and replaced."""
+
+WORKERS_MAX = 4000
+"""Worker processes of one node, blocked ones included."""
+
+NODE_START_TIMEOUT_S = 15.0
+"""zray.init() gives up on a node that has not reported ready by then."""
+
+SHUTDOWN_GRACE_S = 2.0
+"""Workers get this long to end by themselves before SIGKILL."""
+
+RECONCILE_GRACE_S = 0.02
+"""Wait for results still on their way before asking what a dead worker left undone."""
+
+STORE_FULL_WAIT_S = 2.0
+"""An allocation waits this long for spilling and releases before it fails."""
+
+CHANNEL_MESSAGE_BYTES_MAX = 256 * 1024 * 1024
+"""Largest message on a lifeline; a longer length prefix is a broken peer."""
+
+MAILBOX_MESSAGE_BYTES_MAX = 512 * 1024 * 1024
+"""Largest frame a mailbox accepts (ZMQ_MAXMSGSIZE)."""
+
+IPC_PATH_BYTES_MAX = 107
+"""Length of a unix socket path that every kernel accepts."""
+
+FUNCTION_BYTES_WARN = 10 * 1024 * 1024
+"""Exported code larger than this is reported to the user."""
+
+FUNCTION_BYTES_MAX = 100 * 1024 * 1024
+"""Exported code larger than this is refused: put() the data and pass its ref."""
+
+GENERATOR_BACKLOG_MAX = 64
+"""Items a generator task runs ahead of its consumer unless an option says otherwise."""
+
+ACTOR_BACKLOG_BYTES_MAX = 1 << 30
+"""Bytes of calls that wait for one actor's start; beyond it calls are refused."""
+
+LEDGER_BYTES_MAX = 1 << 30
+"""Lineage kept per node; beyond it the oldest segment is dropped and counted."""
+
+EVENTS_MAX = 1_000_000
+"""Scheduling events kept per node; beyond it the oldest go, and are counted."""
+
+assert BATCH_BYTES_MAX >= INLINE_BYTES_MAX, "one task must fit into a batch"
+assert MAILBOX_MESSAGE_BYTES_MAX > BATCH_BYTES_MAX + INLINE_BYTES_MAX
+assert BATCH_TASKS_MAX <= MAP_CHUNK_TASKS <= WORKER_BACKLOG_TASKS_MAX
+assert QUIET_US < LINGER_US < WORKER_BACKLOG_US
+assert RECONCILE_GRACE_S < 0.1, "a lost task is late by at most 100 ms"
+assert FUNCTION_BYTES_WARN < FUNCTION_BYTES_MAX <= CHANNEL_MESSAGE_BYTES_MAX

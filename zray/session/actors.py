@@ -1,0 +1,204 @@
+"""Calls to actors: in order, to wherever the actor lives now.
+
+What    A route per actor: calls wait until the node has said where it lives, then go straight
+        to its worker, numbered by the caller so that the worker can drop a duplicate. A call
+        whose arguments are not ready holds back the later ones of this caller.
+Caller  zray/session/session.py.
+Never   decides whether an actor restarts: the node does.
+"""
+
+from collections import deque
+from typing import Any
+
+from zray.protocol import messages
+from zray.protocol.ids import TASK_NUMBER_MAX, ActorId, ProcessId, return_number
+
+from .outbox import Outbox
+from .references import References
+
+PENDING, ALIVE, RESTARTING, DEAD = "PENDING", "ALIVE", "RESTARTING", "DEAD"
+
+
+class ActorCall:
+    """One call that has no outcome yet."""
+
+    __slots__ = ("arguments", "keep", "method", "number", "retries_left", "returns")
+
+    def __init__(self, number: int, method: str, returns: int, arguments: bytes | None,
+                 keep: object, retries_left: int) -> None:
+        self.number = number
+        self.method = method
+        self.returns = returns
+        self.arguments = arguments
+        self.keep = keep
+        self.retries_left = retries_left
+
+
+class ActorRoute:
+    """What this process knows of one actor, and its calls under way."""
+
+    __slots__ = ("actor", "cause", "incarnation", "keep", "outgoing", "pending", "pending_calls_max",
+                 "process", "state", "unready", "watched")
+
+    def __init__(self, actor: ActorId, pending_calls_max: int) -> None:
+        self.actor = actor
+        self.state = PENDING
+        self.process: ProcessId | None = None
+        self.incarnation = -1
+        self.cause = b""
+        self.keep: object = None
+        """What the constructor's arguments refer to, until the actor has started."""
+        self.pending_calls_max = pending_calls_max
+        self.pending: dict[int, ActorCall] = {}
+        self.outgoing: list[list[Any]] = []
+        self.unready: deque[ActorCall] = deque()
+        self.watched = False
+
+
+class ActorCalls:
+    """The actor calls that this process made. Methods need the session's lock."""
+
+    def __init__(self, references: References, outbox: Outbox) -> None:
+        self.references = references
+        self.outbox = outbox
+        self.routes: dict[ActorId, ActorRoute] = {}
+        self.dirty: dict[ActorId, ActorRoute] = {}
+        self.by_number: dict[int, ActorRoute] = {}
+        self.waiting_for_place = 0
+        """Calls that nothing but an ACTOR_STATE can move: somebody must read the inbox."""
+
+    def route(self, actor: ActorId, pending_calls_max: int = -1) -> ActorRoute:
+        """Return the route of an actor, making it at first sight."""
+        route = self.routes.get(actor)
+        if route is None:
+            route = self.routes[actor] = ActorRoute(actor, pending_calls_max)
+        return route
+
+    def call(self, route: ActorRoute, call: ActorCall) -> None:
+        """Add a call; one without arguments yet (None) holds back those behind it."""
+        route.pending[call.number] = call
+        self.by_number[call.number] = route
+        if call.arguments is None or route.unready:
+            route.unready.append(call)
+        else:
+            self._ready(route, call)
+
+    def arguments_ready(self, route: ActorRoute, number: int, arguments: bytes) -> None:
+        """The arguments of a held call are complete."""
+        call = route.pending.get(number)
+        if call is None:
+            return
+        call.arguments = arguments
+        while route.unready and route.unready[0].arguments is not None:
+            ready = route.unready.popleft()
+            if ready.number in route.pending:
+                self._ready(route, ready)
+
+    def argument_failed(self, route: ActorRoute, number: int, found: bytes) -> None:
+        """An argument of a held call is an error: so is the call."""
+        if number in route.pending:
+            self._fail(route, number, found)
+        while route.unready and (route.unready[0].number not in route.pending
+                                 or route.unready[0].arguments is not None):
+            ready = route.unready.popleft()
+            if ready.number in route.pending:
+                self._ready(route, ready)
+
+    def _ready(self, route: ActorRoute, call: ActorCall) -> None:
+        if route.state == DEAD:
+            self._fail(route, call.number, route.cause)
+            return
+        route.outgoing.append([route.actor, call.number, call.method, call.returns,
+                               call.arguments])
+        if route.process is not None:
+            self.dirty[route.actor] = route
+        else:
+            self.waiting_for_place += 1
+
+    def flush(self) -> None:
+        """Turn outgoing calls into one message for each worker."""
+        by_worker: dict[ProcessId, list[list[Any]]] = {}
+        for route in self.dirty.values():
+            if route.process is not None and route.outgoing:
+                by_worker.setdefault(route.process, []).extend(route.outgoing)
+                route.outgoing = []
+        self.dirty.clear()
+        for worker, calls in by_worker.items():
+            self.outbox.message(worker, messages.CALL, calls)
+
+    def replied(self, numbers: list[int], outcomes: list[bytes], special: bool) -> None:
+        """REPLIES: outcomes by object number."""
+        references, by_number, results = self.references, self.by_number, self.references.results
+        plain = not (special or references.dropped or references.publish)
+        for number, found in zip(numbers, outcomes, strict=True):
+            route = by_number.pop(number, None)
+            if route is not None:
+                del route.pending[number]
+            elif number <= TASK_NUMBER_MAX:
+                continue  # The call has failed already; its outcome stands.
+            if plain:
+                results[number] = found
+            else:
+                references.arrived(number, found)
+
+    def state_changed(self, actor: ActorId, state: str, process: ProcessId | None,
+                      endpoint: str | None, incarnation: int, cause: bytes) -> None:
+        """ACTOR_STATE: where the actor lives, or that it does not."""
+        route = self.routes.get(actor)
+        if route is None or incarnation < route.incarnation:
+            return
+        route.incarnation = incarnation
+        route.state = state
+        if state == DEAD:
+            self._died(route, cause)
+            return
+        if process is not None and endpoint is not None and process != route.process:
+            self.outbox.connect(process, endpoint)
+            if route.process is None:
+                self.waiting_for_place -= len(route.outgoing)
+            route.process = process
+            if route.outgoing:
+                self.dirty[actor] = route
+        elif process is None and route.process is not None:
+            self._lost(route, cause)
+
+    def process_died(self, process: ProcessId, cause: bytes) -> None:
+        """The worker is gone: its actors are nowhere until the node says more."""
+        for route in self.routes.values():
+            if route.process == process:
+                self._lost(route, cause)
+
+    def _lost(self, route: ActorRoute, cause: bytes) -> None:
+        """Calls sent to a dead incarnation: again where allowed, else failed."""
+        route.process = None
+        unsent = {row[1] for row in route.outgoing}
+        again = []
+        for number, call in list(route.pending.items()):
+            if call.arguments is None or number in unsent:
+                continue
+            if call in route.unready:
+                continue
+            if call.retries_left == 0:
+                self._fail(route, number, cause)
+                continue
+            call.retries_left -= 1 if call.retries_left > 0 else 0
+            again.append([route.actor, number, call.method, call.returns, call.arguments])
+        if again:
+            forget = [self.references.id_of(row[1]) for row in again]
+            self.outbox.call(messages.FORGET, forget)
+        route.outgoing = again + route.outgoing
+        self.waiting_for_place += len(route.outgoing)
+
+    def _died(self, route: ActorRoute, cause: bytes) -> None:
+        if route.process is None:
+            self.waiting_for_place -= len(route.outgoing)
+        route.process, route.cause, route.outgoing = None, cause, []
+        route.unready.clear()
+        for number in list(route.pending):
+            self._fail(route, number, cause)
+
+    def _fail(self, route: ActorRoute, number: int, outcome_bytes: bytes) -> None:
+        call = route.pending.pop(number)
+        self.by_number.pop(number, None)
+        for index in range(max(1, call.returns)):
+            self.references.arrived(return_number(number, index), outcome_bytes)

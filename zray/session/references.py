@@ -1,0 +1,192 @@
+"""Who in this process refers to what, and what the node must know of it.
+
+What    A key is an int for an object of this process, the 16-byte id for one of another. An
+        object is private until its reference escapes (is pickled); then the node's directory
+        is its home and counts this process's units. Refs and arrays that view the segment
+        count alike: the last one to go gives all units back in one RELEASE.
+Caller  zray/session/*, zray/client.py, ObjectRef.__del__ (only appends to ``garbage``).
+Never   takes a lock in drop(): the collector calls it in the middle of anything.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from zray.protocol import messages, outcome
+from zray.protocol.ids import ObjectId, ProcessId, number_of, object_id, owner_of
+
+from .outbox import Outbox
+
+Key = int | bytes
+
+
+class References:
+    """References of one process. All methods but drop() need the session's lock."""
+
+    def __init__(self, process: ProcessId, node: ProcessId, results: dict[Key, bytes],
+                 outbox: Outbox) -> None:
+        self.process = process
+        self.node = node
+        self.results = results
+        self.outbox = outbox
+        self.garbage: deque[Key] = deque()
+        self.extra: dict[Key, int] = {}
+        """Local references beyond the first."""
+        self.units: dict[Key, int] = {}
+        """Units that the node counts for this process; absent: private."""
+        self.contained: dict[Key, list[object]] = {}
+        """References (or transferred ids) that a value of this process holds."""
+        self.views: dict[Key, int] = {}
+        self.dropped: set[Key] = set()
+        self.publish: set[int] = set()
+        """Shared while pending: their outcome goes to the directory when it arrives."""
+        self.located: set[Key] = set()
+        self.adopted: set[Key] = set()
+        """Own numbers that came home from elsewhere: only the node knows their value."""
+        self.free_private: Callable[[int], None] = lambda _number: None
+        """Set by the store client: give the extent of a private object back."""
+        self.register_private: Callable[[int, list[ObjectId]], None] = lambda _number, _held: None
+        """Set by the store client: hand the extent of a private object to the node."""
+
+    def id_of(self, key: Key) -> ObjectId:
+        """Return the 16-byte id of a key."""
+        return object_id(self.process, key) if isinstance(key, int) else key
+
+    def key_of(self, identity: ObjectId) -> Key:
+        """Return the key of a 16-byte id."""
+        return number_of(identity) if owner_of(identity) == self.process else identity
+
+    # -- local counting ------------------------------------------------------------------
+
+    def add(self, key: Key) -> None:
+        """Count one more local reference to an object that has one already."""
+        self.extra[key] = self.extra.get(key, 0) + 1
+
+    def restore(self, key: Key) -> None:
+        """Count a reference that arrived pickled; the first one takes a hold at the node."""
+        if key in self.units:
+            self.add(key)
+            return
+        self.units[key] = 1
+        if isinstance(key, int):
+            self.adopted.add(key)
+        self.outbox.call(messages.HOLD, [self.id_of(key)], False)
+
+    def collect(self) -> None:
+        """Settle what was dropped since the last call."""
+        garbage, releases = self.garbage, []
+        while garbage:
+            key = garbage.popleft()
+            count = self.extra.get(key)
+            if count is not None:
+                if count == 1:
+                    del self.extra[key]
+                else:
+                    self.extra[key] = count - 1
+                continue
+            found = self.results.pop(key, None)
+            units = self.units.pop(key, 0)
+            if units:
+                releases.append((self.id_of(key), units))
+                self.located.discard(key)
+                self.adopted.discard(key)
+            if isinstance(key, int):
+                if found is None and not units:
+                    self.dropped.add(key)
+                elif found is not None and found[0] == outcome.STORED and not units:
+                    self.free_private(key)
+            if self.contained:
+                releases.extend(self._empty(key))
+        if releases:
+            self.outbox.message(self.node, messages.RELEASE, releases)
+
+    def _empty(self, key: Key) -> list[tuple[ObjectId, int]]:
+        held = self.contained.pop(key, ())
+        return [(identity, 1) for identity in held if isinstance(identity, bytes)]
+
+    # -- views ----------------------------------------------------------------------------
+
+    def view_opened(self, key: Key) -> Callable[[], None]:
+        """Count an array over the segment; returns what to call when it is gone."""
+        self.add(key)
+        self.views[key] = self.views.get(key, 0) + 1
+
+        def gone() -> None:
+            count = self.views.get(key, 1)
+            if count <= 1:
+                self.views.pop(key, None)
+            else:
+                self.views[key] = count - 1
+            self.garbage.append(key)
+
+        return gone
+
+    def unpin(self, identities: list[ObjectId]) -> list[ObjectId]:
+        """Forget where these lie unless an array views them; returns the forgotten."""
+        forgotten = []
+        for identity in identities:
+            key = self.key_of(identity)
+            if self.views.get(key):
+                continue
+            found = self.results.get(key)
+            if found is not None and found[0] == outcome.STORED:
+                self.results[key] = outcome.ELSEWHERE_OUTCOME
+                self.located.discard(key)
+            forgotten.append(identity)
+        return forgotten
+
+    # -- what the node must know -----------------------------------------------------------
+
+    def share(self, key: Key) -> None:
+        """The reference escapes: make the directory the object's home (once)."""
+        if key in self.units or not isinstance(key, int):
+            return
+        found = self.results.get(key)
+        self.units[key] = 1
+        if found is None:
+            self.publish.add(key)
+            self.outbox.call(messages.SHARE, self.id_of(key), None, [])
+            return
+        self._publish(key, found)
+
+    def arrived(self, number: int, found: bytes) -> None:
+        """An outcome for one of this process's numbers is here: keep it, or let it go."""
+        tag = found[0]
+        if tag == outcome.STORED:
+            self.units[number] = self.units.get(number, 0) + 1
+        elif tag == outcome.HOLDING:
+            contained, found = outcome.held(found)
+            self.contained[number] = list(contained)
+        self.results[number] = found
+        if number in self.publish:
+            self.publish.discard(number)
+            if tag != outcome.STORED:
+                self._publish(number, found)
+        if number in self.dropped:
+            self.dropped.discard(number)
+            self.garbage.append(number)
+
+    def _publish(self, key: int, found: bytes) -> None:
+        held = [identity if isinstance(identity, bytes) else getattr(identity, "id", b"")
+                for identity in self.contained.get(key, ())]
+        if found[0] == outcome.STORED:
+            self.register_private(key, held)
+            return
+        self.outbox.call(messages.SHARE, self.id_of(key), found, held)
+
+    def locate(self, key: Key) -> bool:
+        """Ask the node for a value only it knows; False where the value will come by itself."""
+        if isinstance(key, int) and key not in self.adopted:
+            found = self.results.get(key)
+            if found is None or found[0] != outcome.ELSEWHERE:
+                return False
+        if key not in self.located:
+            self.located.add(key)
+            self.outbox.call(messages.LOCATE, [self.id_of(key)])
+        return True
+
+    def found(self, identity: ObjectId, outcome_bytes: bytes) -> None:
+        """LOCATED: the node's answer."""
+        key = self.key_of(identity)
+        self.located.discard(key)
+        if key in self.units:
+            self.results[key] = outcome_bytes

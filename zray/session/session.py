@@ -1,0 +1,261 @@
+"""The session's door: one rule for each message that reaches a client.
+
+What    Session joins references, tasks, actor calls and streams, resolves arguments that are
+        not ready yet, and turns a death into retries or errors.
+Caller  zray/client.py (driver and worker), tests/sim.
+Never   opens a socket, reads a clock, starts a thread, pickles.
+Spec    docs/reference/protocol.md.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from zray.protocol import messages, outcome
+from zray.protocol.ids import ProcessId, return_number
+
+from .actors import ActorCall, ActorCalls, ActorRoute
+from .outbox import Outbox
+from .references import Key, References
+from .streams import Streams
+from .tasks import TaskBatch, TaskClass, Tasks
+
+Complete = Callable[[bytes], None]
+ErrorOutcome = Callable[[str, str], bytes]
+
+
+class HeldCall:
+    """A task or call that waits for outcomes it takes as arguments."""
+
+    __slots__ = ("blob", "complete", "fail", "filled", "slots")
+
+    def __init__(self, blob: bytes, slots: dict[Key, list[int | str]], filled: dict[Any, Any],
+                 complete: Complete, fail: Complete) -> None:
+        self.blob = blob
+        self.slots = slots
+        self.filled = filled
+        self.complete = complete
+        self.fail = fail
+
+
+class Session:
+    """All client state of one process. The shell holds ``lock`` around every method."""
+
+    def __init__(self, process: ProcessId, node: ProcessId, error_outcome: ErrorOutcome) -> None:
+        self.process = process
+        self.node = node
+        self.error_outcome = error_outcome
+        self.results: dict[Key, bytes] = {}
+        self.outbox = Outbox()
+        self.references = References(process, node, self.results, self.outbox)
+        self.tasks = Tasks(node, self.results, self.references, self.outbox)
+        self.actors = ActorCalls(self.references, self.outbox)
+        self.streams = Streams(self.references, self.outbox)
+        self.held: dict[Key, list[HeldCall]] = {}
+        self.callbacks: dict[Key, list[Callable[[], None]]] = {}
+        self.reconcile_wanted = False
+        self.unhandled = 0
+
+    @property
+    def needs_service(self) -> bool:
+        """Whether something moves only if somebody reads the inbox soon."""
+        return bool(self.held or self.callbacks or self.references.publish
+                    or self.actors.waiting_for_place > 0 or self.reconcile_wanted)
+
+    def flush(self) -> None:
+        """Turn everything gathered into messages."""
+        if self.references.garbage:
+            self.references.collect()
+        if self.tasks.open:
+            self.tasks.close_open()
+        if self.actors.dirty:
+            self.actors.flush()
+
+    # -- arguments that are references -----------------------------------------------------------
+
+    def resolve(self, blob: bytes, slots: dict[Key, list[int | str]], complete: Complete,
+                fail: Complete) -> bool:
+        """Fill references into arguments: complete(arguments) now or when all have arrived.
+
+        ``slots`` maps a key to the positions and names that take its value; ``fail`` gets the
+        outcome of an argument that is an error. Returns False where it has to wait.
+        """
+        held = HeldCall(blob, dict(slots), {}, complete, fail)
+        for key in slots:
+            if self._fill(held, key) is False:
+                self.held.setdefault(key, []).append(held)
+                self.references.locate(key)
+        if held.slots:
+            return False
+        return True
+
+    def _fill(self, held: HeldCall, key: Key) -> bool | None:
+        """True: filled. False: not here yet. None: the call is over (an argument failed)."""
+        found = self.results.get(key)
+        if found is None or found[0] == outcome.ELSEWHERE:
+            return False
+        positions = held.slots.pop(key, None)
+        if positions is None:
+            return None
+        if found[0] == outcome.ERROR:
+            held.slots.clear()
+            held.fail(found)
+            return None
+        if found[0] == outcome.STORED:
+            self.references.share(key)
+        for position in positions:
+            held.filled[position] = (self.references.id_of(key), found)
+        if not held.slots:
+            held.complete(outcome.arguments(held.blob, held.filled))
+        return True
+
+    def after_arrival(self) -> None:
+        """Serve those who waited for what has just arrived. Cheap when nobody waits."""
+        if self.held:
+            for key in [key for key in self.held if key in self.results]:
+                if self.results[key][0] == outcome.ELSEWHERE:
+                    self.references.locate(key)
+                    continue
+                for held in self.held.pop(key):
+                    self._fill(held, key)
+        if self.callbacks:
+            for key in [key for key in self.callbacks if key in self.results]:
+                for callback in self.callbacks.pop(key):
+                    callback()
+
+    def call_actor(self, route: ActorRoute, call: ActorCall) -> None:
+        """Add a call to an actor's route."""
+        self.actors.call(route, call)
+
+    def submit_held(self, task_class: TaskClass, number: int, blob: bytes,
+                    slots: dict[Key, list[int | str]], keep: object) -> None:
+        """Submit a numbered task as soon as its arguments are here."""
+        def complete(arguments: bytes) -> None:
+            self.tasks.submit_numbered(task_class, number, arguments, keep)
+
+        def fail(found: bytes) -> None:
+            for index in range(max(1, task_class.returns)):
+                self.references.arrived(return_number(number, index), found)
+
+        self.resolve(blob, slots, complete, fail)
+
+    def map_batch(self, task_class: TaskClass, data: bytes, count: int, keep: list[Any],
+                  slots: dict[Key, list[int | str]]) -> TaskBatch:
+        """Submit a map's batch, at once or when the refs among its items are here."""
+        batch = self.tasks.map_batch(task_class, data, count, keep)
+        if not slots:
+            self.tasks.submit_batch(batch)
+            return batch
+
+        def complete(filled: bytes) -> None:
+            batch.payload = filled
+            self.tasks.submit_batch(batch)
+
+        def fail(found: bytes) -> None:
+            self.tasks.batches[batch.first] = batch
+            for item in range(count):
+                self.tasks.failed(batch, item, found)
+
+        self.resolve(data, slots, complete, fail)
+        return batch
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    def handle(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
+        """Apply one mailbox message. Unknown kinds for a client are counted, not obeyed."""
+        rule = self._RULES.get(message[1])
+        if rule is None:
+            self.unhandled += 1
+            return
+        rule(self, sender, message, payloads)
+
+    def _results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
+        self.tasks.results_arrived(message[3], message[4], msgpack.unpackb(payloads[0]), message[6])
+
+    def _map_results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
+        self.tasks.map_arrived(message[3], message[4], message[5], payloads[0])
+
+    def _replies(self, _sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        self.actors.replied(message[3], message[4], message[5])
+
+    def _actor_state(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        if sender == self.node:
+            for row in message[3]:
+                self.actors.state_changed(*row)
+
+    def _process_died(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        if sender != self.node:
+            return
+        process, reason = message[3], message[4]
+        self.outbox.disconnect(process)
+        for batch in self.tasks.worker_died(process, reason):
+            self._crash(batch, 0, batch.count, reason)
+        self.actors.process_died(process, self.error_outcome("actor", reason))
+        if self.tasks.batches:
+            self.reconcile_wanted = True
+
+    def reconcile(self) -> None:
+        """Ask the node which outstanding tasks it does not have. The shell waits a moment first."""
+        self.reconcile_wanted = False
+        rows = self.tasks.unfinished()
+        if rows:
+            self.outbox.call(messages.RECONCILE, rows)
+
+    def _reconciled(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        if sender != self.node:
+            return
+        for first, low, high in message[3]:
+            batch = self.tasks.batches.get(first)
+            if batch is None:
+                continue
+            for start, end in list(batch.missing()):
+                start, end = max(start, low), min(end, high)
+                if start < end and not self.tasks.again(batch, start, end):
+                    self._crash(batch, start, end, "its worker died before the result left it")
+
+    def _crash(self, batch: TaskBatch, low: int, high: int, reason: str) -> None:
+        found = self.error_outcome("task", f"{reason}; max_retries="
+                                   f"{batch.task_class.max_retries} are used up")
+        for item in range(low, high):
+            self.tasks.failed(batch, item, found)
+
+    def _task_failed(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        if sender != self.node:
+            return
+        batch = self.tasks.batches.get(message[3])
+        if batch is not None:
+            for item in message[4]:
+                self.tasks.failed(batch, item, message[5])
+
+    def _leased(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        if sender != self.node:
+            return
+        if message[4] is not None:
+            self.outbox.connect(message[4], message[5])
+        self.tasks.leased(message[3], message[4])
+
+    def _located(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        if sender == self.node:
+            for identity, found in message[3]:
+                self.references.found(identity, found)
+
+    def _yielded(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
+        self.streams.yielded(sender, message[3], message[4], message[5])
+
+    def _ping(self, _sender: bytes, _message: list[Any], _payloads: list[bytes]) -> None:
+        return
+
+    _RULES: "dict[int, Callable[[Session, bytes, list[Any], list[bytes]], None]]" = {
+        messages.RESULTS: _results,
+        messages.MAP_RESULTS: _map_results,
+        messages.REPLIES: _replies,
+        messages.ACTOR_STATE: _actor_state,
+        messages.PROCESS_DIED: _process_died,
+        messages.RECONCILED: _reconciled,
+        messages.TASK_FAILED: _task_failed,
+        messages.LEASED: _leased,
+        messages.LOCATED: _located,
+        messages.YIELDED: _yielded,
+        messages.PING: _ping,
+    }

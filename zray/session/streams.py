@@ -1,0 +1,77 @@
+"""Generators: items of a running task, as references, with back-pressure.
+
+What    Item i of generator task n is object (i + 1) << 40 | n. The worker sends items as it
+        yields them and stops ahead of the consumer by the backlog; CONSUMED lets it run on.
+        The task's own outcome (object n) is the number of items, or its error.
+Caller  zray/session/session.py, zray/refs.py.
+Never   waits.
+"""
+
+from zray.protocol import messages
+from zray.protocol.ids import ProcessId, return_number
+
+from .outbox import Outbox
+from .references import References
+
+
+class Stream:
+    """One generator task as its consumer sees it."""
+
+    __slots__ = ("arrived", "consumed", "number", "owed", "worker")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.arrived = 0
+        self.consumed = 0
+        self.worker: ProcessId | None = None
+        self.owed = 0
+
+
+class Streams:
+    """The generators that this process consumes. Methods need the session's lock."""
+
+    def __init__(self, references: References, outbox: Outbox) -> None:
+        self.references = references
+        self.outbox = outbox
+        self.open: dict[int, Stream] = {}
+
+    def start(self, number: int) -> Stream:
+        """Follow the items of generator task ``number``."""
+        stream = self.open[number] = Stream(number)
+        return stream
+
+    def yielded(self, worker: ProcessId, number: int, index: int, found: bytes) -> None:
+        """YIELDED: item ``index``. A second execution's repeats are acknowledged, not kept."""
+        stream = self.open.get(number)
+        if stream is None:
+            self.outbox.message(worker, messages.CONSUMED, number, -1)
+            return
+        stream.worker = worker
+        if index < stream.arrived:
+            self.outbox.message(worker, messages.CONSUMED, number, max(stream.consumed, index + 1))
+            return
+        stream.arrived = index + 1
+        self.references.arrived(return_number(number, index + 1), found)
+
+    def consume(self, stream: Stream) -> int:
+        """Take the next item: returns its object number; the worker may run on."""
+        stream.consumed += 1
+        stream.owed += 1
+        if stream.worker is not None and stream.owed >= 8:
+            self.acknowledge(stream)
+        return return_number(stream.number, stream.consumed)
+
+    def acknowledge(self, stream: Stream) -> None:
+        """Tell the worker how far the consumer has come."""
+        if stream.worker is not None and stream.owed:
+            stream.owed = 0
+            self.outbox.message(stream.worker, messages.CONSUMED, stream.number, stream.consumed)
+
+    def close(self, stream: Stream) -> None:
+        """The consumer has gone: the generator may stop, its items go."""
+        if self.open.pop(stream.number, None) is None:
+            return
+        for index in range(stream.consumed, stream.arrived):
+            self.references.garbage.append(return_number(stream.number, index + 1))
+        if stream.worker is not None:
+            self.outbox.message(stream.worker, messages.CONSUMED, stream.number, -1)

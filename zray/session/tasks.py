@@ -1,0 +1,368 @@
+"""Submitted tasks: batches, leases, and what to do when a worker dies.
+
+What    Tasks of one class (function + options) gather in an open batch; a batch is one message
+        and one queue entry at the node. A caller that works synchronously gets a lease and
+        sends its batch of one straight to the worker. Outcomes come from workers directly, so
+        when one dies the session asks the node which tasks it no longer has, and sends those again.
+Caller  zray/session/session.py.
+Never   reads a clock: the shell says when to flush and when to reconcile.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgpack
+
+from zray.protocol import messages
+from zray.protocol.ids import ProcessId, return_number
+from zray.protocol.limits import BATCH_BYTES_MAX, BATCH_TASKS_MAX
+
+from .outbox import Outbox
+from .references import Key, References
+
+MODE_CALLS = 0
+MODE_MAP = 1
+_SYNC_STREAK = 2
+
+
+class TaskClass:
+    """A function with its options: what batches name by a number."""
+
+    __slots__ = ("keep", "max_retries", "number", "open_bytes", "open_calls", "open_first",
+                 "open_keep", "returns", "shape", "spec")
+
+    def __init__(self, number: int, spec: list[Any], *, shape: tuple[tuple[str, int], ...],
+                 returns: int, max_retries: int) -> None:
+        self.number = number
+        self.spec = spec
+        self.shape = shape
+        self.returns = returns
+        self.max_retries = max_retries
+        self.open_calls: list[bytes] = []
+        self.open_first = 0
+        self.open_bytes = 0
+        self.open_keep: list[object] = []
+        self.keep: object = None
+
+
+class TaskBatch:
+    """Submitted tasks with consecutive numbers."""
+
+    __slots__ = ("abandoned", "count", "done", "first", "keep", "mode", "payload", "resent",
+                 "target", "task_class", "values", "watched")
+
+    def __init__(self, task_class: TaskClass, first: int, count: int, mode: int, payload: bytes,
+                 keep: list[object]) -> None:
+        self.task_class = task_class
+        self.first = first
+        self.count = count
+        self.mode = mode
+        self.payload = payload
+        self.keep = keep
+        self.done = bytearray(count)
+        self.target: ProcessId | None = None
+        self.resent = 0
+        self.values: list[tuple[int, int, bytes]] | None = [] if mode == MODE_MAP else None
+        """Map only: (low, count, pickled list) as they arrived."""
+        self.watched: set[int] = set()
+        """Map only: items that somebody looked at, so they are objects of their own."""
+        self.abandoned = False
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges [low, high) that have no outcome yet."""
+        done, low = self.done, 0
+        while (low := done.find(0, low)) >= 0:
+            high = done.find(1, low)
+            if high < 0:
+                high = self.count
+            yield low, high
+            low = high
+
+
+class Lease:
+    """An idle worker that this process may call directly."""
+
+    __slots__ = ("batch", "recalled", "used", "worker")
+
+    def __init__(self, worker: ProcessId) -> None:
+        self.worker = worker
+        self.batch: int | None = None
+        self.recalled = False
+        self.used = True
+
+
+class Tasks:
+    """The tasks that this process submitted. Methods need the session's lock."""
+
+    def __init__(self, node: ProcessId, results: dict[Key, bytes], references: References,
+                 outbox: Outbox) -> None:
+        self.node = node
+        self.results = results
+        self.references = references
+        self.outbox = outbox
+        self.next_number = 1
+        self.classes: list[TaskClass] = []
+        self.open: dict[int, TaskClass] = {}
+        self.batches: dict[int, TaskBatch] = {}
+        self.leases: dict[tuple[tuple[str, int], ...], Lease | None] = {}
+        self._streak = 0
+        self.split_values: Callable[[bytes, int], bytes] = lambda values, _item: values
+        """Set by the shell: pick one item out of a pickled list, as an outcome."""
+
+    # -- submitting --------------------------------------------------------------------------
+
+    def declare(self, spec: list[Any], *, shape: tuple[tuple[str, int], ...], returns: int,
+                max_retries: int) -> TaskClass:
+        """Give a function with its options a number and tell the node."""
+        task_class = TaskClass(len(self.classes), spec, shape=shape, returns=returns,
+                               max_retries=max_retries)
+        self.classes.append(task_class)
+        self.outbox.call(messages.DECLARE_CLASS, task_class.number, spec)
+        return task_class
+
+    def take_numbers(self, count: int = 1) -> int:
+        """Return the first of ``count`` fresh numbers."""
+        first = self.next_number
+        self.next_number = first + count
+        return first
+
+    def submit(self, task_class: TaskClass, arguments: bytes, keep: object) -> int:
+        """Add one task to its class's open batch; returns its number."""
+        calls = task_class.open_calls
+        if not calls:
+            # The block is given back when the batch closes, unless somebody numbered on.
+            task_class.open_first = self.next_number
+            self.next_number += BATCH_TASKS_MAX
+            self.open[task_class.number] = task_class
+        number = task_class.open_first + len(calls)
+        calls.append(arguments)
+        task_class.open_bytes += len(arguments)
+        if keep is not None:
+            task_class.open_keep.append(keep)
+        if len(calls) >= BATCH_TASKS_MAX or task_class.open_bytes >= BATCH_BYTES_MAX:
+            self._close(task_class)
+        return number
+
+    def submit_numbered(self, task_class: TaskClass, number: int, arguments: bytes,
+                        keep: object) -> None:
+        """Submit a task whose number was taken earlier, while it waited for its arguments."""
+        payload = msgpack.packb([arguments])
+        self._send(TaskBatch(task_class, number, 1, MODE_CALLS, payload, [keep]))
+
+    def map_batch(self, task_class: TaskClass, items: bytes, count: int,
+                  keep: list[object]) -> TaskBatch:
+        """Return a batch of ``count`` tasks whose arguments lie in one pickled list, unsent."""
+        return TaskBatch(task_class, self.take_numbers(count), count, MODE_MAP, items, keep)
+
+    def submit_batch(self, batch: TaskBatch) -> None:
+        """Send a batch made by map_batch()."""
+        self._send(batch)
+
+    def watch_item(self, batch: TaskBatch, item: int) -> int:
+        """Make one item of a map an object of its own, now or when it arrives."""
+        number = batch.first + item
+        if item not in batch.watched:
+            batch.watched.add(item)
+            for low, count, values in batch.values or ():
+                if low <= item < low + count:
+                    self.references.arrived(number, self.split_values(values, item - low))
+        return number
+
+    def abandon(self, batches: list[TaskBatch], made: frozenset[int], chunk: int) -> None:
+        """A map's sequence is gone: outcomes that nobody else refers to go with it."""
+        for position, batch in enumerate(batches):
+            batch.abandoned = True
+            batch.values = []
+            for item in range(batch.count):
+                number = batch.first + item
+                if position * chunk + item not in made and number in self.results:
+                    self.references.garbage.append(number)
+
+    def close_open(self) -> None:
+        """Turn every open batch into a message."""
+        for task_class in list(self.open.values()):
+            self._close(task_class)
+
+    def _close(self, task_class: TaskClass) -> None:
+        calls, first = task_class.open_calls, task_class.open_first
+        del self.open[task_class.number]
+        if self.next_number == first + BATCH_TASKS_MAX:
+            self.next_number = first + len(calls)
+        payload = msgpack.packb(calls)
+        batch = TaskBatch(task_class, first, len(calls), MODE_CALLS, payload, task_class.open_keep)
+        task_class.open_calls, task_class.open_keep, task_class.open_bytes = [], [], 0
+        self._send(batch)
+
+    def _send(self, batch: TaskBatch) -> None:
+        synchronous = batch.count == 1 and not self.batches
+        self.batches[batch.first] = batch
+        task_class = batch.task_class
+        if synchronous and batch.mode == MODE_CALLS:
+            lease = self.leases.get(task_class.shape)
+            if lease is not None and lease.batch is None and not lease.recalled:
+                self._run_on(lease, batch)
+                return
+            self._streak += 1
+            if self._streak > _SYNC_STREAK and task_class.shape not in self.leases:
+                self.leases[task_class.shape] = None  # Asked for; LEASED fills or clears it.
+                self.outbox.call(messages.LEASE, task_class.number)
+        elif batch.count > 1:
+            self._streak = 0
+        self._enqueue(batch, 0, batch.count)
+
+    def _run_on(self, lease: Lease, batch: TaskBatch) -> None:
+        lease.batch = batch.first
+        lease.used = True
+        batch.target = lease.worker
+        task_class = batch.task_class
+        self.outbox.message(lease.worker, messages.RUN, self.references.process, task_class.number,
+                            task_class.spec, batch.first, batch.count, 0, batch.count, batch.mode,
+                            [], payloads=(batch.payload,))
+
+    def _enqueue(self, batch: TaskBatch, low: int, high: int) -> None:
+        retries = batch.task_class.max_retries
+        left = retries if retries < 0 else max(0, retries - batch.resent)
+        row = [batch.task_class.number, batch.first, batch.count, low, high, batch.mode, left]
+        self.outbox.message(self.node, messages.SUBMIT, [row], payloads=(batch.payload,))
+
+    # -- outcomes ----------------------------------------------------------------------------
+
+    def results_arrived(self, first: int, low: int, outcomes: list[bytes], special: bool) -> None:
+        """RESULTS: outcomes of consecutive tasks of a batch, ``returns`` for each."""
+        batch = self.batches.get(first)
+        if batch is None:
+            return  # A second execution after a crash: the first outcome stands.
+        returns = batch.task_class.returns
+        count = len(outcomes) // returns if returns > 1 else len(outcomes)
+        if batch.resent and any(batch.done[low : low + count]):
+            return
+        number = first + low
+        references = self.references
+        if returns > 1:
+            for position, found in enumerate(outcomes):
+                index, task = position % returns, position // returns
+                references.arrived(return_number(number + task, index), found)
+        elif special or references.dropped or references.publish:
+            for position, found in enumerate(outcomes):
+                references.arrived(number + position, found)
+        else:
+            self.results.update(zip(range(number, number + count), outcomes, strict=True))
+        if batch.abandoned:
+            self.references.garbage.extend(
+                number + item for item in range(count) if low + item not in batch.watched)
+        self._mark(batch, low, count)
+
+    def map_arrived(self, first: int, low: int, count: int, values: bytes) -> None:
+        """MAP_RESULTS: one pickled list with the values of consecutive items."""
+        batch = self.batches.get(first)
+        if batch is None or any(batch.done[low : low + count]):
+            return
+        if batch.values is not None and not batch.abandoned:
+            batch.values.append((low, count, values))
+        for item in batch.watched:
+            if low <= item < low + count:
+                self.references.arrived(batch.first + item, self.split_values(values, item - low))
+        self._mark(batch, low, count)
+
+    def _mark(self, batch: TaskBatch, low: int, count: int) -> None:
+        batch.done[low : low + count] = b"\1" * count
+        if batch.done.find(0) >= 0:
+            return
+        del self.batches[batch.first]
+        batch.keep = []
+        batch.payload = b""
+        if batch.target is not None:
+            self._lease_done(batch)
+
+    def _lease_done(self, batch: TaskBatch) -> None:
+        lease = self.leases.get(batch.task_class.shape)
+        if lease is not None and lease.batch == batch.first:
+            lease.batch = None
+            if lease.recalled:
+                self._unlease(batch.task_class.shape, lease)
+
+    def failed(self, batch: TaskBatch, item: int, outcome_bytes: bytes) -> None:
+        """End one item with an error outcome."""
+        if batch.done[item]:
+            return
+        for index in range(max(1, batch.task_class.returns)):
+            self.references.arrived(return_number(batch.first + item, index), outcome_bytes)
+        self._mark(batch, item, 1)
+
+    def batch_of(self, number: int) -> TaskBatch | None:
+        """Return the outstanding batch that holds this task number."""
+        batch = self.batches.get(number)
+        if batch is not None:
+            return batch
+        for batch in self.batches.values():
+            if batch.first <= number < batch.first + batch.count:
+                return batch
+        return None
+
+    # -- leases and deaths -------------------------------------------------------------------
+
+    def leased(self, class_number: int, worker: ProcessId | None) -> None:
+        """LEASED: the node's answer."""
+        shape = self.classes[class_number].shape
+        if worker is None:
+            self.leases.pop(shape, None)
+            self._streak = -16  # Refused: do not ask again with every call.
+            return
+        self.leases[shape] = Lease(worker)
+
+    def recalled(self, worker: ProcessId) -> None:
+        """RECALL: give the lease back, at once or when its task has ended."""
+        for shape, lease in list(self.leases.items()):
+            if lease is not None and lease.worker == worker:
+                lease.recalled = True
+                if lease.batch is None:
+                    self._unlease(shape, lease)
+
+    def sweep_leases(self) -> bool:
+        """Give back leases not used since the last sweep; returns whether any is left."""
+        for shape, lease in list(self.leases.items()):
+            if lease is None or lease.batch is not None:
+                continue
+            if lease.used:
+                lease.used = False
+            else:
+                self._unlease(shape, lease)
+        return any(self.leases.values())
+
+    def _unlease(self, shape: tuple[tuple[str, int], ...], lease: Lease) -> None:
+        del self.leases[shape]
+        self._streak = 0
+        self.outbox.call(messages.UNLEASE, lease.worker)
+
+    def worker_died(self, worker: ProcessId, reason: str) -> list[TaskBatch]:
+        """A worker is gone: returns leased batches that may not run again (max_retries 0)."""
+        lost = []
+        for shape, lease in list(self.leases.items()):
+            if lease is None or lease.worker != worker:
+                continue
+            del self.leases[shape]
+            batch = self.batches.get(lease.batch) if lease.batch is not None else None
+            if batch is not None and not self.again(batch, 0, batch.count):
+                lost.append(batch)
+        return lost
+
+    def again(self, batch: TaskBatch, low: int, high: int) -> bool:
+        """Submit a range once more, unless its retries are used up."""
+        retries = batch.task_class.max_retries
+        if 0 <= retries <= batch.resent:
+            return False
+        batch.resent += 1
+        batch.target = None
+        self.outbox.call(messages.FORGET, self._registered_ids(batch, low, high))
+        self._enqueue(batch, low, high)
+        return True
+
+    def _registered_ids(self, batch: TaskBatch, low: int, high: int) -> list[bytes]:
+        returns = max(1, batch.task_class.returns)
+        return [self.references.id_of(return_number(batch.first + item, index))
+                for item in range(low, high) for index in range(returns)]
+
+    def unfinished(self) -> list[list[int]]:
+        """Return [first, low, high] of everything the node should have: for RECONCILE."""
+        return [[batch.first, low, high] for batch in self.batches.values()
+                if batch.target is None for low, high in batch.missing()]
