@@ -49,23 +49,19 @@ class Host:
             messages.RECLAIM: self._on_reclaim, messages.INTERRUPT: self._on_interrupt,
             messages.EXIT: self._on_exit, messages.END_ACTOR: self._on_end_actor})
 
-    def _join_job(self) -> None:
-        """Import what the driver can import, from where it runs."""
-        job = self.runtime.welcome.get("job") or {}
-        for entry in job.get("path", ()):
-            if entry not in sys.path:
-                sys.path.append(entry)
-        cwd = job.get("cwd")
-        if cwd and os.path.isdir(cwd):
-            os.chdir(cwd)
-            if "" not in sys.path:
-                sys.path.insert(0, "")
+    def _join_job(self, job: dict[str, Any]) -> None:
+        """Import what the job's driver can import, in its order, from where it runs."""
+        path = list(job["path"])
+        sys.path[:] = path + [entry for entry in sys.path if entry not in path]
+        if job["cwd"] and os.path.isdir(job["cwd"]):
+            os.chdir(job["cwd"])
+        os.environ["ZRAY_JOB_ID"] = job["job"]
+        self.runtime.namespace = job["namespace"]
 
     def serve(self) -> int:
         """Run work until told to end."""
         api.set_runtime(self.runtime)
         api.in_worker = True
-        self._join_job()
         self.tasks.install_interrupt()
         self.runtime.start()
         items, runtime = self.queue.items, self.runtime
@@ -195,7 +191,9 @@ class Host:
         """Return a function or class by its hash, from the GCS at first use."""
         code = self.code.get(identity)
         if code is None:
-            data = self.runtime.request(messages.GET_FUNCTION, identity)
+            data, job = self.runtime.request(messages.GET_FUNCTION, identity)
+            if job is not None:
+                self._join_job(job)
             code = self.code[identity] = functions.load(data)
         return code
 

@@ -18,6 +18,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     store.py        S  the shared-memory segments behind the allocator's decisions
     spill.py        S  files of objects that did not fit
     workers.py      S  zygote and worker processes: start, reap, lifelines
+    output.py       S  log files of a node that stays, bounded
     gcs/               tables of this node in LMDB: compare-and-transact, lease, watch
 
 The machines import each other and zray.protocol, and nothing that has a clock or a socket.

@@ -10,9 +10,11 @@ Spec    docs/reference/protocol.md; docs/explanation/architecture.md.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +24,12 @@ from zray import detect, errors
 from zray.net import channel, mailbox
 from zray.net.wake import Wake
 from zray.protocol import frames, messages, outcome
-from zray.protocol.limits import SHUTDOWN_GRACE_S, WORKER_IDLE_S, WORKER_START_TIMEOUT_S
+from zray.protocol.limits import (
+    OUTPUT_BACKLOG_BYTES_MAX,
+    SHUTDOWN_GRACE_S,
+    WORKER_IDLE_S,
+    WORKER_START_TIMEOUT_S,
+)
 from zray.serialization.exceptions import encode_exception
 from zray.store.segment import default_capacity_bytes
 
@@ -32,9 +39,11 @@ from .gcs.catalog import Catalog
 from .node_calls import CALL_RULES
 from .node_commands import perform_all
 from .node_mailbox import MAILBOX_RULES
+from .output import OutputLog, bound_log
 from .peers import Process, Processes
 from .resources import ResourceSet
 from .scheduler import Scheduler
+from .scheduling import JOB_VARIABLE, job_of
 from .store import Store
 from .workers import WorkerProcess, Workers, describe_exit
 
@@ -70,7 +79,8 @@ class Node:
         self.malformed = 0
         self.now = time.monotonic()
         self._next_sweep = self.now + _SWEEP_S
-        self._log_lines: list[tuple[str, bool, str]] = []
+        self._log_lines: dict[str, list[tuple[str, bool, str]]] = {}
+        self.output_log = None if self.embedded else OutputLog(directory)
         self.scheduler.start_pool()
         perform_all(self)
 
@@ -103,7 +113,7 @@ class Node:
         self.peers = mailbox.Peers(self.context, self.process)
         self.processes = Processes()
         path = os.path.join(self.directory, "node.sock")
-        self.server = channel.listen(path)
+        self.server = channel.Listener(path)
         self.watch(self.server.fileno(), self._accept)
         self.epoll.register(self.inbox.descriptor, select.EPOLLIN)
 
@@ -184,14 +194,34 @@ class Node:
         if self.scheduler.needs_tick():
             self.scheduler.tick(now)
         if self._log_lines:
-            self._send_lines()
+            self.send_lines()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
             self.scheduler.retire(now, WORKER_IDLE_S)
             self.gcs.flush(time.time())
             self._sweep_starting(now)
+            self._sweep_jobs()
             if self.workers.zygote_gone and self.stopping is None:
                 self.stopping = "the zygote died"
+            if self.embedded and os.getppid() != self.settings.get("parent", os.getppid()):
+                # It died before it connected, or a child of its holds its lifeline open.
+                self.stopping = "its driver has died"
+
+    def _sweep_jobs(self) -> None:
+        if self.output_log is not None:
+            bound_log(os.path.join(self.directory, "node.log"))
+        if len(self.processes.jobs) > len(self.processes.drivers):
+            living = {job_of(worker.env) for worker in self.scheduler.workers.values()}
+            living.update(actor.details["env"][JOB_VARIABLE]
+                          for actor in self.dispatcher.actors.values())
+            self.processes.forget_jobs(living)
+
+    def job_of(self, process: Process) -> str:
+        """Return the job a process belongs to, in hex: a driver is one, a worker serves one."""
+        if process.role == "driver":
+            return process.identity.hex()
+        worker = self.scheduler.workers.get(process.identity)
+        return job_of(worker.env) if worker is not None else ""
 
     def _sweep_starting(self, now: float) -> None:
         for process in self.processes.starting_before(now - WORKER_START_TIMEOUT_S):
@@ -202,7 +232,7 @@ class Node:
 
     def _accept(self) -> None:
         while True:
-            stream = channel.accept(self.server)
+            stream = self.server.accept()
             if stream is None:
                 return
             self.watch(stream.fileno(), lambda s=stream: self._read_hello(s))
@@ -238,14 +268,17 @@ class Node:
             self.watch(stream.fileno(), lambda: self._read_calls(process))
             return
         process = self.processes.join(identity, role, pid, stream, details)
+        if role == "observer":
+            self.processes.observers[identity] = process
+            stream.queue(frames.pack(messages.WELCOME, {"node": self.process}))
+            self.watch(stream.fileno(), lambda: self._read_lifeline(process))
+            return
         self.peers.connect(identity, details["endpoint"])
         self.objects.process_joined(identity)
         descriptors = self.store.segment.fds()
         welcome = {"node": self.process, "endpoint": self.inbox.endpoint,
                    "capacity": self.store.segment.capacity_bytes,
                    "resources": self.resources.total, "directory": self.directory}
-        if role == "worker":
-            welcome["job"] = self.processes.job_details()
         stream.queue(frames.pack(messages.WELCOME, welcome), descriptors)
         self.watch(stream.fileno(), lambda: self._read_lifeline(process))
         if role == "driver":
@@ -305,8 +338,13 @@ class Node:
         if process is not None:
             self.unwatch(process.lifeline.fileno())
             process.lifeline.close()
+        if process is not None and process.role == "observer":
+            return
         self._tell_of_death(identity, reason, process)
         self.peers.drop(identity)
+        # A process that was killed could not unlink its mailbox.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.directory, identity.hex()))
 
     def _tell_of_death(self, identity: bytes, reason: str, process: Process | None) -> None:
         text = f"worker {identity.hex()} died: {reason}"
@@ -331,6 +369,7 @@ class Node:
             if actor.owner == process.identity and not actor.details["detached"]:
                 cause = error_outcome(errors.ActorDiedError("its driver has ended"))
                 self.dispatcher.kill(actor.actor, cause, no_restart=True)
+        self.scheduler.job_ended(process.identity.hex())
         if self.embedded and not self.processes.drivers:
             self.stopping = "its driver has ended"
 
@@ -377,13 +416,31 @@ class Node:
 
     def _on_lines(self, worker: WorkerProcess, is_stderr: bool, lines: list[str]) -> None:
         label = f"{worker.label or 'worker'} {worker.pid}"
-        self._log_lines.extend((label, is_stderr, line) for line in lines)
+        state = self.scheduler.workers.get(worker.process)
+        job = job_of(state.env) if state is not None else ""
+        self._log_lines.setdefault(job, []).extend((label, is_stderr, line) for line in lines)
 
-    def _send_lines(self) -> None:
-        lines, self._log_lines = self._log_lines, []
-        for driver in self.processes.drivers.values():
-            if driver.details.get("log", True):
-                self.tell(driver.identity, messages.LOG, lines)
+    def send_lines(self) -> None:
+        """Send what workers have printed to the drivers they work for."""
+        gathered, self._log_lines = self._log_lines, {}
+        for job, lines in gathered.items():
+            if self.output_log is not None:
+                self.output_log.write(lines)
+            for driver in self.processes.drivers.values():
+                # A worker that serves no job yet prints of zray's own trouble: all hear it.
+                if driver.details.get("log", True) and job in ("", driver.identity.hex()):
+                    self._send_output(driver, lines)
+
+    def _send_output(self, driver: Process, lines: list[tuple[str, bool, str]]) -> None:
+        if driver.lifeline.outbound_bytes > OUTPUT_BACKLOG_BYTES_MAX:
+            driver.dropped_lines += len(lines)
+            return
+        if driver.dropped_lines:
+            note = (f"{driver.dropped_lines} lines were dropped: the driver did not read them in"
+                    " time")
+            lines = [("node", True, note), *lines]
+            driver.dropped_lines = 0
+        self.tell(driver.identity, messages.LOG, lines)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -397,6 +454,10 @@ class Node:
         self._await_workers()
         self.workers.close()
         self.server.close()
+        if self._log_lines:
+            self.send_lines()
+        if self.output_log is not None:
+            self.output_log.close()
         self.gcs.close(time.time())
         self.store.close()
         for process in self.processes.by_id.values():
@@ -407,7 +468,7 @@ class Node:
         self.inbox.close()
         self.context.destroy(0)
         self.epoll.close()
-        for name in ("node.sock", "node"):
+        for name in ("node.sock", "node", "node.json"):
             path = os.path.join(self.directory, name)
             if os.path.exists(path):
                 os.unlink(path)
@@ -445,10 +506,21 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int) -> int:
         return 1
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, _frame: _signalled(node, number))
-    report = {"directory": directory, "pid": os.getpid(), "node": node.process.hex()}
-    os.write(ready_fd, json.dumps(report).encode() + b"\n")
+    report = {"directory": directory, "pid": os.getpid(), "node": node.process.hex(),
+              "started_at": node.started_at, "embedded": node.embedded}
+    with open(os.path.join(directory, "node.json"), "w") as file:
+        json.dump(report, file)
+    try:
+        os.write(ready_fd, json.dumps(report).encode() + b"\n")
+    except BrokenPipeError:
+        node.stop("its driver has died")  # Nobody is left to wait for a node that is embedded.
     os.close(ready_fd)
-    node.run()
+    try:
+        node.run()
+    finally:
+        if node.embedded:
+            # Its driver does this too, unless it was killed.
+            shutil.rmtree(directory, ignore_errors=True)
     return 0
 
 

@@ -16,6 +16,7 @@ from zray.protocol import messages
 from . import inspection
 from .allocator import Extent
 from .peers import Process
+from .scheduling import JOB_VARIABLE
 
 if TYPE_CHECKING:
     from .node import Node
@@ -24,21 +25,32 @@ Rule = Callable[["Node", Process, list[Any]], None]
 
 
 def _declare_class(node: Node, process: Process, message: list[Any]) -> None:
-    node.scheduler.declare(process.identity, message[3], message[4])
+    spec = message[4]
+    spec[7] = {**spec[7], JOB_VARIABLE: node.job_of(process)}
+    node.scheduler.declare(process.identity, message[3], spec)
 
 
 def _put_function(node: Node, _process: Process, message: list[Any]) -> None:
     function, code = message[3], message[4]
     node.gcs.tables.functions.put(function, code)
     for waiter in node.processes.waiting_for_function.pop(function, ()):
-        node.answer(waiter, code)
+        _answer_code(node, waiter, code)
+
+
+def _answer_code(node: Node, process: Process, code: bytes) -> None:
+    """The first code a worker asks for comes with the job it is to be run in."""
+    details = None
+    if not process.knows_job:
+        process.knows_job = True
+        details = node.processes.jobs.get(node.job_of(process))
+    node.answer(process, [code, details])
 
 
 def _get_function(node: Node, process: Process, message: list[Any]) -> None:
     function = message[3]
     code = node.gcs.tables.functions.get(function)
     if code is not None:
-        node.answer(process, code)
+        _answer_code(node, process, code)
     else:
         node.processes.waiting_for_function.setdefault(function, []).append(process)
 
@@ -100,6 +112,7 @@ def _unblocked(node: Node, process: Process, _message: list[Any]) -> None:
 
 def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
     identity, class_id, details, arguments = message[3:7]
+    details["env"] = {**details["env"], JOB_VARIABLE: node.job_of(process)}
     named = details["name"] is not None
     taken = node.gcs.actor_created(identity, class_id, process.identity, details)
     if taken is not None:
@@ -179,8 +192,13 @@ def _actor_exit(node: Node, process: Process, message: list[Any]) -> None:
     node.dispatcher.exited(process.identity, message[3], message[4])
 
 
-def _goodbye(_node: Node, process: Process, _message: list[Any]) -> None:
+def _goodbye(node: Node, process: Process, _message: list[Any]) -> None:
     process.said_goodbye = True
+    if process.role == "driver":
+        # What its tasks have printed goes out before the answer: it is the last it reads.
+        node.workers.read_output()
+        node.send_lines()
+        node.answer(process, True)
 
 
 CALL_RULES: dict[int, Rule] = {

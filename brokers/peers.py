@@ -15,8 +15,8 @@ from zray.net.channel import Channel
 class Process:
     """A driver or worker that said HELLO."""
 
-    __slots__ = ("acquainted", "calls", "details", "identity", "lifeline", "pid", "role",
-                 "said_goodbye")
+    __slots__ = ("acquainted", "calls", "details", "dropped_lines", "identity", "knows_job", "lifeline",
+                 "pid", "role", "said_goodbye")
 
     def __init__(self, identity: bytes, role: str, pid: int, lifeline: Channel,
                  details: dict[str, Any]) -> None:
@@ -29,6 +29,9 @@ class Process:
         self.acquainted: set[bytes] = set()
         """Processes that were told where this one is, or whose tasks it ran."""
         self.said_goodbye = False
+        self.dropped_lines = 0
+        self.knows_job = False
+        """A worker that was told where its job imports from."""
 
     def __repr__(self) -> str:
         return f"{self.role} {self.identity.hex()} (pid {self.pid})"
@@ -42,7 +45,9 @@ class Processes:
         self.drivers: dict[bytes, Process] = {}
         self.starting: dict[bytes, float] = {}
         self.waiting_for_function: dict[bytes, list[Process]] = {}
-        self._job_details: dict[str, Any] = {"path": [], "cwd": None}
+        self.observers: dict[bytes, Process] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        """What a job's workers need: where it imports from. By job in hex, kept beyond the driver."""
 
     def forked(self, identity: bytes, now: float) -> None:
         """A worker is on its way."""
@@ -61,19 +66,23 @@ class Processes:
         return process
 
     def driver_joined(self, process: Process) -> None:
-        """A driver is here: workers import what it can import."""
+        """A driver is here: its job begins."""
         self.drivers[process.identity] = process
-        self._job_details = {"path": process.details.get("path", []),
-                             "cwd": process.details.get("cwd")}
+        job = process.identity.hex()
+        self.jobs[job] = {"job": job, "path": process.details.get("path", []),
+                          "cwd": process.details.get("cwd"),
+                          "namespace": process.details.get("namespace") or ""}
 
-    def job_details(self) -> dict[str, Any]:
-        """Return what a worker needs to know of the job: where it imports from."""
-        return self._job_details
+    def forget_jobs(self, living: set[str]) -> None:
+        """Keep the jobs of the drivers that are here and those named, which still have workers."""
+        living = living | {identity.hex() for identity in self.drivers}
+        self.jobs = {job: details for job, details in self.jobs.items() if job in living}
 
     def leave(self, identity: bytes) -> None:
         """Forget a dead process."""
         self.by_id.pop(identity, None)
         self.drivers.pop(identity, None)
+        self.observers.pop(identity, None)
         self.starting.pop(identity, None)
 
     def drop_classes(self, identity: bytes) -> None:

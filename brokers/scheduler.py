@@ -42,6 +42,8 @@ from .scheduling import (
     Shape,
     TaskClass,
     WorkerState,
+    is_plain,
+    job_of,
 )
 
 _STUCK_S = 0.005
@@ -195,12 +197,30 @@ class Scheduler:
     def retire(self, now: float, idle_s: float) -> None:
         """End workers that have been idle for long beyond the pool's size."""
         self.now = now
-        for env, pool in self.idle.items():
-            keep = self.pool_size if env == () else 0
-            while len(pool) > keep and now - pool[0].idle_since > idle_s:
-                worker = pool.pop(0)
-                worker.blameless = True
-                self.commands.append(Kill(worker.process, "", graceful=True))
+        spare = sum(len(pool) for env, pool in self.idle.items() if is_plain(env)) - self.pool_size
+        for env, pool in list(self.idle.items()):
+            plain = is_plain(env)
+            while (pool and now - pool[0].idle_since > idle_s and (spare > 0 or not plain)):
+                self._end_idle(pool)
+                spare -= plain
+            if not pool:
+                del self.idle[env]
+
+    def _end_idle(self, pool: list[WorkerState]) -> None:
+        worker = pool.pop(0)
+        worker.blameless = True
+        self.commands.append(Kill(worker.process, "", graceful=True))
+
+    def job_ended(self, job: str) -> None:
+        """End the idle workers of a job: nobody else may use what they have imported."""
+        for env in [env for env in self.idle if job_of(env) == job]:
+            pool = self.idle.pop(env)
+            while pool:
+                self._end_idle(pool)
+        for queues in (self.queues, self.queued, self.running):
+            for shape in [shape for shape in queues if job_of(shape.env) == job
+                          and not self.queues.get(shape) and not self.running.get(shape)]:
+                del queues[shape]
 
     # -- claims of the dispatcher ----------------------------------------------------------------
 
@@ -244,13 +264,22 @@ class Scheduler:
         wanted: dict[tuple[tuple[str, str], ...], int] = {}
         for claim in self.claims:
             if claim.shared_host is None and self.resources.fits(claim.placement):
-                wanted[claim.env] = wanted.get(claim.env, 0) + 1
+                env = () if is_plain(claim.env) else claim.env
+                wanted[env] = wanted.get(env, 0) + 1
         for env, count in wanted.items():
             self._fork(env, count - self.forking.get(env, 0))
 
     def _take_idle(self, env: tuple[tuple[str, str], ...]) -> WorkerState | None:
+        """Take an idle worker of this environment, or one that has served nobody yet."""
         pool = self.idle.get(env)
-        return pool.pop() if pool else None
+        if pool:
+            return pool.pop()
+        fresh = self.idle.get(())
+        if not fresh or not is_plain(env):
+            return None
+        worker = fresh.pop()
+        worker.env = env
+        return worker
 
     # -- handing out -----------------------------------------------------------------------------
 
@@ -258,19 +287,23 @@ class Scheduler:
         """Hand out all that can be handed out now."""
         if self.claims:
             self._serve_claims()
-        for shape, queue in self.queues.items():
+        for shape in [shape for shape, queue in self.queues.items() if queue]:
+            queue = self.queues[shape]
+            served = False
             while queue:
                 worker = self._place(shape)
                 if worker is None:
                     self._make_room(shape)
                     break
                 self._hand(worker, shape, queue)
+                served = True
+            if served and queue and len(self.queues) > 1:
+                self.queues[shape] = self.queues.pop(shape)  # The others' turn is next.
 
     def _place(self, shape: Shape) -> WorkerState | None:
         """Return the worker that should get the next range: an idle one, else the least busy."""
-        pool = self.idle.get(shape.env)
-        if pool and self.resources.fits(shape.amounts):
-            worker = pool.pop()
+        worker = self._take_idle(shape.env) if self.resources.fits(shape.amounts) else None
+        if worker is not None:
             worker.grant = self.resources.acquire(shape.amounts)
             worker.state = RUNNING
             worker.shape = shape
@@ -327,7 +360,8 @@ class Scheduler:
         """Nothing can take the next range: fork where resources are free, else recall leases."""
         if self.resources.fits(shape.amounts):
             wanted = min(self.queued[shape], self._more_slots(shape))
-            self._fork(shape.env, wanted - self.forking.get(shape.env, 0))
+            env = () if is_plain(shape.env) else shape.env
+            self._fork(env, wanted - self.forking.get(env, 0))
             return
         self._recall_lease()
 
@@ -375,9 +409,13 @@ class Scheduler:
         worker.backlog_us = 0.0
         if worker.state != RUNNING or not worker.pooled or worker.shape is None:
             return
-        if self.queued[worker.shape] and not worker.blocked:
+        if self.queued[worker.shape] and not worker.blocked and not self._others_wait(worker.shape):
             return  # pump() refills it without giving the resources back in between.
         self._free(worker)
+
+    def _others_wait(self, shape: Shape) -> bool:
+        return len(self.queues) > 1 and any(
+            queue and other is not shape for other, queue in self.queues.items())
 
     def _free(self, worker: WorkerState) -> None:
         if worker.shape is not None:
@@ -468,9 +506,9 @@ class Scheduler:
         worker: WorkerState | None = None
         if (task_class is not None and not self.claims and not any(self.queued.values())
                 and "GPU" not in task_class.shape.amounts):
-            pool = self.idle.get(task_class.shape.env)
-            if pool and self.resources.fits(task_class.shape.amounts):
-                worker = pool.pop()
+            if self.resources.fits(task_class.shape.amounts):
+                worker = self._take_idle(task_class.shape.env)
+            if worker is not None:
                 worker.grant = self.resources.acquire(task_class.shape.amounts)
                 worker.state = LEASED
                 worker.lessee = client

@@ -18,6 +18,18 @@ from .resources import Grant, read_request
 
 STARTING, IDLE, RUNNING, LEASED = "STARTING", "IDLE", "RUNNING", "LEASED"
 Environment = tuple[tuple[str, str], ...]
+JOB_VARIABLE = "ZRAY_JOB_ID"
+"""The job is part of a worker's environment: modules of two drivers never meet in one process."""
+
+
+def job_of(env: Environment) -> str:
+    """Return the job of an environment in hex, "" for a worker that serves whoever comes first."""
+    return next((value for name, value in env if name == JOB_VARIABLE), "")
+
+
+def is_plain(env: Environment) -> bool:
+    """Whether any fresh worker can take this environment on."""
+    return not env or (len(env) == 1 and env[0][0] == JOB_VARIABLE)
 
 
 class Shape:

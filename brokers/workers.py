@@ -139,6 +139,27 @@ class Workers:
             return
         self._lines(worker, descriptor, data)
 
+    def read_output(self) -> None:
+        """Read what every worker has printed so far, partial lines included."""
+        for worker in list(self.by_process.values()):
+            for descriptor in list(worker.buffers):
+                self._read_available(worker, descriptor)
+
+    def _read_available(self, worker: WorkerProcess, descriptor: int) -> None:
+        try:
+            # As much as a pipe holds: a worker that prints without end must not hold the node.
+            for _ in range(16):
+                data = os.read(descriptor, _LINE_BYTES_MAX)
+                if not data:
+                    break  # Its end is noticed by the poll.
+                self._lines(worker, descriptor, data)
+        except BlockingIOError:
+            pass  # All is read.
+        rest = worker.buffers.get(descriptor)
+        if rest:
+            worker.buffers[descriptor] = b""
+            self._on_lines(worker, descriptor == worker.pipes[1], [rest.decode(errors="replace")])
+
     def _lines(self, worker: WorkerProcess, descriptor: int, data: bytes) -> None:
         *lines, rest = (worker.buffers[descriptor] + data).split(b"\n")
         if len(rest) > _LINE_BYTES_MAX:

@@ -1,6 +1,18 @@
 """zray: a distributed runtime for Python on ZeroMQ.
 
 What    The public names, imported when first used, so that `import zray` costs little.
+            api                the session, get, put, wait, kill, cancel, get_actor
+            remote_decorators  @remote and @method
+            remote_function    functions whose calls are tasks
+            actor              actor classes, handles, the base class Actor
+            refs               ObjectRef, generators of refs, the refs of a map
+            state, trace       what the node says of itself; timeline()
+            context            get_runtime_context(): what runs here
+            util/              pools, queues, waiting, serializers
+            exceptions         errors under Ray's names; errors is the tree itself
+            signatures         (.pyi) what type checkers see
+            options, option_checks, configuration, launch, detect, logs, cli, testing
+            runtime, client, objects, session/, net/, protocol/, serialization/, store/
 Caller  users.
 Never   imports zmq, numpy or cloudpickle itself.
 """
@@ -13,24 +25,61 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "init": "zray.api", "shutdown": "zray.api", "is_initialized": "zray.api", "get": "zray.api",
-    "put": "zray.api", "wait": "zray.api", "kill": "zray.api", "get_actor": "zray.api",
-    "remote": "zray.remote", "method": "zray.remote",
-    "ObjectRef": "zray.refs", "ObjectRefGenerator": "zray.refs",
+    **dict.fromkeys(("cancel", "get", "get_actor", "init", "is_initialized", "kill", "put",
+                     "shutdown", "wait"), "zray.api"),
+    **dict.fromkeys(("method", "remote"), "zray.remote_decorators"),
+    **dict.fromkeys(("ObjectRef", "ObjectRefGenerator"), "zray.refs"),
+    **dict.fromkeys(("available_resources", "cluster_resources", "get_gpu_ids", "nodes"),
+                    "zray.state"),
+    "Actor": "zray.actor", "get_runtime_context": "zray.context", "timeline": "zray.trace",
+}
+_NOT_HERE = {
+    "autoscaler": "this release runs on one node", "data": "zray is the core only",
+    "rllib": "zray is the core only", "serve": "zray is the core only",
+    "train": "zray is the core only", "tune": "zray is the core only",
+    "workflow": "zray is the core only", "dag": "zray has no compiled graphs",
+    "LOCAL_MODE": "call f.__wrapped__(...) to run a function here",
 }
 
 if TYPE_CHECKING:
-    from zray.api import get, get_actor, init, is_initialized, kill, put, shutdown, wait
+    from zray.api import cancel, init, is_initialized, shutdown
+    from zray.context import get_runtime_context
     from zray.refs import ObjectRef, ObjectRefGenerator
-    from zray.remote import method, remote
+    from zray.signatures import Actor, get, get_actor, kill, method, put, remote, wait
+    from zray.state import available_resources, cluster_resources, get_gpu_ids, nodes
+    from zray.trace import timeline
 
-__all__ = ["ObjectRef", "ObjectRefGenerator", "__version__", "get", "get_actor", "init",
-           "is_initialized", "kill", "method", "put", "remote", "shutdown", "wait"]
+__all__ = [
+    "Actor",
+    "ObjectRef",
+    "ObjectRefGenerator",
+    "__version__",
+    "available_resources",
+    "cancel",
+    "cluster_resources",
+    "get",
+    "get_actor",
+    "get_gpu_ids",
+    "get_runtime_context",
+    "init",
+    "is_initialized",
+    "kill",
+    "method",
+    "nodes",
+    "put",
+    "remote",
+    "shutdown",
+    "timeline",
+    "wait",
+]
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name, or a module of zray, when it is first used."""
     home = _HOME.get(name)
     if home is None:
+        if name in _NOT_HERE:
+            raise AttributeError(f"module 'zray' has no {name}: {_NOT_HERE[name]}")
         try:
             return importlib.import_module(f"zray.{name}")
         except ModuleNotFoundError as error:

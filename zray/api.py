@@ -1,7 +1,7 @@
 """init, shutdown, get, put, wait and the rest of the module-level API.
 
 What    One current Runtime per process; the first call that needs it starts an embedded node.
-Caller  users, zray/remote.py.
+Caller  users, zray/remote_function.py, zray/actor.py.
 Never   imports zmq or numpy before they are needed: import zray stays under 0.1 s.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from zray import errors
 
 if TYPE_CHECKING:
-    from zray.remote import ActorHandle
+    from zray.actor import ActorHandle
     from zray.runtime import Runtime
 
 _lock = threading.RLock()
@@ -27,6 +27,8 @@ _runtime: Runtime | None = None
 _node: subprocess.Popen[bytes] | None = None
 _directory: str | None = None
 in_worker = False
+_ref_types: list[type] = [type(None), type(None)]
+"""ObjectRef and RefSequence once a runtime is there: an import in get() costs 0.7 us a call."""
 
 
 def runtime_if_ready() -> Runtime | None:
@@ -53,6 +55,7 @@ def set_runtime(current: Runtime | None) -> None:
     if current is not None:
         from zray import refs
         refs.set_current(runtime)
+        _ref_types[:] = (refs.ObjectRef, refs.RefSequence)
 
 
 def is_initialized() -> bool:
@@ -223,14 +226,14 @@ def get(refs: Any, *, timeout: float | None = None, writable: bool = False) -> A
         The error the task ended with: a TaskError that is also an instance of the user's type.
         GetTimeoutError: the time is over.
     """
-    from zray.refs import ObjectRef, RefSequence
-    if type(refs) is ObjectRef:
+    object_ref, ref_sequence = _ref_types
+    if type(refs) is object_ref:
         return refs.client.get_one(refs, timeout, writable=writable)
-    if isinstance(refs, RefSequence):
+    if isinstance(refs, ref_sequence):
         return refs.client.get_map(refs, timeout)
     if isinstance(refs, (list, tuple)):
         for ref in refs:
-            if not isinstance(ref, ObjectRef):
+            if not isinstance(ref, object_ref):
                 raise TypeError(f"zray.get() takes ObjectRefs, and the list holds {ref!r}")
         return runtime().get_many(refs, timeout, writable=writable)
     raise TypeError(f"zray.get() takes an ObjectRef or a list of them, not {refs!r}")
@@ -276,7 +279,7 @@ def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = N
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """End an actor at once; calls that have not finished fail with ActorDiedError."""
     from zray.protocol import messages
-    from zray.remote import ActorHandle as Handle
+    from zray.actor import ActorHandle as Handle
     if not isinstance(actor, Handle):
         raise TypeError(f"zray.kill() takes an actor handle, not {actor!r}: use zray.cancel()"
                         " for tasks")
@@ -288,7 +291,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
     Raises ActorNotFoundError (also a ValueError) where there is none.
     """
-    from zray.remote import named_handle
+    from zray.actor import named_handle
     found = named_handle(name, namespace)
     if found is None:
         raise errors.ActorNotFoundError(

@@ -10,15 +10,15 @@ Never   runs user code in its own thread.
 
 import contextlib
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-import zmq
-
 from zray import errors
 from zray.net import channel, mailbox
+from zray.net.edges import Edges
 from zray.net.wake import Wake
 from zray.objects import Objects
 from zray.protocol import frames, messages, outcome
@@ -80,7 +80,6 @@ class Client:
         self._last_flush = 0.0
         self._last_sweep = 0.0
         self._reconcile_at: float | None = None
-        self._timeout_ms = -2
         self.wake = Wake()
         self.context = mailbox.new_context()
         self._connect(details or {})
@@ -88,8 +87,9 @@ class Client:
 
     def _connect(self, details: dict[str, Any]) -> None:
         endpoint = mailbox.ipc_endpoint(self.directory, self.process.hex())
-        self.inbox = mailbox.Inbox(self.context, endpoint)
-        self.peers = mailbox.Peers(self.context, self.process)
+        self.inbox = self.peers = Edges(
+            mailbox.Inbox(self.context, endpoint), mailbox.Peers(self.context, self.process),
+            self.process, on_stuck=self.wake.set)
         path = os.path.join(self.directory, "node.sock")
         self.lifeline = channel.connect(path)
         hello = {"endpoint": endpoint, **details}
@@ -102,7 +102,7 @@ class Client:
         self.node: bytes = self.welcome["node"]
         self.calls = channel.connect(path)
         self.calls.send(frames.pack(messages.HELLO, self.process, "calls", self.pid, {}))
-        self.peers.connect(self.node, self.welcome["endpoint"])
+        self.peers.connect_node(self.node, self.welcome["endpoint"])
         self.session = Session(self.process, self.node, _error_outcome)
         descriptors = (self.lifeline.descriptors.popleft(), self.lifeline.descriptors.popleft())
         self.objects = Objects(self, descriptors, self.welcome["capacity"])
@@ -119,36 +119,39 @@ class Client:
     def flush(self) -> None:
         """Send all that has gathered, calls before messages."""
         session = self.session
+        outbox = session.outbox
         with self.send_lock:
             with self.lock:
                 session.flush()
-                outbox = session.outbox
-                calls, connections, queued = outbox.calls, outbox.connections, outbox.messages
-                if calls:
-                    outbox.calls = []
-                if connections:
-                    outbox.connections = []
+                queued = outbox.messages
                 if queued:
                     outbox.messages = []
-                else:
-                    if not calls and not connections:
-                        return
-            for peer, endpoint in connections:
-                if endpoint is None:
-                    self.peers.drop(peer)
-                else:
-                    self.peers.connect(peer, endpoint)
-            try:
-                for call in calls:
-                    self.calls.send(call)
-            except OSError as error:
-                self._node_lost(f"its socket is closed ({error})")
+                calls, connections = outbox.calls, outbox.connections
+                if calls or connections:
+                    outbox.calls, outbox.connections = [], []
+            if calls or connections:
+                self._send_calls(calls, connections)
+            elif not queued:
+                return
             send = self.peers.send
             for peer, header, payloads in queued:
                 send(peer, header, payloads)
         self._last_flush = time.monotonic()
         if session.needs_service:
             self.wake.set()
+
+    def _send_calls(self, calls: list[bytes],
+                    connections: list[tuple[bytes, str | None]]) -> None:
+        for peer, endpoint in connections:
+            if endpoint is None:
+                self.peers.drop(peer)
+            else:
+                self.peers.connect(peer, endpoint)
+        try:
+            for call in calls:
+                self.calls.send(call)
+        except OSError as error:
+            self._node_lost(f"its socket is closed ({error})")
 
     def submitted(self) -> None:
         """Something was added: send it now, or let it wait a moment for company."""
@@ -255,9 +258,7 @@ class Client:
             timeout = min(timeout, max(1, int(left * 1000)))
         if self._reconcile_at is not None:
             timeout = min(timeout, 10)
-        if timeout != self._timeout_ms:
-            self._timeout_ms = timeout
-            self.inbox.socket.setsockopt(zmq.RCVTIMEO, timeout)
+        self.inbox.timeout_s = timeout / 1000
         received = self.inbox.receive(blocking=True)
         if received is not None:
             self._apply(*received)
@@ -271,17 +272,19 @@ class Client:
         except errors.RemoteProtocolError:
             self.session.unhandled += 1
             return
-        session = self.session
-        if message[1] in _WORKER_KINDS and self.worker_message is not None:
-            self.worker_message(sender, message, payloads)
+        if message[1] in _WORKER_KINDS:
+            if self.worker_message is not None:
+                self.worker_message(sender, message, payloads)
             return
+        session = self.session
         with self.lock:
             session.handle(sender, message, payloads)
             if session.held or session.callbacks:
                 session.after_arrival()
             if session.reconcile_wanted and self._reconcile_at is None:
                 self._reconcile_at = time.monotonic() + RECONCILE_GRACE_S
-        if session.outbox:
+        outbox = session.outbox
+        if outbox.calls or outbox.messages or outbox.connections:
             self.flush()
         if self.waiters:
             with self.turn:
@@ -297,39 +300,38 @@ class Client:
     # -- the background thread ---------------------------------------------------------------
 
     def _background(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self.lifeline.fileno(), zmq.POLLIN)
-        poller.register(self.wake.fileno(), zmq.POLLIN)
+        poller = select.poll()
+        poller.register(self.lifeline.fileno(), select.POLLIN)
+        poller.register(self.wake.fileno(), select.POLLIN)
         self.lifeline.socket.setblocking(False)
-        try:
-            while not self.closed:
-                serve = (self.session.needs_service and self.waiters == 0
+        while not self.closed:
+            serve = bool((self.session.needs_service or self.inbox.stuck) and self.waiters == 0
                          and self.io_lock.acquire(False))
-                try:
-                    self._background_once(poller, serve)
-                finally:
-                    if serve:
-                        self.io_lock.release()
-                        if self.waiters:
-                            with self.turn:
-                                self.turn.notify_all()
-        except zmq.ContextTerminated:
-            return
+            try:
+                self._background_once(poller, serve)
+            finally:
+                if serve:
+                    self.io_lock.release()
+                    if self.waiters:
+                        with self.turn:
+                            self.turn.notify_all()
 
-    def _background_once(self, poller: zmq.Poller, serve: bool) -> None:
+    def _background_once(self, poller: select.poll, serve: bool) -> None:
         timeout = self._background_timeout_ms()
         if serve:
-            poller.register(self.inbox.socket, zmq.POLLIN)
+            poller.register(self.inbox.descriptor, select.POLLIN)
+            if self.inbox.has_message():
+                timeout = 0
         try:
             events = dict(poller.poll(timeout))
         finally:
             if serve:
-                poller.unregister(self.inbox.socket)
+                poller.unregister(self.inbox.descriptor)
         if self.wake.fileno() in events:
             self.wake.clear()
         if self.lifeline.fileno() in events:
             self._read_lifeline()
-        if serve and self.inbox.socket in events:
+        if serve:
             for _ in range(64):
                 received = self.inbox.receive()
                 if received is None:
@@ -430,7 +432,6 @@ class Client:
         if self.io_lock.acquire(timeout=1.0):
             self.inbox.close()
             self.io_lock.release()
-        self.peers.close()
         self.context.destroy(0)
         self.wake.close()
 

@@ -2,7 +2,7 @@
 
 What    ObjectRef (awaitable, usable with asyncio and concurrent.futures), ObjectRefGenerator (the
         items of a generator task), RefSequence (the refs of a map, made when looked at).
-Caller  users; zray/api.py and zray/remote.py make them.
+Caller  users; zray/api.py, zray/remote_function.py and zray/actor.py make them.
 Never   holds a value.
 """
 

@@ -1,7 +1,7 @@
 """What the API and the worker do through a client: submit, call, get, wait.
 
 What    Runtime turns Python values into arguments and outcomes into values, and offers the waits.
-Caller  zray/api.py, zray/remote.py, zray/refs.py, actors/*.
+Caller  zray/api.py, zray/remote_function.py, zray/actor.py, zray/refs.py, actors/*.
 Never   polls a socket itself: that is Client.
 """
 
@@ -11,6 +11,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from zray import errors
@@ -59,6 +60,8 @@ class Runtime(Client):
         self.before_flush: Callable[[], None] | None = None
         """In a worker: turns finished work into messages."""
         self.namespace = ""
+        self.env_vars: dict[str, str] = {}
+        """What zray.init(runtime_env=...) sets for every task and actor of the job."""
         self._exported: dict[bytes, bool] = {}
         self.session.tasks.split_values = _split_values
         self.current_children: list[ObjectRef[Any]] | None = None
@@ -119,22 +122,25 @@ class Runtime(Client):
 
     # -- tasks -------------------------------------------------------------------------------
 
-    def check_resources(self, request: dict[str, int], name: str) -> None:
+    def check_resources(self, request: dict[str, int], name: str, *, actor: bool = False) -> None:
         """Raise where this request can never be met: waiting would be for ever."""
         totals: dict[str, int] = self.welcome["resources"]
         for resource, amount in request.items():
             have = totals.get(resource, 0)
             if amount <= have:
                 continue
+            asked = {each: units / 10000 for each, units in request.items()}
+            capacity = {each: units / 10000 for each, units in totals.items()}
             if resource not in totals and resource not in ("CPU", "GPU", "memory"):
                 raise errors.UnknownResourceError(
                     f"{name} asks for resource {resource!r}, which no node has; there are:"
                     f" {', '.join(sorted(totals))}. Offer it: zray.init(resources="
-                    f"{{{resource!r}: ...}})")
-            raise errors.TaskUnschedulableError(
+                    f"{{{resource!r}: ...}})", request=asked, capacity=capacity)
+            kind = errors.ActorUnschedulableError if actor else errors.TaskUnschedulableError
+            raise kind(
                 f"{name} asks for {amount / 10000:g} {resource}, and the node has"
                 f" {have / 10000:g} in all: it could never run. Ask for less, or start the node"
-                " with more")
+                " with more", request=asked, capacity=capacity)
 
     def submit(self, task_class: TaskClass, args: tuple[Any, ...],
                kwargs: dict[str, Any], *, streaming: bool = False) -> int:
@@ -264,21 +270,17 @@ class Runtime(Client):
     def call_actor(self, route: ActorRoute, method: str, returns: int, args: tuple[Any, ...],
                    kwargs: dict[str, Any], retries: int, keep: object) -> int:
         """Call an actor; returns the number of the first return."""
-        data: bytes | None
-        slots = None
-        held: object = keep
-        for value in args:
-            if type(value) not in _PLAIN:
-                break
-        else:
-            data = _dumps(args, 5) if not kwargs else None
-            if data is not None and len(data) <= INLINE_BYTES_MAX:
-                return self._send_call(route, method, returns, data, None, held, retries)
+        if not kwargs:
+            for value in args:
+                if type(value) not in _PLAIN:
+                    break
+            else:
+                data = _dumps(args, 5)
+                if len(data) <= INLINE_BYTES_MAX:
+                    return self._send_call(route, method, returns, data, None, keep, retries)
         packed = self.arguments(args, kwargs)
-        data, slots = packed.blob, packed.slots
-        if packed.keep:
-            held = (keep, packed.keep)
-        return self._send_call(route, method, returns, data, slots, held, retries)
+        held = (keep, packed.keep) if packed.keep else keep
+        return self._send_call(route, method, returns, packed.blob, packed.slots, held, retries)
 
     def _send_call(self, route: ActorRoute, method: str, returns: int, data: bytes,
                    slots: dict[Key, list[int | str]] | None, keep: object, retries: int) -> int:
@@ -321,6 +323,10 @@ class Runtime(Client):
         """Wait for one ref and return its value, or raise its error."""
         key = ref.key
         found = self.results.get(key)
+        if found is None and type(key) is int and key not in self.session.references.adopted:
+            # Nobody but the outcome itself will change this: C code can watch for it.
+            self.wait_until(partial(self.results.__contains__, key), timeout_s)
+            found = self.results.get(key)
         if found is None or found[0] == _ELSEWHERE:
             self._await_keys([key], timeout_s)
             found = self.results[key]

@@ -8,6 +8,7 @@ Never   reads a message's fields.
 """
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -18,15 +19,28 @@ from zray.protocol.limits import CHANNEL_MESSAGE_BYTES_MAX
 
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 256 * 1024
+_DRAIN_BYTES_MAX = 64 << 20
+"""Read in one go: far more than a socket's buffer holds, so that what was sent before another
+message is in it, and an end all the same for a peer that writes as fast as we read."""
 _DESCRIPTORS_MAX = 8
+_ACCEPT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Channel:
-    """One end of a stream. Blocking or not is the socket's own setting."""
+    """One end of a stream. Blocking or not is the socket's own setting.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: a connected unix stream socket.
+        takes_descriptors: keep those that arrive in ``descriptors``; False closes them at once,
+            because a peer could fill our table with them.
+    """
+
+    def __init__(self, sock: socket.socket, *, takes_descriptors: bool = True) -> None:
         self.socket = sock
         self.descriptors: deque[int] = deque()
+        self.message_bytes_max = CHANNEL_MESSAGE_BYTES_MAX
+        """A longer length prefix is a broken peer."""
+        self._takes_descriptors = takes_descriptors
         self._inbound = bytearray()
         self._outbound = bytearray()
 
@@ -84,15 +98,20 @@ class Channel:
         return len(self._outbound)
 
     def drain(self) -> tuple[list[bytes], bool]:
-        """Read all there is without blocking: (messages, whether the peer is still there)."""
+        """Read all there is without blocking: (messages, whether the peer is still there).
+
+        Raises RemoteProtocolError where a message is longer than message_bytes_max.
+        """
         alive = True
+        left = _DRAIN_BYTES_MAX
         try:
-            while True:
+            while left > 0:
                 got = self._read()
                 if got == 0:
                     alive = False
                 if got < _READ_BYTES:
                     break
+                left -= got
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
@@ -109,7 +128,11 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % 4])
-                self.descriptors.extend(received)
+                if self._takes_descriptors:
+                    self.descriptors.extend(received)
+                else:
+                    for descriptor in received:
+                        os.close(descriptor)
         self._inbound += data
         return len(data)
 
@@ -118,8 +141,9 @@ class Channel:
         if len(inbound) < 4:
             return None
         (length,) = _LENGTH.unpack_from(inbound)
-        if length > CHANNEL_MESSAGE_BYTES_MAX:
-            raise RemoteProtocolError(f"a message of {length} bytes on a lifeline")
+        if length > self.message_bytes_max:
+            raise RemoteProtocolError(f"a message of {length} bytes on a lifeline, where"
+                                      f" {self.message_bytes_max} are the most")
         if len(inbound) < 4 + length:
             return None
         message = bytes(inbound[4 : 4 + length])
@@ -133,17 +157,6 @@ class Channel:
             os.close(self.descriptors.popleft())
 
 
-def listen(path: str) -> socket.socket:
-    """Bind and listen on a unix stream path, never blocking."""
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if os.path.exists(path):
-        os.unlink(path)
-    server.bind(path)
-    server.listen(1024)
-    server.setblocking(False)
-    return server
-
-
 def connect(path: str) -> Channel:
     """Connect to a node's unix stream path, blocking."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -155,20 +168,77 @@ def connect(path: str) -> Channel:
     return Channel(sock)
 
 
-def accept(server: socket.socket) -> Channel | None:
-    """Accept one process of the same user, None where nobody waits.
+class Listener:
+    """A node's listening socket, which survives the lack of descriptors.
 
-    A process of another user is refused here, by the kernel's word for who it is.
+    Args:
+        path: of the unix socket, bound here; a file that is in the way is removed.
     """
-    try:
-        sock, _address = server.accept()
-    except (BlockingIOError, InterruptedError):
-        return None
-    if hasattr(socket, "SO_PEERCRED"):
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        _pid, uid, _gid = struct.unpack("iII", credentials)
-        if uid not in (os.getuid(), 0):
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if os.path.exists(path):
+            os.unlink(path)
+        self.socket.bind(path)
+        self.socket.listen(1024)
+        self.socket.setblocking(False)
+        # Given up for a moment when there is no descriptor left: without it a connection could
+        # not even be refused, and the poll would spin on it for ever.
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self.refused = 0
+        """Connections closed because this process had no descriptor for them."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self.socket.fileno()
+
+    def accept(self) -> Channel | None:
+        """Accept one process of the same user, None where nobody waits.
+
+        A process of another user is refused here, by the kernel's word for who it is.
+        """
+        while True:
+            try:
+                sock, _address = self.socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return None
+            except OSError as error:
+                if error.errno not in _ACCEPT_ERRORS:
+                    raise
+                if not self._refuse_one():
+                    return None
+                continue
+            if same_user(sock):
+                sock.setblocking(False)
+                return Channel(sock, takes_descriptors=False)
             sock.close()
-            return None
-    sock.setblocking(False)
-    return Channel(sock)
+
+    def _refuse_one(self) -> bool:
+        """Close the connection that waits first; False where not even that is possible."""
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
+        try:
+            sock, _address = self.socket.accept()
+            sock.close()
+        except OSError:
+            return False
+        self.refused += 1
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return True
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.socket.close()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
+
+
+def same_user(sock: socket.socket) -> bool:
+    """Return whether the peer of a unix stream is this user or root, by the kernel's word."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True  # The directory's mode 0700 is what keeps others out.
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _pid, uid, _gid = struct.unpack("iII", credentials)
+    return uid in (os.getuid(), 0)

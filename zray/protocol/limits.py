@@ -71,6 +71,9 @@ CHANNEL_MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 MAILBOX_MESSAGE_BYTES_MAX = 512 * 1024 * 1024
 """Largest frame a mailbox accepts (ZMQ_MAXMSGSIZE)."""
 
+EDGE_MESSAGE_BYTES_MAX = 512 * 1024 * 1024
+"""Largest frame on an edge; a longer one is a broken peer."""
+
 IPC_PATH_BYTES_MAX = 107
 """Length of a unix socket path that every kernel accepts."""
 
@@ -79,6 +82,12 @@ FUNCTION_BYTES_WARN = 10 * 1024 * 1024
 
 FUNCTION_BYTES_MAX = 100 * 1024 * 1024
 """Exported code larger than this is refused: put() the data and pass its ref."""
+
+OUTPUT_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
+"""Printed lines that wait for a driver which does not read; beyond it they are dropped, counted."""
+
+LOG_BYTES_MAX = 16 * 1024 * 1024
+"""A log file of a node that stays is moved aside at this size, one older one is kept."""
 
 GENERATOR_BACKLOG_MAX = 64
 """Items a generator task runs ahead of its consumer unless an option says otherwise."""

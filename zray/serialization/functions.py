@@ -1,7 +1,7 @@
 """Code that travels: functions and classes, named by the hash of their bytes.
 
 What    export() pickles a function or class by value and names it; load() makes it anew.
-Caller  zray/remote.py through the client (export), actors/executor.py (load).
+Caller  zray/remote_function.py and zray/actor.py (export), actors/executor.py (load).
 Never   runs what it loads, or remembers it: who calls keeps one copy per id.
 """
 

@@ -117,12 +117,19 @@ class ActorCalls:
 
     def flush(self) -> None:
         """Turn outgoing calls into one message for each worker."""
+        dirty = self.dirty
+        if len(dirty) == 1:  # One actor called in a loop: no grouping to do.
+            _actor, route = dirty.popitem()
+            if route.process is not None and route.outgoing:
+                calls, route.outgoing = route.outgoing, []
+                self.outbox.message(route.process, messages.CALL, calls)
+            return
         by_worker: dict[ProcessId, list[list[Any]]] = {}
-        for route in self.dirty.values():
+        for route in dirty.values():
             if route.process is not None and route.outgoing:
                 by_worker.setdefault(route.process, []).extend(route.outgoing)
                 route.outgoing = []
-        self.dirty.clear()
+        dirty.clear()
         for worker, calls in by_worker.items():
             self.outbox.message(worker, messages.CALL, calls)
 

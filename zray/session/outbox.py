@@ -9,8 +9,12 @@ Never   sends.
 
 from typing import Any
 
-from zray.protocol import frames
+import msgpack
 
+from zray.protocol import frames
+from zray.protocol.limits import PROTOCOL_VERSION
+
+_packb = msgpack.packb
 MailboxMessage = tuple[bytes, bytes, tuple[bytes, ...]]
 
 
@@ -31,7 +35,8 @@ class Outbox:
     def message(self, peer: bytes, kind: int, *fields: Any,
                 payloads: tuple[bytes, ...] = ()) -> None:
         """Queue a message to a process's mailbox."""
-        header = frames.pack(kind, *fields, payloads=len(payloads))
+        # frames.pack() spelled out: this is the one message in every call's way.
+        header = _packb((PROTOCOL_VERSION, kind, len(payloads), *fields))
         self.messages.append((peer, header, payloads))
 
     def connect(self, peer: bytes, endpoint: str) -> None:
