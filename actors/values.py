@@ -80,26 +80,33 @@ class Values:
             return runtime.objects.value(identity, found)
         references = runtime.session.references
         key = references.key_of(identity)
-        known = runtime.results.get(key) if key in references.units else None
-        if known is None or known[0] != outcome.STORED:
-            ((_identity, place),) = runtime.request(messages.HOLD, [identity], True)
-            if place is None:
-                raise errors.ObjectLostError(
-                    f"object {identity.hex()} is gone: its owner ended while the call was"
-                    " under way")
-            with runtime.lock:
-                references.units[key] = references.units.get(key, 0) + 1
-                runtime.results[key] = place
-            if place[0] == outcome.ELSEWHERE:
-                runtime._await_keys([key], None)
-            known = runtime.results[key]
-        else:
-            with runtime.lock:
+        with runtime.lock:
+            known = runtime.results.get(key) if key in references.units else None
+            if known is not None:
                 references.add(key)
+        if known is None:
+            known = self._hold(key, identity)
         try:
             return runtime.objects.value(key, known)
         finally:
             runtime.garbage.append(key)
+
+    def _hold(self, key: Any, identity: bytes) -> bytes:
+        """Take a hold of another process's object; returns its outcome, ELSEWHERE perhaps."""
+        runtime = self.runtime
+        references = runtime.session.references
+        ((_identity, place),) = runtime.request(messages.HOLD, [identity], True)
+        if place is None:
+            raise errors.ObjectLostError(
+                f"object {identity.hex()} is gone: its owner ended while the call was"
+                " under way")
+        with runtime.lock:
+            if key in references.units:  # Another thread of this worker was faster.
+                references.add(key)
+            references.units[key] = references.units.get(key, 0) + 1
+            if runtime.results.get(key, outcome.ELSEWHERE_OUTCOME)[0] == outcome.ELSEWHERE:
+                runtime.results[key] = place
+            return runtime.results[key]
 
     # -- results ---------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Start a node process: ``python -m zray.brokers node --dir DIR --ready-fd N --settings JSON``.
 
-What    Reads the arguments and runs the node.
+What    Reads the arguments, takes the directory for this process, and runs the node.
 Caller  zray/launch.py.
 Never   is run by hand: users run zray-node.
 """
@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import os
 import signal
 import sys
+
+from zray import errors, node_directory
 
 
 def main() -> int:
@@ -24,8 +27,17 @@ def main() -> int:
     arguments = parser.parse_args()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    try:
+        lock = node_directory.hold(arguments.dir)
+    except errors.NodeStartError as error:
+        os.write(arguments.ready_fd, json.dumps({"error": str(error)}).encode() + b"\n")
+        return 1
+    from .workers import Zygote
+    zygote = Zygote(arguments.dir)  # First: it imports for 0.2 s, and so does the node.
     from .node import serve
-    return serve(arguments.dir, arguments.settings, arguments.ready_fd)
+    status = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
+    os.close(lock)  # The last act: who waits for the lock finds all else done.
+    return status
 
 
 if __name__ == "__main__":

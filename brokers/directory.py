@@ -60,8 +60,8 @@ Command = Locate | FreeExtent | DeleteSpilled | Restore | Unreferenced
 class Entry:
     """One shared object."""
 
-    __slots__ = ("contained", "file", "holders", "is_actor", "nbytes", "offset", "outcome",
-                 "pinned", "restoring", "waiters")
+    __slots__ = ("contained", "copies", "file", "holders", "is_actor", "nbytes", "offset",
+                 "outcome", "pinned", "registered", "restoring", "waiters")
 
     def __init__(self) -> None:
         self.outcome: bytes | None = None
@@ -75,6 +75,10 @@ class Entry:
         self.waiters: set[ProcessId] = set()
         self.is_actor = False
         self.restoring = False
+        self.registered: ProcessId | None = None
+        """Whose unit the registration counted: a second execution counts none."""
+        self.copies: list[int] = []
+        """Extents that second executions wrote: somebody may have been told of one of them."""
 
 
 class Directory:
@@ -127,6 +131,8 @@ class Directory:
         if entry.offset >= 0:
             self.commands.append(FreeExtent(entry.offset))
             entry.offset = -1
+        copies, entry.copies = entry.copies, []
+        self.commands.extend(map(FreeExtent, copies))
         if entry.file is not None:
             self.commands.append(DeleteSpilled(identity, entry.file))
             entry.file = None
@@ -160,11 +166,16 @@ class Directory:
                  contained: list[ObjectId], holder: ProcessId) -> None:
         """REGISTER: an extent holds this sealed object, for ``holder``."""
         entry = self._entry(identity)
-        self._add(identity, entry, holder, 1)
-        if entry.offset >= 0 or entry.outcome is not None:
-            # A second execution made it again: the first copy stays, this extent is free.
-            self.commands.append(FreeExtent(offset))
+        if entry.outcome is not None:
+            if entry.registered is None:
+                self.commands.append(FreeExtent(offset))  # It has ended in an error already.
+            else:
+                # A crashed worker had made it before, and may or may not have told its caller:
+                # both copies stay until the object goes, and the caller counts one of them.
+                entry.copies.append(offset)
             return
+        entry.registered = holder
+        self._add(identity, entry, holder, 1)
         self._contain(identity, entry, contained)
         entry.offset, entry.nbytes = offset, nbytes
         if holder in self.alive:
@@ -186,7 +197,7 @@ class Directory:
                 entry.restoring = True
                 self.commands.append(Restore(identity))
             return
-        if entry.offset >= 0:
+        if entry.offset >= 0 and process in entry.holders:
             entry.pinned.add(process)
         self.commands.append(Locate(process, identity, entry.outcome))
 
@@ -226,9 +237,9 @@ class Directory:
         """FORGET: results that a dead worker may have registered for ``process`` are void."""
         for identity in identities:
             entry = self.entries.get(identity)
-            if entry is None or entry.offset < 0 and entry.outcome is None:
+            if entry is None or entry.registered != process:
                 continue
-            entry.outcome = None
+            entry.outcome = entry.registered = None
             self._drop_value(identity, entry)
             self._add(identity, entry, process, -1)
             self._settle(identity, entry)
@@ -292,6 +303,8 @@ class Directory:
         entry = self.entries.get(identity)
         if entry is None or entry.pinned or entry.offset < 0:
             return False
+        if entry.copies:
+            return False  # Somebody may have been told of a copy: it stays where it is.
         entry.file = file
         self.commands.append(FreeExtent(entry.offset))
         entry.offset = -1
@@ -308,6 +321,7 @@ class Directory:
         self.commands.append(DeleteSpilled(identity, entry.file))
         entry.file = None
         self._resolve(identity, entry, outcome.stored(offset, entry.nbytes))
+        self._settle(identity, entry)  # Who waited may have let go of it meanwhile.
         return True
 
     def restore_failed(self, identity: ObjectId, found: bytes) -> None:
@@ -319,6 +333,7 @@ class Directory:
         waiters, entry.waiters = entry.waiters, set()
         for process in waiters:
             self.commands.append(Locate(process, identity, found))
+        self._settle(identity, entry)
 
     # -- for people and tests --------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ def _resources(node: Node, _arguments: dict[str, Any]) -> dict[str, dict[str, fl
 
 def _actors(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
+    node.gcs.write()
     for record in node.gcs.tables.actors.select():
         rows.append({"actor_id": record.actor_id.hex(), "class_name": record.class_name,
                      "state": record.state.upper(), "name": record.name,

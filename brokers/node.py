@@ -13,15 +13,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from zray import detect, errors
 from zray.net import channel, mailbox
+from zray.net.poller import READABLE, WRITABLE, Poller
 from zray.net.wake import Wake
 from zray.protocol import frames, messages, outcome
 from zray.protocol.limits import (
@@ -41,14 +42,19 @@ from .node_commands import perform_all
 from .node_mailbox import MAILBOX_RULES
 from .output import OutputLog, bound_log
 from .peers import Process, Processes
+from .reception import Reception
 from .resources import ResourceSet
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, job_of
 from .store import Store
-from .workers import WorkerProcess, Workers, describe_exit
+from .validation import check_fields
+from .workers import WorkerProcess, Workers, Zygote, describe_exit
 
 _TICK_S = 0.01
 _SWEEP_S = 0.5
+_BATCH_MESSAGES = 1000
+"""Messages handled in one wake: the unix streams get their turn in between."""
+_READY_S = 1.0
 
 
 class Node:
@@ -58,26 +64,29 @@ class Node:
         directory: this node's private directory (0700).
         settings: num_cpus, num_gpus, memory, resources, object_store_memory, spill_directory and
             ``embedded`` (the node ends with its first driver).
+        zygote: the process that forks workers.
     """
 
-    def __init__(self, directory: str, settings: dict[str, Any]) -> None:
+    def __init__(self, directory: str, settings: dict[str, Any], zygote: Zygote) -> None:
         self.directory = directory
         self.settings = settings
         self.embedded = bool(settings.get("embedded"))
         self.process = os.urandom(8)
         self.started_at = time.time()
         self.stopping: str | None = None
-        self.epoll = select.epoll()
+        self.poller = Poller()
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.wake = Wake()
         self.watch(self.wake.fileno(), self.wake.clear)
-        # The zygote imports while this process sets itself up.
-        self.workers = Workers(directory, on_lines=self._on_lines, watch=self.watch,
+        self.workers = Workers(zygote, on_lines=self._on_lines, watch=self.watch,
                                unwatch=self.unwatch)
         self._set_up_tables()
         self._set_up_sockets()
         self.malformed = 0
+        self.on_ready: Callable[[], None] | None = None
+        """Called once, when the first worker is there (or has not come for a second)."""
         self.now = time.monotonic()
+        self._ready_by = self.now + _READY_S
         self._next_sweep = self.now + _SWEEP_S
         self._log_lines: dict[str, list[tuple[str, bool, str]]] = {}
         self.output_log = None if self.embedded else OutputLog(directory)
@@ -113,33 +122,37 @@ class Node:
         self.peers = mailbox.Peers(self.context, self.process)
         self.processes = Processes()
         path = os.path.join(self.directory, "node.sock")
-        self.server = channel.Listener(path)
-        self.watch(self.server.fileno(), self._accept)
-        self.epoll.register(self.inbox.descriptor, select.EPOLLIN)
+        self.reception = Reception(self, path, self._joined)
+        self.poller.register(self.inbox.descriptor, READABLE)
 
     # -- polling ---------------------------------------------------------------------------------
 
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
         """Call back whenever the descriptor is readable."""
         self.callbacks[descriptor] = callback
-        self.epoll.register(descriptor, select.EPOLLIN)
+        self.poller.register(descriptor, READABLE)
 
     def unwatch(self, descriptor: int) -> None:
         """Stop watching a descriptor that is about to be closed."""
         if self.callbacks.pop(descriptor, None) is not None:
-            self.epoll.unregister(descriptor)
+            self.poller.unregister(descriptor)
 
     def run(self) -> None:
         """Serve until stopped."""
         inbox_fd = self.inbox.descriptor
+        more = True
         while self.stopping is None:
-            ready = self.epoll.poll(self._timeout_s())
+            ready = self.poller.poll(0.0 if more else self._timeout_s())
             self.now = time.monotonic()
-            received = self._drain_inbox()
+            received: list[mailbox.Message] = []
+            if more or any(descriptor == inbox_fd for descriptor, _events in ready):
+                # The descriptor is edge-triggered: it speaks again only after the inbox has
+                # been found empty (nothing is ever sent on this socket that could swallow it).
+                received, more = self._drain_inbox()
             if received:
                 # What was written to a stream before one of these messages was sent is readable
                 # by now, though it may not have been when poll returned.
-                ready = self.epoll.poll(0)
+                ready = self.poller.poll(0)
             for descriptor, _events in ready:
                 if descriptor != inbox_fd:
                     callback = self.callbacks.get(descriptor)
@@ -152,20 +165,19 @@ class Node:
         self._shut_down()
 
     def _timeout_s(self) -> float:
-        if self.inbox.has_message():
-            return 0.0
         due = self._next_sweep - time.monotonic()
         if self.scheduler.needs_tick() or self.store.waiting:
             due = min(due, _TICK_S)
         return max(0.0, due)
 
-    def _drain_inbox(self) -> list[mailbox.Message]:
-        received = []
+    def _drain_inbox(self) -> tuple[list[mailbox.Message], bool]:
+        """Return what has arrived, and whether there may be more."""
+        received: list[mailbox.Message] = []
         while (message := self.inbox.receive()) is not None:
             received.append(message)
-            if len(received) >= 1000:
-                break
-        return received
+            if len(received) >= _BATCH_MESSAGES:
+                return received, True
+        return received, False
 
     def _handle_message(self, sender: bytes, header: bytes, payloads: list[bytes]) -> None:
         process = self.processes.by_id.get(sender)
@@ -177,17 +189,23 @@ class Node:
             rule = MAILBOX_RULES.get(message[1])
             if rule is None or message[2] != len(payloads):
                 raise errors.RemoteProtocolError("not a message for a node")
+            check_fields(message)
             rule(self, process, message, payloads)
-        except (errors.ZrayError, TypeError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # A broken client must not end the node that serves others.
             self._malformed(process, error)
 
     def _malformed(self, process: Process, error: Exception) -> None:
         self.malformed += 1
         if self.malformed < 100:
             print(f"refused a message of {process}: {error!r}", flush=True)
+            if not isinstance(error, errors.ZrayError):
+                traceback.print_exception(error)  # Our own fault, unless the sender is hostile.
 
     def _duties(self) -> None:
         now = self.now
+        if self.on_ready is not None and (self.scheduler.idle or now > self._ready_by):
+            on_ready, self.on_ready = self.on_ready, None
+            on_ready()
         self.store.settle()
         if self.store.waiting:
             self.store.serve(now)
@@ -200,6 +218,7 @@ class Node:
             self.scheduler.retire(now, WORKER_IDLE_S)
             self.gcs.flush(time.time())
             self._sweep_starting(now)
+            self.reception.sweep(now)
             self._sweep_jobs()
             if self.workers.zygote_gone and self.stopping is None:
                 self.stopping = "the zygote died"
@@ -230,38 +249,9 @@ class Node:
 
     # -- processes -------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        while True:
-            stream = self.server.accept()
-            if stream is None:
-                return
-            self.watch(stream.fileno(), lambda s=stream: self._read_hello(s))
-
-    def _read_hello(self, stream: channel.Channel) -> None:
-        """The first message of a connection says who is there; anything else ends it."""
-        try:
-            received, alive = stream.drain()
-            if not received and alive:
-                return
-            message = frames.unpack(received[0]) if received else None
-            if message is None or message[1] != messages.HELLO:
-                raise errors.RemoteProtocolError("a connection that does not begin with HELLO")
-            _version, _kind, _count, identity, role, pid, details = message
-            if not isinstance(identity, bytes) or len(identity) != 8:
-                raise errors.RemoteProtocolError("HELLO with a malformed process id")
-            self._joined(stream, identity, role, pid, details)
-        except (errors.RemoteProtocolError, KeyError, TypeError, ValueError) as error:
-            self.malformed += 1
-            print(f"refused a connection: {error!r}", flush=True)
-            self.unwatch(stream.fileno())
-            stream.close()
-            return
-        for packed in received[1:]:
-            self._handle_call(self.processes.by_id[identity], packed)
-
-    def _joined(self, stream: channel.Channel, identity: bytes, role: str, pid: int,
+    def _joined(self, stream: channel.Channel, role: str, identity: bytes, pid: int,
                 details: dict[str, Any]) -> None:
-        self.unwatch(stream.fileno())
+        """HELLO was in order: this connection is a process's lifeline, or its calls."""
         if role == "calls":
             process = self.processes.by_id[identity]
             process.calls = stream
@@ -288,7 +278,11 @@ class Node:
             self.scheduler.worker_ready(identity)
 
     def _read_lifeline(self, process: Process) -> None:
-        _received, alive = process.lifeline.drain()
+        try:
+            _received, alive = process.lifeline.drain()
+        except errors.RemoteProtocolError as error:
+            self._malformed(process, error)
+            alive = False
         if not alive:
             self.process_gone(process.identity, "")
 
@@ -302,22 +296,22 @@ class Node:
             self._malformed(process, error)
             received, alive = [], False
         for packed in received:
-            self._handle_call(process, packed)
+            self.handle_call(process, packed)
         if not alive:
             self.process_gone(process.identity, "")
 
-    def _handle_call(self, process: Process, packed: bytes) -> None:
+    def handle_call(self, process: Process, packed: bytes) -> None:
+        """Obey one message of a process's calls; what is malformed is counted, never fatal."""
         try:
             message = frames.unpack(packed)
             rule = CALL_RULES.get(message[1])
             if rule is None:
                 raise errors.RemoteProtocolError("not a call to a node")
+            check_fields(message)
             rule(self, process, message)
-        except errors.ProtocolError as error:
+        except Exception as error:  # A broken client must not end the node that serves others.
             self._malformed(process, error)
-        except (errors.ZrayError, TypeError, ValueError, KeyError, IndexError) as error:
-            self._malformed(process, error)
-            if process.calls is not None and packed[2:3] and _asks(packed):
+            if process.calls is not None and _asks(packed):
                 self.answer(process, None, error)
 
     def process_gone(self, identity: bytes, reason: str) -> None:
@@ -327,9 +321,11 @@ class Node:
             # Its last words were accepted by the kernel before it died.
             words, process.calls = process.calls, None
             self.unwatch(words.fileno())
-            received, _alive = words.drain()
+            received: list[bytes] = []
+            with contextlib.suppress(errors.RemoteProtocolError):
+                received, _alive = words.drain()
             for packed in received:
-                self._handle_call(process, packed)
+                self.handle_call(process, packed)
             words.close()
         worker = self.workers.forget(identity)
         if worker is not None and not reason:
@@ -365,13 +361,14 @@ class Node:
     def _driver_left(self, process: Process) -> None:
         state = "succeeded" if process.said_goodbye else "failed"
         self.gcs.job_ended(process.identity, state, time.time())
+        if self.embedded and not self.processes.drivers:
+            self.stopping = "its driver has ended"  # And with it everything: nothing to settle.
+            return
         for actor in list(self.dispatcher.actors.values()):
             if actor.owner == process.identity and not actor.details["detached"]:
                 cause = error_outcome(errors.ActorDiedError("its driver has ended"))
                 self.dispatcher.kill(actor.actor, cause, no_restart=True)
         self.scheduler.job_ended(process.identity.hex())
-        if self.embedded and not self.processes.drivers:
-            self.stopping = "its driver has ended"
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -385,17 +382,18 @@ class Node:
         if process is not None:
             process.lifeline.queue(frames.pack(kind, *fields))
             if process.lifeline.outbound_bytes:
-                self._flush_later(process)
+                self._flush_later(process.lifeline, lambda: self._read_lifeline(process))
 
-    def _flush_later(self, process: Process) -> None:
-        descriptor = process.lifeline.fileno()
-        self.epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
+    def _flush_later(self, stream: channel.Channel, read: Callable[[], None]) -> None:
+        """The kernel did not take all of it: send the rest when it can."""
+        descriptor = stream.fileno()
+        self.poller.modify(descriptor, READABLE | WRITABLE)
 
         def ready() -> None:
-            self._read_lifeline(process)
-            if self.processes.by_id.get(process.identity) is process and process.lifeline.flush():
-                self.epoll.modify(descriptor, select.EPOLLIN)
-                self.callbacks[descriptor] = lambda: self._read_lifeline(process)
+            if stream.flush():
+                self.poller.modify(descriptor, READABLE)
+                self.callbacks[descriptor] = read
+            read()
 
         self.callbacks[descriptor] = ready
 
@@ -405,6 +403,8 @@ class Node:
             return
         packed = None if error is None else encode_exception(error, where="node")
         process.calls.queue(frames.pack(messages.ANSWER, packed, value))
+        if process.calls.outbound_bytes:
+            self._flush_later(process.calls, lambda: self._read_calls(process))
 
     def _ask_clients(self) -> None:
         for identity in self.processes.by_id:
@@ -453,7 +453,7 @@ class Node:
             self.tell(identity, messages.EXIT, f"the node stops: {self.stopping}")
         self._await_workers()
         self.workers.close()
-        self.server.close()
+        self.reception.close()
         if self._log_lines:
             self.send_lines()
         if self.output_log is not None:
@@ -467,7 +467,7 @@ class Node:
         self.peers.close()
         self.inbox.close()
         self.context.destroy(0)
-        self.epoll.close()
+        self.poller.close()
         for name in ("node.sock", "node", "node.json"):
             path = os.path.join(self.directory, name)
             if os.path.exists(path):
@@ -477,7 +477,7 @@ class Node:
         deadline = time.monotonic() + SHUTDOWN_GRACE_S
         grace = min(deadline, time.monotonic() + 0.2)
         while self.workers.by_process and time.monotonic() < grace:
-            for descriptor, _events in self.epoll.poll(0.02):
+            for descriptor, _events in self.poller.poll(0.02):
                 callback = self.callbacks.get(descriptor)
                 if callback is not None:
                     callback()
@@ -495,10 +495,10 @@ def _asks(packed: bytes) -> bool:
                     messages.NAMED_ACTOR, messages.LIST_NAMED)
 
 
-def serve(directory: str, settings: dict[str, Any], ready_fd: int) -> int:
+def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote) -> int:
     """Run a node until it is stopped; report on ready_fd first. Returns the exit status."""
     try:
-        node = Node(directory, settings)
+        node = Node(directory, settings, zygote)
     except (errors.ZrayError, OSError, ValueError) as error:
         os.write(ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
                  + b"\n")
@@ -510,11 +510,7 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int) -> int:
               "started_at": node.started_at, "embedded": node.embedded}
     with open(os.path.join(directory, "node.json"), "w") as file:
         json.dump(report, file)
-    try:
-        os.write(ready_fd, json.dumps(report).encode() + b"\n")
-    except BrokenPipeError:
-        node.stop("its driver has died")  # Nobody is left to wait for a node that is embedded.
-    os.close(ready_fd)
+    node.on_ready = lambda: _report_ready(node, report, ready_fd)
     try:
         node.run()
     finally:
@@ -522,6 +518,14 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int) -> int:
             # Its driver does this too, unless it was killed.
             shutil.rmtree(directory, ignore_errors=True)
     return 0
+
+
+def _report_ready(node: Node, report: dict[str, Any], ready_fd: int) -> None:
+    try:
+        os.write(ready_fd, json.dumps(report).encode() + b"\n")
+    except BrokenPipeError:
+        node.stop("its driver has died")  # Nobody is left to wait for a node that is embedded.
+    os.close(ready_fd)
 
 
 def _signalled(node: Node, number: int) -> None:

@@ -30,7 +30,8 @@ def _submit(node: Node, process: Process, message: list[Any], payloads: list[byt
 
 
 def _finished(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
-    node.gcs.tasks_finished(process.identity, message[3])
+    names = node.scheduler.function_names(process.identity, message[3])
+    node.gcs.tasks_finished(process.identity, message[3], names)
     node.scheduler.finished(process.identity, message[3], node.now)
 
 

@@ -101,7 +101,7 @@ class Reception:
         if role == "worker":
             if identity not in processes.starting:
                 raise errors.RemoteProtocolError("HELLO of a worker that nobody forked")
-        elif role != "driver":
+        elif role not in ("driver", "observer"):
             raise errors.RemoteProtocolError("HELLO in a role that does not exist")
         # The place follows from the identity: what a process says of it is not believed.
         details["endpoint"] = mailbox.ipc_endpoint(self.node.directory, identity.hex())

@@ -390,6 +390,14 @@ class Scheduler:
         if self.idle and not any(self.queued.values()):
             self._rebalance(now)
 
+    def function_names(self, process: bytes, reports: Iterable[list[Any]]) -> list[str]:
+        """Return what ran, for the events: one name a report, "" where it is not known."""
+        worker = self.workers.get(process)
+        running = {} if worker is None else {
+            (work.task_class.client, work.first): work.task_class.name
+            for work in worker.outstanding}
+        return [running.get((report[0], report[1]), "") for report in reports]
+
     def _progress(self, worker: WorkerState, client: bytes, first: int, low: int, high: int,
                   busy_us: int) -> None:
         for work in worker.outstanding:

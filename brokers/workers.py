@@ -39,21 +39,37 @@ class WorkerProcess:
         self.status: int | None = None
 
 
+class Zygote:
+    """The process that forks workers, started before its node has imported anything else.
+
+    Args:
+        directory: the node's directory, passed on to the workers.
+    """
+
+    def __init__(self, directory: str) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "zray.actors", "zygote", "--fd", str(theirs.fileno()),
+             "--dir", directory], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        theirs.close()
+        ours.setblocking(False)
+        self.channel = Channel(ours)
+
+
 class Workers:
     """The zygote and the processes it has forked.
 
     Args:
-        directory: the node's directory, passed on to the workers.
+        zygote: the process that forks them.
         on_lines: called with (worker, is_stderr, lines) for what a worker printed.
         watch: called with (descriptor, callback) to be polled for reading.
         unwatch: called with a descriptor that is about to be closed.
     """
 
-    def __init__(self, directory: str, *,
+    def __init__(self, zygote: Zygote, *,
                  on_lines: Callable[[WorkerProcess, bool, list[str]], None],
                  watch: Callable[[int, Callable[[], None]], None],
                  unwatch: Callable[[int], None]) -> None:
-        self.directory = directory
         self.by_process: dict[bytes, WorkerProcess] = {}
         self.by_pid: dict[int, WorkerProcess] = {}
         self.ready = False
@@ -61,15 +77,10 @@ class Workers:
         self._watch = watch
         self._unwatch = unwatch
         self._early: dict[int, int] = {}
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.zygote = subprocess.Popen(
-            [sys.executable, "-m", "zray.actors", "zygote", "--fd", str(theirs.fileno()),
-             "--dir", directory], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
-        theirs.close()
-        ours.setblocking(False)
-        self.channel = Channel(ours)
+        self.zygote = zygote.process
+        self.channel = zygote.channel
         self.zygote_gone = False
-        watch(ours.fileno(), self._read_zygote)
+        watch(self.channel.fileno(), self._read_zygote)
 
     # -- forking ---------------------------------------------------------------------------------
 

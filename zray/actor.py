@@ -25,36 +25,47 @@ METHOD_OPTIONS = "__zray_method_options__"
 _ACTOR_CLASS = "__zray_actor_class__"
 
 
-def _method_specs(cls: type, options: ActorOptions) -> dict[str, list[Any]]:
-    specs: dict[str, list[Any]] = {}
-    for name, member in inspect.getmembers(cls, callable):
-        if name.startswith("__") and name != "__call__":
-            continue
-        if inspect.getattr_static(cls, name) is Actor.__dict__.get(name, cls):
-            continue  # remote and options, from the base class.
-        parsed: MethodOptions | None = getattr(member, METHOD_OPTIONS, None)
-        retries = options.max_task_retries
-        if parsed is not None and parsed.max_task_retries is not None:
-            retries = parsed.max_task_retries
-        returns = returns_of(parsed.num_returns if parsed else None, member)
-        group = (parsed.concurrency_group if parsed else None) or ""
-        specs[name] = [returns, retries, group]
-    return specs
+_VARIANTS_MAX = 256
 
 
-def _is_async(cls: type) -> bool:
-    return any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
-               for _name, member in inspect.getmembers(cls, callable))
+class _ClassFacts:
+    """What looking at the class tells, once for all the options it is used with."""
+
+    __slots__ = ("args_max", "args_min", "asynchronous", "exported", "methods")
+
+    def __init__(self, cls: type) -> None:
+        self.args_min, self.args_max = positional(cls)
+        self.exported: tuple[Runtime, bytes, list[Any]] | None = None
+        self.asynchronous = False
+        self.methods: dict[str, tuple[int, int | None, str]] = {}
+        """Returns, retries (None: the actor's), concurrency group."""
+        for name, member in inspect.getmembers(cls, callable):
+            if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
+                self.asynchronous = True
+            if name.startswith("__") and name != "__call__":
+                continue
+            if inspect.getattr_static(cls, name) is Actor.__dict__.get(name, cls):
+                continue  # remote and options, from the base class.
+            parsed: MethodOptions | None = getattr(member, METHOD_OPTIONS, None)
+            self.methods[name] = (
+                returns_of(parsed.num_returns if parsed else None, member),
+                parsed.max_task_retries if parsed else None,
+                (parsed.concurrency_group if parsed else None) or "")
+
+    def method_specs(self, options: ActorOptions) -> dict[str, list[Any]]:
+        """Return [returns, retries, group] by method, as handles carry them."""
+        return {name: [returns, options.max_task_retries if retries is None else retries, group]
+                for name, (returns, retries, group) in self.methods.items()}
 
 
 class ActorClass:
     """A class whose instances are actors. Made by @zray.remote."""
 
-    def __init__(self, cls: type, options: ActorOptions) -> None:
+    def __init__(self, cls: type, options: ActorOptions, facts: _ClassFacts | None = None) -> None:
         self._cls = cls
         self._options = options
-        self._args_min, self._args_max = positional(cls)
-        self._exported: tuple[Runtime, bytes, list[Any]] | None = None
+        self._facts = facts or _ClassFacts(cls)
+        self._variants: dict[Any, ActorClass] = {}
         self._details: dict[str, Any] = {}
         self._runtime: Runtime | None = None
         self.__doc__ = cls.__doc__
@@ -76,8 +87,16 @@ class ActorClass:
 
     def options(self, **options: Any) -> ActorClass:
         """Return the same class with other options (see docs/reference/options.md)."""
-        made = ActorClass(self._cls, self._options.merged(options))
-        made._exported = self._exported
+        try:
+            # Programs write Class.options(...).remote() in loops; checking costs 20 us.
+            key = tuple((name, type(value), value) for name, value in options.items())
+            made = self._variants.get(key)
+        except TypeError:  # An option that is a dict or list.
+            return ActorClass(self._cls, self._options.merged(options), self._facts)
+        if made is None:
+            made = ActorClass(self._cls, self._options.merged(options), self._facts)
+            if len(self._variants) < _VARIANTS_MAX:
+                self._variants[key] = made
         return made
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
@@ -97,10 +116,11 @@ class ActorClass:
             found = named_handle(options.name or "", options.namespace)
             if found is not None:
                 return found
-        if kwargs or not self._args_min <= len(args) <= self._args_max:
+        facts = self._facts
+        if kwargs or not facts.args_min <= len(args) <= facts.args_max:
             inspect.signature(self._cls).bind(*args, **kwargs)
-        assert self._exported is not None
-        _runtime, class_id, refs = self._exported
+        assert facts.exported is not None
+        _runtime, class_id, refs = facts.exported
         try:
             ref, route = runtime.create_actor(class_id, details, args, kwargs, keep=refs)
         except errors.NameTakenError:
@@ -115,9 +135,10 @@ class ActorClass:
         runtime = api.runtime()
         options = self._options
         runtime.check_resources(options.placement_request(), self.__name__, actor=True)
-        if self._exported is None or self._exported[0] is not runtime:
-            self._exported = (runtime, *runtime.export(self._cls))
-        asynchronous = _is_async(self._cls)
+        facts = self._facts
+        if facts.exported is None or facts.exported[0] is not runtime:
+            facts.exported = (runtime, *runtime.export(self._cls))
+        asynchronous = facts.asynchronous
         self._details = {
             "class": self.__name__, "resources": options.resource_request(),
             "placement": options.placement_request(), "restarts": options.restarts,
@@ -127,7 +148,7 @@ class ActorClass:
             "namespace": options.namespace or runtime.namespace,
             "detached": options.lifetime == "detached",
             "env": {**runtime.env_vars, **options.env_vars},
-            "methods": _method_specs(self._cls, options), "pending": options.max_pending_calls,
+            "methods": facts.method_specs(options), "pending": options.max_pending_calls,
         }
         self._runtime = runtime
         return runtime

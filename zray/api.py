@@ -20,10 +20,13 @@ from zray import errors
 
 if TYPE_CHECKING:
     from zray.actor import ActorHandle
+    from zray.refs import ObjectRef, ObjectRefGenerator, RefSequence
     from zray.runtime import Runtime
 
 _lock = threading.RLock()
 _runtime: Runtime | None = None
+_forked: Runtime | None = None
+"""In a forked child: the session of its parent, which can't be used here."""
 _node: subprocess.Popen[bytes] | None = None
 _directory: str | None = None
 in_worker = False
@@ -40,10 +43,12 @@ def runtime() -> Runtime:
     """Return the current runtime, starting an embedded node where there is none."""
     current = _runtime
     if current is None:
+        if _forked is not None:
+            _forked.check_usable()
         init()
         current = _runtime
         assert current is not None
-    if current.pid != os.getpid() or current.node_died is not None:
+    if current.node_died is not None:
         current.check_usable()
     return current
 
@@ -58,22 +63,40 @@ def set_runtime(current: Runtime | None) -> None:
         _ref_types[:] = (refs.ObjectRef, refs.RefSequence)
 
 
+def _forget_in_child() -> None:
+    """After a fork, in the child: what it inherited is its parent's, the lifeline above all."""
+    global _runtime, _forked, _node, _directory, _lock
+    _lock = threading.RLock()
+    if _runtime is not None:
+        _forked, _runtime = _runtime, None
+        _node, _directory = None, None
+        _forked.forked()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def is_initialized() -> bool:
     """Return whether this process is connected to a node."""
     current = _runtime
-    return current is not None and not current.closed and current.pid == os.getpid()
+    return current is not None and not current.closed
 
 
 def connect(directory: str, *, namespace: str | None = None, log_to_driver: bool = True,
+            env_vars: dict[str, str] | None = None,
             details: dict[str, Any] | None = None) -> Runtime:
     """Connect this process as a driver to the node in ``directory``."""
     from zray.runtime import Runtime as Runtime_
     process = os.urandom(8)
     entry = " ".join(sys.argv)[:500]
+    namespace = namespace or f"job-{process.hex()}"
     made = Runtime_(directory, process, "driver", {
         "entrypoint": entry, "namespace": namespace, "log": log_to_driver,
-        "path": [entry for entry in sys.path if entry], "cwd": os.getcwd(), **(details or {})})
-    made.namespace = namespace or f"job-{process.hex()}"
+        # As the interpreter reads it: "" and relative entries are below the current directory.
+        "path": [os.path.abspath(entry) for entry in sys.path], "cwd": os.getcwd(),
+        "env_vars": env_vars or {}, **(details or {})})
+    made.namespace = namespace
+    made.env_vars = env_vars or {}
     from zray import logs
     made.lifeline_rules.update(logs.driver_rules())
     made.start()
@@ -110,9 +133,14 @@ def init(address: str | None = None, *, num_cpus: float | None = None,
          num_gpus: float | None = None, memory: int | None = None,
          resources: dict[str, float] | None = None, object_store_memory: int | None = None,
          namespace: str | None = None, ignore_reinit_error: bool = False,
-         log_to_driver: bool = True, spill_directory: str | None = None,
+         log_to_driver: bool | None = None, spill_directory: str | None = None,
+         runtime_env: dict[str, Any] | None = None, logging_level: int | str | None = None,
+         _temp_dir: str | None = None,
          **unsupported: Any) -> Context:
     """Connect to a node, or start one inside this program's life.
+
+    What is not given here is taken from ZRAY_* variables, then from zray.toml or [tool.zray] in
+    pyproject.toml.
 
     Args:
         address: None or "local" starts an embedded node that ends with this process (None takes
@@ -125,43 +153,54 @@ def init(address: str | None = None, *, num_cpus: float | None = None,
         object_store_memory: bytes of shared memory for objects; None: 30 % of memory.
         namespace: where this driver's named actors live; None: one of its own.
         ignore_reinit_error: a second init() returns the first one's context.
-        log_to_driver: print what workers print.
+        log_to_driver: print what workers print; None: yes.
         spill_directory: where objects go when the store is full; None: the node's directory.
+        runtime_env: ``{"env_vars": {...}}``: the environment of every task and actor.
+        logging_level: level of the logger "zray" in this process.
+        _temp_dir: folder for the node's directory; a short path, since sockets lie in it.
+        unsupported: other options of Ray's init() pass if they ask for nothing, such as
+            include_dashboard=False.
 
     Raises:
         OptionError: an option that zray does not honour.
         NodeStartError: the node did not come up, or there is none at the address.
     """
-    global _node, _directory
+    global _node, _directory, _forked
     with _lock:
         if is_initialized():
             if ignore_reinit_error or in_worker:
                 return _context()
             raise errors.OptionError("zray.init() was called before: call zray.shutdown() first,"
                                      " or pass ignore_reinit_error=True", option="address")
-        from zray import configuration
+        from zray import configuration, node_directory
         configuration.refuse_unsupported(unsupported)
-        _forget_forked()
-        where = configuration.resolve_address(address)
-        settings = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory,
-                    "resources": resources or {}, "object_store_memory": object_store_memory,
-                    "spill_directory": spill_directory, "embedded": True}
+        env_vars = configuration.session_env(runtime_env)
+        of_node = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory,
+                   "resources": resources, "object_store_memory": object_store_memory,
+                   "spill_directory": spill_directory}
+        settings = configuration.resolve({"address": address, "namespace": namespace,
+                                          "log_to_driver": log_to_driver, **of_node})
+        if logging_level is not None:
+            import logging
+            logging.getLogger("zray").setLevel(logging_level)
+        _forked = None
+        where = node_directory.resolve_address(settings.values.get("address"))
         if where is None:
-            configuration.check_settings(settings)
             from zray import launch
-            where = _directory = launch.new_directory()
+            where = _directory = launch.new_directory(_temp_dir)
             try:
-                _node = launch.launch_node(where, settings, detached=False)
+                _node = launch.launch_node(
+                    where, {**settings.node(), "embedded": True, "parent": os.getpid()})
             except BaseException:
                 shutil.rmtree(where, ignore_errors=True)
                 _directory = None
                 raise
-        elif any(value for key, value in settings.items() if key != "embedded"):
-            raise errors.OptionError("num_cpus, resources and the like belong to the node that is"
-                                     f" running at {where}: set them where it is started",
-                                     option="num_cpus")
+        else:
+            configuration.refuse_node_settings({**of_node, "_temp_dir": _temp_dir}, where)
         try:
-            set_runtime(connect(where, namespace=namespace, log_to_driver=log_to_driver))
+            set_runtime(connect(where, namespace=settings.values.get("namespace"),
+                                log_to_driver=settings.values.get("log_to_driver", True),
+                                env_vars=env_vars))
         except BaseException:
             _end_node()
             raise
@@ -175,20 +214,10 @@ def _context() -> Context:
     return Context(current.directory, current.node.hex(), totals)
 
 
-def _forget_forked() -> None:
-    """A forked child starts afresh: what it inherited belongs to its parent."""
-    global _node, _directory
-    if _runtime is not None and _runtime.pid != os.getpid():
-        set_runtime(None)
-        _node, _directory = None, None
-
-
 def shutdown() -> None:
     """Disconnect; end the embedded node and all its processes. Safe to call twice."""
     with _lock:
         current = _runtime
-        if current is not None and current.pid != os.getpid():
-            return
         set_runtime(None)
         if current is not None:
             current.close()
@@ -227,16 +256,41 @@ def get(refs: Any, *, timeout: float | None = None, writable: bool = False) -> A
         GetTimeoutError: the time is over.
     """
     object_ref, ref_sequence = _ref_types
+    if timeout is not None:
+        _check_timeout(timeout)
     if type(refs) is object_ref:
         return refs.client.get_one(refs, timeout, writable=writable)
     if isinstance(refs, ref_sequence):
-        return refs.client.get_map(refs, timeout)
+        return refs.client.get_map(refs, timeout, writable=writable)
     if isinstance(refs, (list, tuple)):
+        if not refs:
+            return []
+        client = _runtime
         for ref in refs:
-            if not isinstance(ref, object_ref):
-                raise TypeError(f"zray.get() takes ObjectRefs, and the list holds {ref!r}")
-        return runtime().get_many(refs, timeout, writable=writable)
-    raise TypeError(f"zray.get() takes an ObjectRef or a list of them, not {refs!r}")
+            if type(ref) is not object_ref or ref.client is not client:
+                _refuse_member(ref, "get")
+        return refs[0].client.get_many(refs, timeout, writable=writable)
+    from zray.refs import ObjectRefGenerator
+    advice = ": iterate it, each item is a ref" if isinstance(refs, ObjectRefGenerator) else ""
+    raise TypeError(f"zray.get() takes an ObjectRef or a list of them, not {refs!r}{advice}")
+
+
+def _check_timeout(timeout: Any) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout={timeout!r}: it is a number of seconds, or None")
+    if not timeout >= 0:
+        raise ValueError(f"timeout={timeout!r}: it is 0 or more seconds, or None to wait for ever")
+
+
+def _refuse_member(ref: Any, function: str) -> None:
+    """Raise for what is no usable ref: of another type, or of a session that has ended."""
+    from zray.refs import ObjectRef, ObjectRefGenerator
+    if isinstance(ref, ObjectRefGenerator) and function == "wait":
+        ref._client.check_usable()
+    elif isinstance(ref, ObjectRef):
+        ref.client.check_usable()
+    else:
+        raise TypeError(f"zray.{function}() takes ObjectRefs, and the list holds {ref!r}")
 
 
 def put(value: Any) -> Any:
@@ -261,29 +315,68 @@ def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = N
     from zray.refs import ObjectRef, ObjectRefGenerator
     if isinstance(refs, (ObjectRef, ObjectRefGenerator)):
         raise TypeError("zray.wait() takes a list of refs, not a single one")
-    given = list(refs)
-    for ref in given:
-        if not isinstance(ref, (ObjectRef, ObjectRefGenerator)):
-            raise TypeError(f"zray.wait() takes ObjectRefs, and the list holds {ref!r}")
-    if len({id(ref) if isinstance(ref, ObjectRefGenerator) else ref for ref in given}) != len(given):
-        raise ValueError("zray.wait() was given the same ref twice")
-    if not 1 <= num_returns <= max(1, len(given)):
-        raise ValueError(f"num_returns={num_returns} of {len(given)} refs")
+    if timeout is not None:
+        _check_timeout(timeout)
     if not isinstance(fetch_local, bool):
-        raise TypeError("fetch_local is a bool")
+        raise TypeError(f"fetch_local={fetch_local!r}: it is a bool")
+    given = list(refs)
+    if isinstance(num_returns, bool) or not isinstance(num_returns, int):
+        raise TypeError(f"num_returns={num_returns!r}: it is an int")
+    if not 1 <= num_returns <= max(1, len(given)):
+        raise ValueError(f"num_returns={num_returns} of {len(given)} refs: it is at least 1 and"
+                         " at most their number")
     if not given:
         return [], []
+    for ref in given:
+        _refuse_member(ref, "wait")
+    distinct = {id(ref) if isinstance(ref, ObjectRefGenerator) else ref for ref in given}
+    if len(distinct) != len(given):
+        raise ValueError("zray.wait() was given the same ref twice")
     return runtime().wait(given, num_returns, timeout)
+
+
+def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any] | RefSequence[Any], *,
+           force: bool = False, recursive: bool = True) -> None:
+    """Ask for the end of a task or actor call; getting its ref raises TaskCancelledError.
+
+    A task that has not begun never does; one that runs gets KeyboardInterrupt (a call of an
+    async actor: asyncio.CancelledError). One that has ended keeps its value. Cancelled tasks are
+    not retried. Only the process that submitted a task can cancel it.
+
+    Args:
+        ref: what .remote() or .map() returned.
+        force: end the worker process that runs it, for code that does not stop otherwise.
+        recursive: cancel also the tasks that it has submitted.
+
+    Raises:
+        ValueError: force=True of an actor call: zray.kill() ends the actor.
+    """
+    from zray.refs import ObjectRef, ObjectRefGenerator, RefSequence
+    if not isinstance(force, bool) or not isinstance(recursive, bool):
+        raise TypeError("force and recursive are bools")
+    if isinstance(ref, RefSequence):
+        for each in ref:
+            cancel(each, force=force, recursive=recursive)
+        return
+    single = ref.completed() if isinstance(ref, ObjectRefGenerator) else ref
+    if not isinstance(single, ObjectRef):
+        raise TypeError(f"zray.cancel() takes an ObjectRef, not {ref!r}: use zray.kill() for"
+                        " actors")
+    single.client.check_usable()
+    single.client.cancel(single, force=force, recursive=recursive)
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """End an actor at once; calls that have not finished fail with ActorDiedError."""
-    from zray.protocol import messages
     from zray.actor import ActorHandle as Handle
+    from zray.protocol import messages
     if not isinstance(actor, Handle):
         raise TypeError(f"zray.kill() takes an actor handle, not {actor!r}: use zray.cancel()"
                         " for tasks")
-    runtime().call(messages.KILL_ACTOR, actor._actor_id, no_restart)
+    if not isinstance(no_restart, bool):
+        raise TypeError(f"no_restart={no_restart!r}: it is a bool")
+    actor._runtime.check_usable()
+    actor._runtime.call(messages.KILL_ACTOR, actor._actor_id, no_restart)
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
@@ -292,9 +385,13 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     Raises ActorNotFoundError (also a ValueError) where there is none.
     """
     from zray.actor import named_handle
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name={name!r}: get_actor() takes a name that is not empty")
     found = named_handle(name, namespace)
     if found is None:
+        where = runtime().namespace if namespace is None else namespace
         raise errors.ActorNotFoundError(
-            f"no living actor is named {name!r} in namespace"
-            f" {namespace or runtime().namespace!r}")
+            f"no living actor is named {name!r} in namespace {where!r}: it was not made, has"
+            " ended, or lives in another namespace (zray.util.list_named_actors("
+            "all_namespaces=True) shows all)", name=name, namespace=where)
     return found

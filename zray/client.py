@@ -24,6 +24,7 @@ from zray.objects import Objects
 from zray.protocol import frames, messages, outcome
 from zray.protocol.limits import (
     BLOCKED_AFTER_S,
+    GOODBYE_TIMEOUT_S,
     LEASE_IDLE_S,
     LINGER_US,
     QUIET_US,
@@ -77,6 +78,7 @@ class Client:
         self.on_blocked: Callable[[bool], None] | None = None
         self.worker_message: Callable[[bytes, list[Any], list[bytes]], None] | None = None
         self._armed = 0
+        self._answers_owed = 0
         self._last_flush = 0.0
         self._last_sweep = 0.0
         self._reconcile_at: float | None = None
@@ -180,7 +182,8 @@ class Client:
                     self.calls.send(frames.pack(kind, *fields))
                 except OSError as error:
                     self._node_lost(f"its socket is closed ({error})")
-            reply = self.calls.receive() if self.node_died is None else None
+            self._answers_owed += 1
+            reply = self._take_answer() if self.node_died is None else None
         if reply is None:
             self._node_lost("it closed the connection during a request")
             raise self._died_error()
@@ -189,6 +192,16 @@ class Client:
             from zray.serialization.exceptions import decode_exception
             raise decode_exception(error)
         return value
+
+    def _take_answer(self) -> bytes | None:
+        """Return the answer to the newest request, past those that an interrupt left unread."""
+        reply: bytes | None = None
+        while self._answers_owed:
+            reply = self.calls.receive()
+            if reply is None:
+                return None
+            self._answers_owed -= 1
+        return reply
 
     # -- waiting -----------------------------------------------------------------------------
 
@@ -219,8 +232,8 @@ class Client:
             if self.io_lock.acquire(False):
                 try:
                     while not ready():
-                        if self.node_died is not None:
-                            raise self._died_error()
+                        if self.closed or self.node_died is not None:
+                            self.check_usable()
                         if not self._read_one(deadline):
                             return ready()
                     return True
@@ -419,13 +432,14 @@ class Client:
         if self.node_died is None and not self.closed:
             with contextlib.suppress(OSError):
                 self.flush()
-                self.calls.send(frames.pack(messages.GOODBYE))
+                self._say_goodbye()
         self.closed = True
         self.wake.set()
         if self.thread.is_alive() and threading.current_thread() is not self.thread:
             self.thread.join(2.0)
-        with self.turn:
-            self.turn.notify_all()
+            if not self.thread.is_alive():
+                self._read_lifeline()  # What tasks printed last.
+        self._dismiss_waiters()
         self.objects.close()
         self.lifeline.close()
         self.calls.close()
@@ -434,6 +448,39 @@ class Client:
             self.io_lock.release()
         self.context.destroy(0)
         self.wake.close()
+
+    def _say_goodbye(self) -> None:
+        """A driver waits for the answer: all that its tasks have printed comes before it."""
+        with self.send_lock:
+            self.calls.send(frames.pack(messages.GOODBYE))
+        if self.role == "driver" and self.request_lock.acquire(timeout=GOODBYE_TIMEOUT_S):
+            try:
+                self.calls.socket.settimeout(GOODBYE_TIMEOUT_S)
+                self._answers_owed += 1
+                self._take_answer()
+            finally:
+                self.request_lock.release()
+
+    def _dismiss_waiters(self) -> None:
+        """End every wait of this session with the error that it is closed."""
+        with self.turn:
+            self.turn.notify_all()
+        if self.io_lock.locked():  # Another thread waits for messages: send it one.
+            self.peers.connect(self.process, self.inbox.endpoint)
+            self.peers.send(self.process, frames.pack(messages.PING))
+        with self.lock:
+            callbacks = [each for group in self.session.callbacks.values() for each in group]
+            self.session.callbacks.clear()
+            # A ref of this session must not answer once the session is over.
+            self.session.results.clear()
+        for callback in callbacks:
+            callback()
+
+    def forked(self) -> None:
+        """In a forked child: let go of the parent's lifeline, whose EOF means its death."""
+        self.closed = True
+        self.lifeline.close()
+        self.calls.close()
 
 
 _WORKER_KINDS = frozenset(

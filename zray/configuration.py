@@ -1,8 +1,10 @@
-"""Where a node is and how it is set up: arguments, ZRAY_* and files.
+"""Settings of a driver and a node: arguments, ZRAY_* variables and files, in this order.
 
-What    Resolves an address, checks the settings of a node, refuses what is not honoured.
+What    One table of settings. resolve() fills what the code and the command line leave open from
+        the environment, then from zray.toml or [tool.zray] of pyproject.toml, and checks all.
 Caller  zray/api.py, zray/cli.py.
-Never   starts anything.
+Never   starts anything, or passes over a name it does not know.
+Spec    docs/how-to/configure.md.
 """
 
 from __future__ import annotations
@@ -10,90 +12,252 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import tempfile
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from zray import errors
+from zray.option_checks import WrongValueError, amount, boolean, custom_resources, text
 
-_UNSUPPORTED = {
-    "runtime_env": "set env_vars per task or actor: options(runtime_env={'env_vars': ...})",
-    "labels": "labels come with several nodes", "include_dashboard": "there is no dashboard",
+OBJECT_STORE_BYTES_MIN = 1 << 20
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
+_FILES = ("zray.toml", "pyproject.toml")
+_OTHER_VARIABLES = {"ZRAY_CONFIG", "ZRAY_TMPDIR", "ZRAY_JOB_ID", "ZRAY_PYTHON"}
+"""The file to read instead; where embedded nodes live; set in workers; read by scripts/."""
+
+
+def byte_count(_name: str, value: Any) -> int:
+    """A number of bytes, or a string such as "4GiB" or "500 MB"."""
+    if isinstance(value, str):
+        found = _BYTES.fullmatch(value.strip())
+        if found is None:
+            raise WrongValueError('it must be a number of bytes, such as 1000000000 or "4GiB"')
+        number, unit, binary = found.groups()
+        step = 1024 if binary else 1000
+        return int(float(number) * step ** (" kmgt".index(unit.lower()) if unit else 0))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise WrongValueError(f"it must be a number of bytes, not {type(value).__name__}")
+    if value < 0:
+        raise WrongValueError("it must be 0 or more")
+    return int(value)
+
+
+def _store_bytes(name: str, value: Any) -> int:
+    count = byte_count(name, value)
+    if count < OBJECT_STORE_BYTES_MIN:
+        raise WrongValueError("it must be 1 MiB or more")
+    return count
+
+
+def _resources(name: str, value: Any) -> dict[str, float]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise WrongValueError('it must be JSON, such as {"license": 1}') from None
+    return custom_resources(name, value)
+
+
+def _amount(name: str, value: Any) -> float:
+    if isinstance(value, str):
+        try:
+            value = float(value) if "." in value or "e" in value else int(value)
+        except ValueError:
+            raise WrongValueError(f"it must be a number, not {value!r}") from None
+    return amount(name, value)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    return boolean(name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row: how a value is checked, whether it belongs to a node, what it says."""
+
+    check: Callable[[str, Any], Any]
+    of_node: bool
+    text: str
+
+
+SETTINGS: dict[str, Setting] = {
+    "address": Setting(text, False, "node to connect to: local, auto, or its directory"),
+    "namespace": Setting(text, False, "where a driver's named actors live"),
+    "log_to_driver": Setting(_boolean, False, "print what workers print"),
+    "num_cpus": Setting(_amount, True, "CPUs the node offers"),
+    "num_gpus": Setting(_amount, True, "GPUs the node offers"),
+    "memory": Setting(byte_count, True, "bytes offered as resource memory"),
+    "resources": Setting(_resources, True, "custom resources, name to amount"),
+    "object_store_memory": Setting(_store_bytes, True, "bytes of shared memory for objects"),
+    "spill_directory": Setting(text, True, "where objects go when the store is full"),
+}
+NODE_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.of_node)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings that are set, and where each comes from."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+
+    def node(self) -> dict[str, Any]:
+        """Return those of a node, with the names a node knows."""
+        return {name: self.values[name] for name in NODE_SETTINGS if name in self.values}
+
+
+def resolve(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None,
+            folder: str | None = None, called: str = "zray.init()") -> Resolved:
+    """Return every setting by precedence: given, ZRAY_* variables, file.
+
+    Args:
+        given: what code or command line say; None stands for nothing.
+        environ: environment variables; None: this process's.
+        folder: where the search for a file begins, upwards; None: the current directory.
+        called: what ``given`` was given to, for errors.
+
+    Raises OptionError for an unknown name (with the closest known one) or a wrong value.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    sources: list[tuple[str, Mapping[str, Any]]] = [
+        (called, {name: value for name, value in given.items() if value is not None}),
+        ("environment", _variables(environ)),
+        _file_settings(environ, folder)]
+    for origin, settings in sources:
+        for name, value in settings.items():
+            checked = _checked(name, value, origin)  # Also where a stronger one hides it.
+            if name not in values:
+                values[name], origins[name] = checked, origin
+    return Resolved(values, origins)
+
+
+def _checked(name: str, value: Any, origin: str) -> Any:
+    row = SETTINGS.get(name)
+    if row is None:
+        _unknown(name, origin)
+    try:
+        return row.check(name, value)
+    except WrongValueError as error:
+        shown = f"ZRAY_{name.upper()}" if origin == "environment" else name
+        raise errors.OptionError(f"{shown}={value!r} ({origin}): {error}", option=name) from None
+
+
+def _unknown(name: str, origin: str) -> NoReturn:
+    close = difflib.get_close_matches(name, SETTINGS, 1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(SETTINGS)}"
+    raise errors.OptionError(f"{origin}: unknown setting {name!r}: {hint}", option=name)
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for variable, value in environ.items():
+        if not variable.startswith("ZRAY_") or variable in _OTHER_VARIABLES or not value:
+            continue
+        name = variable.removeprefix("ZRAY_").lower()
+        if name not in SETTINGS:
+            known = [f"ZRAY_{each.upper()}" for each in SETTINGS] + sorted(_OTHER_VARIABLES)
+            close = difflib.get_close_matches(variable, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise errors.OptionError(f"environment: unknown variable {variable}: {hint}",
+                                     option=name)
+        found[name] = value
+    return found
+
+
+# -- files -------------------------------------------------------------------------------------------
+
+
+def _file_settings(environ: Mapping[str, str], folder: str | None) -> tuple[str, dict[str, Any]]:
+    named = environ.get("ZRAY_CONFIG")
+    if named:
+        return named, _read(named)
+    at = os.path.abspath(folder or os.getcwd())
+    while True:
+        for name in _FILES:
+            path = os.path.join(at, name)
+            if os.path.isfile(path):
+                found = _read(path)
+                if found or name == "zray.toml":
+                    return path, found
+        above = os.path.dirname(at)
+        if above == at or os.path.exists(os.path.join(at, ".git")):
+            return "no file", {}  # A project ends at its repository's root.
+        at = above
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise errors.OptionError(f"{path} cannot be read: {error.strerror}",
+                                 option="config") from None
+    in_pyproject = os.path.basename(path) == "pyproject.toml"
+    if in_pyproject and b"zray" not in data:
+        return {}  # Saves the 5 ms that a TOML parser costs at start.
+    import tomllib
+    try:
+        parsed = tomllib.loads(data.decode())
+    except ValueError as error:
+        if in_pyproject:
+            return {}  # Other tools' file: they will say so.
+        raise errors.OptionError(f"{path} is not TOML: {error}", option="config") from None
+    if in_pyproject:
+        parsed = parsed.get("tool", {}).get("zray", {})
+    if not isinstance(parsed, dict):
+        raise errors.OptionError(f"{path}: [tool.zray] must be a table", option="config")
+    return parsed
+
+
+# -- what init() does not honour -----------------------------------------------------------------------
+
+_REFUSED = {
+    "labels": "labels come with several nodes",
+    "include_dashboard": "there is no dashboard",
     "local_mode": "use the function itself: f.__wrapped__(...)",
 }
-_IGNORABLE = {"include_dashboard": (False, None), "logging_level": None, "local_mode": (False,),
-              "configure_logging": None}
 
 
-def refuse_unsupported(options: dict[str, Any]) -> None:
+def refuse_unsupported(options: Mapping[str, Any]) -> None:
     """Raise OptionError for options that init() does not honour."""
-    known = ["address", "num_cpus", "num_gpus", "memory", "resources", "object_store_memory",
-             "namespace", "ignore_reinit_error", "log_to_driver", "spill_directory"]
     for name, value in options.items():
-        if name == "include_dashboard" and not value:
-            continue  # Asking for no dashboard is honoured: there is none.
-        if name == "local_mode" and not value:
-            continue
-        why = _UNSUPPORTED.get(name)
+        if name in ("include_dashboard", "local_mode") and not value:
+            continue  # Asking for none of it is honoured.
+        why = _REFUSED.get(name)
         if why is None:
+            known = [*SETTINGS, "ignore_reinit_error"]
             close = difflib.get_close_matches(name, known, 1)
             why = f"did you mean {close[0]}?" if close else f"init() takes {', '.join(known)}"
         raise errors.OptionError(f"zray.init() does not honour {name}={value!r}: {why}",
                                  option=name)
 
 
-def check_settings(settings: dict[str, Any]) -> None:
-    """Raise OptionError where a node could not be set up like this."""
-    for name in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
-        value = settings.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))
-                                  or value < 0):
-            raise errors.OptionError(f"{name}={value!r} is not an amount", option=name)
-    store = settings.get("object_store_memory")
-    if store is not None and store < 1 << 20:
-        raise errors.OptionError(f"object_store_memory={store} is less than 1 MiB",
-                                 option="object_store_memory")
-    for name, value in settings["resources"].items():
-        if name in ("CPU", "GPU", "memory"):
-            raise errors.OptionError(f"resources={{{name!r}: ...}}: use num_cpus, num_gpus or"
-                                     " memory", option="resources")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise errors.OptionError(f"resources={{{name!r}: {value!r}}} is not an amount",
-                                     option="resources")
+def session_env(runtime_env: Any) -> dict[str, str]:
+    """Return the environment that init(runtime_env=...) sets for every task and actor.
 
-
-def context_path() -> str:
-    """Return the file that remembers this user's last started node."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return os.path.join(base, f"zray-node-{os.getuid()}.json")
-
-
-def resolve_address(address: str | None) -> str | None:
-    """Return the directory of the node to connect to, None for an embedded one."""
-    if address is None:
-        address = os.environ.get("ZRAY_ADDRESS") or None
-    if address is None or address == "local":
-        return None
-    if address == "auto":
-        return _last_started()
-    if "://" in address:
-        raise errors.OptionError(
-            f"address {address!r}: this release connects to nodes on this machine only, by the"
-            " directory that `zray-node start` prints", option="address")
-    if not os.path.exists(os.path.join(address, "node.sock")):
-        raise errors.NodeStartError(f"there is no node at {address}: start one with"
-                                    " `zray-node start`")
-    return address
-
-
-def _last_started() -> str:
-    path = context_path()
+    Raises OptionError for what is not honoured of it.
+    """
+    if runtime_env is None:
+        return {}
+    from zray.option_checks import runtime_env as check
     try:
-        with open(path) as file:
-            directory: str = json.load(file)["directory"]
-    except (OSError, ValueError, KeyError):
-        raise errors.NodeStartError("address 'auto': no node was started by this user: run"
-                                    " `zray-node start`") from None
-    if not os.path.exists(os.path.join(directory, "node.sock")):
-        raise errors.NodeStartError(f"address 'auto': the last node, at {directory}, is gone: run"
-                                    " `zray-node start`")
-    return directory
+        return check("runtime_env", runtime_env).get("env_vars", {})
+    except WrongValueError as error:
+        raise errors.OptionError(f"zray.init(runtime_env={runtime_env!r}): {error}",
+                                 option="runtime_env") from None
+
+
+def refuse_node_settings(given: Mapping[str, Any], where: str) -> None:
+    """Raise OptionError for settings of a node, where the node runs already."""
+    for name, value in given.items():
+        if value is not None:
+            raise errors.OptionError(
+                f"zray.init({name}={value!r}) connects to the node at {where}, which has its"
+                " settings already: give this one to `zray-node start`, or leave out the address"
+                " to start a node of your own", option=name)

@@ -1,8 +1,8 @@
 """Start a node process and wait until it is ready.
 
 What    launch_node() runs ``python -m zray.brokers node`` and reads one line from it: ready, or
-        why not. attach() finds the node of a directory.
-Caller  zray/api.py, zray/cli.py, zray/testing.
+        why not.
+Caller  zray/api.py, zray/cli.py.
 Never   imports brokers or actors: processes are started by module name.
 """
 
@@ -18,12 +18,14 @@ import time
 from typing import Any
 
 from zray import errors
+from zray.node_directory import temporary_base
 from zray.protocol.limits import NODE_START_TIMEOUT_S
 
 
-def new_directory() -> str:
+def new_directory(base: str | None = None) -> str:
     """Make a fresh private directory for one node: short, because socket paths are."""
-    base = os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir()
+    base = base or temporary_base()
+    os.makedirs(base, exist_ok=True)
     return tempfile.mkdtemp(prefix="zray-", dir=base)
 
 
@@ -38,9 +40,14 @@ def package_environment() -> dict[str, str]:
     return environment
 
 
-def launch_node(directory: str, settings: dict[str, Any], *,
-                detached: bool) -> subprocess.Popen[bytes]:
+def launch_node(directory: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start a node in ``directory``; returns its process once it accepts connections.
+
+    Args:
+        directory: its own, private.
+        settings: those of a node (zray/configuration.py). ``embedded`` makes it end, and remove
+            its directory, with its first driver or with the process ``parent`` that started it;
+            without it the node stays.
 
     Raises NodeStartError with what the node printed where it does not come up.
     """
@@ -50,10 +57,11 @@ def launch_node(directory: str, settings: dict[str, Any], *,
                "--ready-fd", str(ready_write), "--settings", json.dumps(settings)]
     try:
         with open(log_path, "ab") as log:
+            # A session of its own: Ctrl-C in the driver's terminal is the driver's.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 pass_fds=(ready_write,), start_new_session=True, env=package_environment(),
-                cwd="/" if detached else None)
+                cwd=None if settings.get("embedded") else "/")
     finally:
         os.close(ready_write)
     try:

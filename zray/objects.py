@@ -43,6 +43,8 @@ class Objects:
         self._cache: dict[int, list[int]] = {}
         self._cached_bytes = 0
         self._private: dict[int, tuple[int, int]] = {}
+        self.await_key: Callable[[Key], None] = _nobody_waits
+        """Set by the runtime: wait until the node has said where an object lies."""
         references = client.session.references
         references.free_private = self._free_private
         references.register_private = self._register_private
@@ -138,19 +140,41 @@ class Objects:
         if tag == outcome.PICKLE or tag == outcome.BLOB:
             return blob.decode(found, writable=writable)
         if tag == outcome.ERROR:
-            raise decode_exception(found[1:])
-        if tag == outcome.STORED:
+            raise self._error(key, found)
+        if tag == outcome.STORED or tag == outcome.ELSEWHERE:
             return self._read(key, found, writable)
         if tag == outcome.HOLDING:
             return self.value(key, outcome.held(found)[1], writable=writable)
         raise errors.InternalError(f"an outcome of kind {tag} reached a reader")
 
     def _read(self, key: Key, found: bytes, writable: bool) -> Any:
+        client = self.client
+        results = client.session.results
+        while True:
+            with client.lock:
+                # Memory is short: the node may have asked for the extent since it was looked up.
+                # From view_opened() on it is not given away any more.
+                found = results.get(key, found)
+                if found[0] == outcome.STORED:
+                    gone = client.session.references.view_opened(key)
+                    break
+            if found[0] != outcome.ELSEWHERE:
+                return self.value(key, found, writable=writable)
+            self.await_key(key)
         offset, nbytes = outcome.stored_location(found)
-        with self.client.lock:
-            gone = self.client.session.references.view_opened(key)
         view = self.segment.readable(offset, nbytes, gone)
         return blob.decode(view, writable=writable)
+
+    def _error(self, key: Key, found: bytes) -> BaseException:
+        error = decode_exception(found[1:])
+        if isinstance(error, errors.ObjectStoreFullError):
+            # There was no room to bring it back from disk; it is still there, for the next get.
+            client = self.client
+            with client.lock:
+                results = client.session.results
+                if key in client.session.references.units and results.get(key) is found:
+                    results[key] = outcome.ELSEWHERE_OUTCOME
+        return error
 
     # -- giving back ---------------------------------------------------------------------------
 
@@ -200,3 +224,5 @@ class Objects:
         self._descriptors = (-1, -1)
 
 
+def _nobody_waits(_key: Key) -> None:
+    raise errors.InternalError("an object was read before the runtime could wait for it")

@@ -64,6 +64,7 @@ class Runtime(Client):
         """What zray.init(runtime_env=...) sets for every task and actor of the job."""
         self._exported: dict[bytes, bool] = {}
         self.session.tasks.split_values = _split_values
+        self.objects.await_key = lambda key: self._await_keys([key], None)
         self.current_children: list[ObjectRef[Any]] | None = None
         """In a worker: tasks submitted by the running task, for a recursive cancel."""
 
@@ -348,7 +349,8 @@ class Runtime(Client):
         return [_loads(found) if (found := results[key])[0] == _PICKLE
                 else value(key, found, writable=writable) for key in keys]
 
-    def get_map(self, refs: RefSequence[Any], timeout_s: float | None) -> list[Any]:
+    def get_map(self, refs: RefSequence[Any], timeout_s: float | None, *,
+                writable: bool = False) -> list[Any]:
         """Wait for a whole map and return its values in order, or raise the first error."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         values: list[Any] = []
@@ -360,23 +362,23 @@ class Runtime(Client):
                     missing = sum(b.done.count(0) for b in refs.batches)
                     raise errors.GetTimeoutError(
                         f"{missing} of {len(refs)} map results are not there after {timeout_s} s")
-            self._extend(values, batch)
+            self._extend(values, batch, writable)
         return values
 
-    def _extend(self, values: list[Any], batch: TaskBatch) -> None:
+    def _extend(self, values: list[Any], batch: TaskBatch, writable: bool) -> None:
         assert batch.values is not None
         if len(batch.values) == 1 and batch.values[0][1] == batch.count:
-            values.extend(blob.decode(batch.values[0][2]))
+            values.extend(blob.decode(batch.values[0][2], writable=writable))
             return
         chunk: list[Any] = [None] * batch.count
         covered = bytearray(batch.count)
         for low, count, data in batch.values:
-            chunk[low : low + count] = blob.decode(data)
+            chunk[low : low + count] = blob.decode(data, writable=writable)
             covered[low : low + count] = b"\1" * count
         item = -1
         while (item := covered.find(0, item + 1)) >= 0:
             number = batch.first + item
-            chunk[item] = self.objects.value(number, self.results[number])
+            chunk[item] = self.objects.value(number, self.results[number], writable=writable)
         values.extend(chunk)
 
     def _await_keys(self, keys: list[Key], timeout_s: float | None) -> None:

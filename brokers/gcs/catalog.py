@@ -9,6 +9,7 @@ Spec    docs/explanation/architecture.md, "The GCS and lineage".
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -20,11 +21,16 @@ from .actor_table import ActorRecord
 from .engine import LmdbStore
 from .events import EventRing
 from .ledger import Ledger
+from .store import Put, Transaction
 from .tables import JobRecord, NodeRecord, Tables
 
 _STATES = {"PENDING": "pending", "STARTING": "pending", "ALIVE": "alive",
            "RESTARTING": "restarting"}
 _SYNC_S = 1.0
+_PRUNE_S = 60.0
+_DEAD_ACTORS_MAX = 10_000
+_UNWRITTEN_MAX = 20_000
+_COMMIT_OPERATIONS = 2_000
 
 
 class Catalog:
@@ -45,8 +51,12 @@ class Catalog:
         self.tables = Tables(self.store)
         self.ledger = Ledger(path + "/ledger", max_bytes=LEDGER_BYTES_MAX)
         self.events = EventRing(path + "/events", len_max=EVENTS_MAX)
-        self._created: dict[bytes, ActorRecord] = {}
-        self._changes: dict[bytes, dict[str, Any]] = {}
+        self._actors: dict[bytes, ActorRecord] = {}
+        """Records of living actors, as last written."""
+        self._unwritten: dict[bytes, dict[str, Any]] = {}
+        self._dead: dict[bytes, ActorRecord] = {}
+        self._urgent = False
+        self._pruned_at = 0.0
         self._synced_at = 0.0
         self._end_leftovers()
         self.tables.nodes.register(NodeRecord(node_id=node))
@@ -86,45 +96,75 @@ class Catalog:
             actor_id=actor, class_id=class_id, job_id=owner, name=details["name"] or "",
             namespace=details["namespace"] or "", class_name=details["class"],
             node_id=self.node, restarts_left=details["restarts"], detached=details["detached"])
-        if details["name"] is None:
-            self._created[actor] = record  # No name to claim: the wake's commit will do.
-            return None
-        self.commit()
-        return self.tables.actors.register(record)
+        if details["name"] is not None:
+            taken = self.tables.actors.register(record)
+            if taken is not None:
+                return taken
+        self._actors[actor] = record
+        self._unwritten[actor] = {}
+        return None
 
     def actor_changed(self, actor: bytes, state: str, worker: bytes, incarnation: int,
                       restarts_left: int) -> None:
-        """An actor's state is to be recorded with the wake's commit."""
-        self._changes[actor] = {"state": _STATES[state], "worker_id": worker,
-                                "incarnation": incarnation, "restarts_left": restarts_left}
+        """An actor's state is to be recorded, at once where others may look it up by name."""
+        if actor not in self._actors:
+            return
+        self._unwritten.setdefault(actor, {}).update(
+            state=_STATES[state], worker_id=worker, incarnation=incarnation,
+            restarts_left=restarts_left)
+        self._urgent = self._urgent or bool(self._actors[actor].name)
 
     def actor_died(self, actor: bytes) -> None:
         """An actor has ended: its name is free."""
-        self._changes[actor] = {"state": "dead"}
+        record = self._actors.pop(actor, None)
+        if record is None:
+            return
+        self._unwritten.pop(actor, None)
+        if record.name:
+            self.tables.actors.update(actor, state="dead")
+        else:
+            self._dead[actor] = replace(record, state="dead")
 
     def commit(self) -> None:
-        """Write the actors of this wake in one commit."""
-        if self._created:
-            created, self._created = self._created, {}
-            self.tables.actors.register_many(list(created.values()))
-        if self._changes:
-            changes, self._changes = self._changes, {}
-            self.tables.actors.update_many(changes)
-            now = time.time()
-            for actor, change in changes.items():
-                self.events.record("actor_state", now, actor.hex(), change["state"],
-                                   change.get("worker_id", b"").hex(),
-                                   change.get("incarnation", 0), "")
+        """At the end of a wake: write what others may look up by name.
+
+        Nameless actors die with their driver, and nobody finds them through the tables: writing
+        each of their states as it changes would be most of the cost of making one.
+        """
+        if self._urgent or len(self._unwritten) + len(self._dead) >= _UNWRITTEN_MAX:
+            self.write()
+
+    def write(self) -> None:
+        """Write every actor whose record has changed, in as few commits as may be."""
+        self._urgent = False
+        records = [self._current(actor, change) for actor, change in self._unwritten.items()]
+        records.extend(self._dead.values())
+        self._unwritten.clear()
+        self._dead.clear()
+        now = time.time()
+        for at in range(0, len(records), _COMMIT_OPERATIONS):
+            part = records[at : at + _COMMIT_OPERATIONS]
+            self.store.transact(Transaction(
+                (), tuple(Put("actors", record.actor_id, record.pack()) for record in part)))
+        for record in records:
+            self.events.record("actor_state", now, record.actor_id.hex(), record.state,
+                               record.worker_id.hex(), record.incarnation, record.death_cause)
+
+    def _current(self, actor: bytes, change: dict[str, Any]) -> ActorRecord:
+        record = self._actors[actor]
+        if change:
+            record = self._actors[actor] = replace(record, **change)
+        return record
 
     def actor_named(self, name: str, namespace: str) -> bytes | None:
         """Return the living actor of a name."""
-        self.commit()
+        self.write()
         record = self.tables.actors.get_by_name(name, namespace)
         return None if record is None else record.actor_id
 
     def actor_names(self, namespace: str | None) -> list[list[str]]:
         """Return [namespace, name] of living named actors."""
-        self.commit()
+        self.write()
         return [[space, name] for space, name, _actor in self.tables.actors.list_names(namespace)]
 
     # -- lineage and events ------------------------------------------------------------------------
@@ -135,14 +175,16 @@ class Catalog:
         self.ledger.append([msgpack.packb((client, row, payload))
                             for row, payload in zip(rows, payloads, strict=True)])
 
-    def tasks_finished(self, worker: bytes, reports: list[list[Any]]) -> None:
+    def tasks_finished(self, worker: bytes, reports: list[list[Any]],
+                       functions: list[str]) -> None:
         """Record what a worker has executed: one event a report, not a task."""
         now = time.time()
         name = worker.hex()
         self.events.record_batch(msgpack.packb([
-            ("task_executed", now, (client.hex(), first, low), high - low, name,
-             now - busy_us / 1e6, busy_us / 1e6, None)
-            for client, first, low, high, busy_us in reports]))
+            ("task_executed", now, object_id(client, first + low), function, name,
+             now - busy_us / 1e6, busy_us / 1e6, None, high - low)
+            for (client, first, low, high, busy_us), function
+            in zip(reports, functions, strict=True)]))
 
     def events_since(self, limit: int, now: float) -> list[list[Any]]:
         """Return the newest events as [kind, time, values]."""
@@ -172,7 +214,10 @@ class Catalog:
 
     def flush(self, now: float) -> None:
         """Write what has gathered; a few times a second."""
-        self.commit()
+        self.write()
+        if now - self._pruned_at >= _PRUNE_S:
+            self._pruned_at = now
+            self.tables.actors.prune(_DEAD_ACTORS_MAX)
         self.ledger.flush()
         self.events.flush(now)
         if self.durable and now - self._synced_at >= _SYNC_S:
@@ -190,7 +235,7 @@ class Catalog:
 
     def close(self, now: float) -> None:
         """Write everything and close."""
-        self.commit()
+        self.write()
         self.ledger.close(sync=self.durable)
         self.events.close(now, sync=self.durable)
         if self.durable:

@@ -44,7 +44,7 @@ EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "job_started": ("job", "pid", "entrypoint"),
     "job_finished": ("job", "state"),
     "task_submitted": ("job", "first", "count", "function"),
-    "task_executed": ("task", "function", "worker", "started_at", "duration_s", "error"),
+    "task_executed": ("task", "function", "worker", "started_at", "duration_s", "error", "count"),
     "task_retried": ("task", "function", "attempt", "reason"),
     "task_failed": ("task", "function", "reason"),
     "actor_state": ("actor", "state", "worker", "incarnation", "reason"),

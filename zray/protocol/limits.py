@@ -59,6 +59,9 @@ NODE_START_TIMEOUT_S = 15.0
 SHUTDOWN_GRACE_S = 2.0
 """Workers get this long to end by themselves before SIGKILL."""
 
+GOODBYE_TIMEOUT_S = 2.0
+"""A driver that leaves waits this long for the last lines its tasks have printed."""
+
 RECONCILE_GRACE_S = 0.02
 """Wait for results still on their way before asking what a dead worker left undone."""
 
@@ -73,6 +76,15 @@ MAILBOX_MESSAGE_BYTES_MAX = 512 * 1024 * 1024
 
 EDGE_MESSAGE_BYTES_MAX = 512 * 1024 * 1024
 """Largest frame on an edge; a longer one is a broken peer."""
+
+HELLO_BYTES_MAX = 1024 * 1024
+"""Largest first message of a connection: until then nobody knows who is there."""
+
+HELLO_TIMEOUT_S = 10.0
+"""A connection that has not said HELLO by then is closed."""
+
+UNNAMED_CONNECTIONS_MAX = 256
+"""Connections that have not said HELLO yet; the oldest makes way for one more."""
 
 IPC_PATH_BYTES_MAX = 107
 """Length of a unix socket path that every kernel accepts."""

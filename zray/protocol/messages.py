@@ -147,7 +147,8 @@ MESSAGES: tuple[Message, ...] = (
     Message(PUT_FUNCTION, "PUT_FUNCTION", _C, "client", "node", ("function", "code"), "",
             "Code by content hash into the GCS."),
     Message(GET_FUNCTION, "GET_FUNCTION", _C, "worker", "node", ("function",), "",
-            "Request: code by hash. Answered when it is there."),
+            "Request: code by hash. Answered when it is there: [code, job]; job, at a worker's first"
+            " request, is what its driver imports from."),
     Message(ALLOCATE, "ALLOCATE", _C, "process", "node", ("bytes",), "",
             "Request: an extent. Answer [offset, bytes, fresh]."),
     Message(FREE, "FREE", _C, "process", "node", ("offsets",), "", "Extents given back."),
@@ -197,7 +198,7 @@ MESSAGES: tuple[Message, ...] = (
     Message(ACTOR_EXIT, "ACTOR_EXIT", _C, "worker", "node", ("actor", "cause"), "",
             "The actor ended itself, or was drained."),
     Message(GOODBYE, "GOODBYE", _C, "process", "node", (), "",
-            "The EOF that follows is meant."),
+            "The EOF that follows is meant. A driver is answered: what its tasks printed is out."),
     Message(WELCOME, "WELCOME", _L, "node", "process", ("details",), "",
             "Node id, inbox, store capacity; carries the segment's two descriptors."),
     Message(ANSWER, "ANSWER", _C, "node", "process", ("error", "value"), "",

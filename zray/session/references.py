@@ -125,12 +125,11 @@ class References:
         forgotten = []
         for identity in identities:
             key = self.key_of(identity)
-            if self.views.get(key):
-                continue
             found = self.results.get(key)
-            if found is not None and found[0] == outcome.STORED:
+            if found is None or key in self.located or self.views.get(key):
+                continue  # In use, or news of its place are on their way and must stay true.
+            if found[0] == outcome.STORED:
                 self.results[key] = outcome.ELSEWHERE_OUTCOME
-                self.located.discard(key)
             forgotten.append(identity)
         return forgotten
 
@@ -164,6 +163,14 @@ class References:
         if number in self.dropped:
             self.dropped.discard(number)
             self.garbage.append(number)
+
+    def arrived_again(self, number: int, found: bytes) -> None:
+        """An outcome of a second execution: give up the holds that came with it."""
+        if found[0] == outcome.STORED and number not in self.units:
+            self.outbox.message(self.node, messages.RELEASE, [(self.id_of(number), 1)])
+        elif found[0] == outcome.HOLDING:
+            contained, _inner = outcome.held(found)
+            self.outbox.message(self.node, messages.RELEASE, [(each, 1) for each in contained])
 
     def _publish(self, key: int, found: bytes) -> None:
         held = [identity if isinstance(identity, bytes) else getattr(identity, "id", b"")

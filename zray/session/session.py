@@ -121,6 +121,9 @@ class Session:
                     self._fill(held, key)
         if self.callbacks:
             for key in [key for key in self.callbacks if key in self.results]:
+                if self.results[key][0] == outcome.ELSEWHERE:
+                    self.references.locate(key)
+                    continue
                 for callback in self.callbacks.pop(key):
                     callback()
 
@@ -171,7 +174,8 @@ class Session:
         rule(self, sender, message, payloads)
 
     def _results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
-        self.tasks.results_arrived(message[3], message[4], msgpack.unpackb(payloads[0]), message[6])
+        self.tasks.results_arrived(message[3], message[4], message[5],
+                                   msgpack.unpackb(payloads[0]), message[6])
 
     def _map_results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
         self.tasks.map_arrived(message[3], message[4], message[5], payloads[0])

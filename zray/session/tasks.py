@@ -13,6 +13,7 @@ from typing import Any
 
 import msgpack
 
+from zray.errors import RemoteProtocolError
 from zray.protocol import messages
 from zray.protocol.ids import ProcessId, return_number
 from zray.protocol.limits import BATCH_BYTES_MAX, BATCH_TASKS_MAX
@@ -227,14 +228,25 @@ class Tasks:
 
     # -- outcomes ----------------------------------------------------------------------------
 
-    def results_arrived(self, first: int, low: int, outcomes: list[bytes], special: bool) -> None:
+    def results_arrived(self, first: int, low: int, count: int, outcomes: list[bytes],
+                        special: bool) -> None:
         """RESULTS: outcomes of consecutive tasks of a batch, ``returns`` for each."""
         batch = self.batches.get(first)
         if batch is None:
-            return  # A second execution after a crash: the first outcome stands.
-        returns = batch.task_class.returns
-        count = len(outcomes) // returns if returns > 1 else len(outcomes)
-        if batch.resent and any(batch.done[low : low + count]):
+            self._results_again(first + low, count, outcomes)
+            return
+        returns = max(1, batch.task_class.returns)
+        if not 0 <= low < low + count <= batch.count or len(outcomes) != count * returns:
+            raise RemoteProtocolError(f"{len(outcomes)} RESULTS of items {low} to {low + count}"
+                                      f" of {batch.count}")
+        if batch.done.find(1, low, low + count) >= 0:
+            if count == 1:
+                self._results_again(first + low, count, outcomes)
+                return
+            # After a crash the steps of two executions need not begin at the same items.
+            for item in range(count):
+                self.results_arrived(first, low + item, 1,
+                                     outcomes[item * returns : (item + 1) * returns], special)
             return
         number = first + low
         references = self.references
@@ -252,10 +264,26 @@ class Tasks:
                 number + item for item in range(count) if low + item not in batch.watched)
         self._mark(batch, low, count)
 
+    def _results_again(self, number: int, count: int, outcomes: list[bytes]) -> None:
+        """A second execution after a crash: the first outcome stands."""
+        returns = len(outcomes) // count if count > 0 else 1
+        for position, found in enumerate(outcomes):
+            index, task = position % returns, position // returns
+            self.references.arrived_again(return_number(number + task, index), found)
+
     def map_arrived(self, first: int, low: int, count: int, values: bytes) -> None:
         """MAP_RESULTS: one pickled list with the values of consecutive items."""
         batch = self.batches.get(first)
-        if batch is None or any(batch.done[low : low + count]):
+        if batch is None:
+            return  # A second execution after a crash: the first outcome stands.
+        if not 0 <= low < low + count <= batch.count:
+            raise RemoteProtocolError(f"MAP_RESULTS of items {low} to {low + count} of"
+                                      f" {batch.count}")
+        if batch.done.find(1, low, low + count) >= 0:
+            for item in range(count):
+                if not batch.done[low + item]:
+                    self.references.arrived(first + low + item, self.split_values(values, item))
+                    self._mark(batch, low + item, 1)
             return
         if batch.values is not None and not batch.abandoned:
             batch.values.append((low, count, values))
@@ -285,6 +313,8 @@ class Tasks:
         """End one item with an error outcome."""
         if batch.done[item]:
             return
+        # It may have died between registering its result and sending word of it.
+        self.outbox.call(messages.FORGET, self._registered_ids(batch, item, item + 1))
         for index in range(max(1, batch.task_class.returns)):
             self.references.arrived(return_number(batch.first + item, index), outcome_bytes)
         self._mark(batch, item, 1)

@@ -1,0 +1,183 @@
+"""What the fields of a message to a node may be: looked at before any machine sees them.
+
+What    One check for each field of each kind: types, lengths and bounds of all that is stored,
+        counted with or sent on. A machine may then trust that an id is 16 bytes and a bound an
+        integer; whether the sender may use it is still the machine's affair.
+Caller  brokers/node.py, before every rule.
+Never   changes a message, or opens a payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zray.errors import RemoteProtocolError
+from zray.protocol import messages
+from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES, TASK_NUMBER_MAX
+from zray.protocol.limits import MAP_CHUNK_TASKS
+from zray.protocol.messages import MESSAGES
+
+Check = Callable[[Any], bool]
+
+_COUNT_MAX = 1 << 62
+"""Integers stay below this, so that sums of them fit a header."""
+_BATCH_TASKS_MAX = MAP_CHUNK_TASKS
+_FIELDS = {row.kind: row.fields for row in MESSAGES}
+
+
+def check_fields(message: list[Any]) -> None:
+    """Raise RemoteProtocolError where a field of this message is not what its kind says."""
+    kind = message[1]
+    at = 3
+    for check in _CHECKS.get(kind, ()):
+        if not check(message[at]):
+            name = messages.NAMES[kind]
+            raise RemoteProtocolError(f"{name} with a malformed field {_FIELDS[kind][at - 3]!r}")
+        at += 1
+
+
+def _any(_value: Any) -> bool:
+    return True
+
+
+def _bytes(value: Any) -> bool:
+    return type(value) is bytes
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _COUNT_MAX
+
+
+def _number(value: Any) -> bool:
+    """A task number: what a client counts up itself."""
+    return type(value) is int and 0 <= value <= TASK_NUMBER_MAX
+
+
+def _process(value: Any) -> bool:
+    return type(value) is bytes and len(value) == PROCESS_ID_BYTES
+
+
+def _object(value: Any) -> bool:
+    return type(value) is bytes and len(value) == OBJECT_ID_BYTES
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: type(value) is list and all(map(check, value))
+
+
+def _row(*checks: Check) -> Check:
+    def check(value: Any) -> bool:
+        return type(value) is list and len(value) == len(checks) and all(
+            one(field) for one, field in zip(checks, value, strict=True))
+    return check
+
+
+def _dict_of(key: Check, value: Check) -> Check:
+    return lambda found: type(found) is dict and all(
+        key(name) and value(entry) for name, entry in found.items())
+
+
+def _units(value: Any) -> bool:
+    return type(value) is int and -_COUNT_MAX < value < _COUNT_MAX
+
+
+def _batch(row: Any) -> bool:
+    """[class_no, first, count, low, high, mode, retries] of a SUBMIT."""
+    if type(row) is not list or len(row) != 7 or not all(type(field) is int for field in row):
+        return False
+    class_number, first, count, low, high, mode, retries = row
+    return (0 <= class_number < _COUNT_MAX and 0 <= first <= TASK_NUMBER_MAX
+            and 0 <= low < high <= count <= _BATCH_TASKS_MAX and mode in (0, 1)
+            and -1 <= retries < _COUNT_MAX)
+
+
+def _report(row: Any) -> bool:
+    """[client, first, low, high, busy_us] of a FINISHED."""
+    return (type(row) is list and len(row) == 5 and _process(row[0])
+            and all(map(_count, row[1:])) and row[2] < row[3] <= _BATCH_TASKS_MAX)
+
+
+def _taken_back(row: Any) -> bool:
+    """[client, first, low, high] of a RECLAIMED."""
+    return (type(row) is list and len(row) == 4 and _process(row[0])
+            and all(map(_count, row[1:])) and row[2] < row[3] <= _BATCH_TASKS_MAX)
+
+
+def _asked(row: Any) -> bool:
+    """[first, low, high] of a RECONCILE."""
+    return (type(row) is list and len(row) == 3 and all(map(_count, row))
+            and row[1] < row[2] <= _BATCH_TASKS_MAX)
+
+
+_environment = _dict_of(_text, _text)
+_amounts = _dict_of(_text, _count)
+
+
+def _class_spec(spec: Any) -> bool:
+    """A function and its options: zray/remote_function.py writes it, workers read it."""
+    return (type(spec) is list and len(spec) >= 9 and _bytes(spec[0]) and _text(spec[1])
+            and _amounts(spec[2]) and type(spec[3]) is int and type(spec[4]) is int
+            and _environment(spec[7]))
+
+
+_ACTOR_DETAILS: dict[str, Check] = {
+    "name": _or_none(_text), "namespace": _or_none(_text), "class": _text, "restarts": _units,
+    "detached": _flag, "isolation": _text, "env": _environment, "placement": _amounts,
+    "resources": _amounts}
+
+
+def _actor_details(details: Any) -> bool:
+    return (_dict_of(_text, _any)(details)
+            and all(name in details and check(details[name])
+                    for name, check in _ACTOR_DETAILS.items()))
+
+
+_objects = _list_of(_object)
+
+_CHECKS: dict[int, tuple[Check, ...]] = {
+    # Mailbox.
+    messages.SUBMIT: (_list_of(_batch),),
+    messages.FINISHED: (_list_of(_report),),
+    messages.ACTOR_STARTED: (_list_of(_row(_object, _count, _or_none(_bytes))),),
+    messages.RELEASE: (_list_of(_row(_object, _units)),),
+    # Calls.
+    messages.DECLARE_CLASS: (_count, _class_spec),
+    messages.PUT_FUNCTION: (_bytes, _bytes),
+    messages.GET_FUNCTION: (_bytes,),
+    messages.ALLOCATE: (_count,),
+    messages.FREE: (_list_of(_count),),
+    messages.REGISTER: (_object, _count, _count, _objects, _process),
+    messages.SHARE: (_object, _or_none(_bytes), _objects),
+    messages.HOLD: (_objects, _flag),
+    messages.HOLD_FOR: (_process, _objects),
+    messages.LOCATE: (_objects,),
+    messages.UNPINNED: (_objects,),
+    messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _bytes),
+    messages.WATCH_ACTOR: (_object,),
+    messages.KILL_ACTOR: (_object, _flag),
+    messages.NAMED_ACTOR: (_text, _text),
+    messages.LIST_NAMED: (_or_none(_text),),
+    messages.CANCEL: (_or_none(_process), _number, _count, _flag, _flag),
+    messages.RECLAIMED: (_list_of(_taken_back),),
+    messages.LEASE: (_count,),
+    messages.UNLEASE: (_process,),
+    messages.RECONCILE: (_list_of(_asked),),
+    messages.KV: (_text, _list_of(_any)),
+    messages.INSPECT: (_text, _dict_of(_text, _any)),
+    messages.FORGET: (_objects,),
+    messages.STOP: (_text,),
+    messages.ACTOR_EXIT: (_object, _bytes),
+}

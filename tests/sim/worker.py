@@ -1,0 +1,367 @@
+"""A simulated worker: the rules of actors/host.py and its runners around symbolic scripts.
+
+What    Uses the real WorkQueue and Outbound; what a task or method does is a script (see
+        tests/sim/scripts.py): sleep, submit others, get, return values, references, stored
+        values or errors, crash. Mirrors TaskRunner, ActorRunner and Values step by step.
+Caller  tests/sim/simulation.py.
+Never   runs Python code of a user.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+import msgpack
+
+from tests.sim.process import (
+    STORED_BYTES,
+    Program,
+    SimError,
+    SimProcess,
+    SimRef,
+    Wait,
+    error_kind,
+    pack,
+    unpack,
+    user_error,
+)
+from tests.sim.scripts import Scripts
+from zray.actors.outbound import Outbound
+from zray.actors.work import ActorCall, ActorEnd, ActorStart, TaskClass, TaskRange, WorkQueue
+from zray.protocol import messages, outcome
+from zray.protocol.ids import object_id, return_number
+from zray.runtime import STREAMING, Runtime
+from zray.session.tasks import MODE_MAP
+
+
+class Instance:
+    """One actor: which calls it has run, by caller."""
+
+    def __init__(self, start: ActorStart) -> None:
+        self.start = start
+        self.error: bytes | None = None
+        self.last: dict[bytes, int] = {}
+
+
+class SimWorker(SimProcess):
+    """One worker process."""
+
+    role = "worker"
+
+    def __init__(self, world: Any, identity: bytes) -> None:
+        self.queue = WorkQueue()
+        self.lock = threading.RLock()
+        self.outbound = Outbound(cast(Runtime, self))
+        self.classes: dict[tuple[bytes, int], TaskClass] = {}
+        self.instances: dict[bytes, Instance] = {}
+        self.early: dict[bytes, list[ActorCall]] = {}
+        self.exiting = False
+        self.current: tuple[bytes, int] | None = None
+        self.functions: set[bytes] = set()
+        super().__init__(world, identity)
+        self.before_flush = self.outbound.gather
+        self.scripts = Scripts(self)
+
+    # -- the loop of host.py -----------------------------------------------------------------------
+
+    def program(self) -> Program:
+        items = self.queue.items
+        while not self.exiting:
+            if not items:
+                if self.outbound.unsent or self.session.outbox:
+                    self.flush()
+                yield Wait(lambda: bool(items) or self.exiting, None)
+                continue
+            item = items.popleft()
+            if isinstance(item, TaskRange):
+                yield from self._run(item)
+            elif isinstance(item, ActorCall):
+                yield from self._call(item)
+            elif isinstance(item, ActorStart):
+                yield from self._start(item)
+            else:
+                self._end(item)
+            self._linger()
+        self.flush()
+
+    def finished(self) -> None:
+        self.flush()
+        self.crash("it left")
+
+    def _linger(self) -> None:
+        if self.outbound.unsent and self.world.rng.random() < 0.3:
+            self.flush()
+
+    # -- what arrives ------------------------------------------------------------------------------
+
+    def worker_message(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> bool:
+        kind = message[1]
+        if kind == messages.CALL:
+            self.queue.items.extend(ActorCall(sender, row) for row in message[3])
+        elif kind == messages.RUN:
+            self._on_run(sender, message, payloads)
+        elif kind == messages.START_ACTOR:
+            self.queue.items.extend(ActorStart(row) for row in message[3])
+        elif kind == messages.CONSUMED:
+            self.outbound.consumed(sender, message[3], message[4])
+        else:
+            return False
+        return True
+
+    def _on_run(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
+        client, number, spec, first, count, low, high, mode, gpus = message[3:12]
+        key = (client, number)
+        task_class = self.classes.get(key)
+        if task_class is None:
+            assert spec is not None, f"{self.name} was not introduced to {key}"
+            task_class = self.classes[key] = TaskClass(spec)
+        if spec is not None and len(spec) > 9:
+            self.peers.connect(client, spec[9])
+        self.queue.items.append(TaskRange(
+            client, task_class, first, count, low, high, mode, payloads[0], gpus,
+            direct=sender != self.node))
+
+    def on_lifeline(self, message: list[Any]) -> None:
+        kind = message[1]
+        if kind == messages.RECLAIM:
+            self.read_all()
+            self.call(messages.RECLAIMED, self.queue.take_back(message[3]))
+        elif kind == messages.INTERRUPT:
+            self.read_all()
+            client, first, item, _recursive = message[3:7]
+            if not self.queue.cancel(client, first, item) and (
+                    self.current == (client, first + item)):
+                self.interrupt("TaskCancelledError")
+        elif kind == messages.EXIT:
+            if self.in_user_code:
+                self.crash("told to leave")
+            self.exiting = True
+        elif kind == messages.END_ACTOR:
+            self.read_all()
+            self.queue.items.append(ActorEnd(message[3], message[4]))
+        else:
+            super().on_lifeline(message)
+
+    # -- tasks -------------------------------------------------------------------------------------
+
+    def _run(self, work: TaskRange) -> Program:
+        self.queue.running = work
+        if work.task_class.function_id not in self.functions:
+            yield from self.request(messages.GET_FUNCTION, work.task_class.function_id)
+            self.functions.add(work.task_class.function_id)
+        calls: list[Any] = []
+        if work.mode == MODE_MAP:
+            calls = yield from self._load_items(work.payload)
+        else:
+            calls = msgpack.unpackb(work.payload)
+        while True:
+            low, high = self.queue.claim(work, self.world.rng.choice((1, 1, 2, 5)))
+            if low >= high:
+                break
+            outcomes: list[bytes] = []
+            for item in range(low, high):
+                if work.cancelled is not None and item in work.cancelled:
+                    outcomes.extend([user_error("TaskCancelledError")]
+                                    * max(1, work.task_class.returns))
+                else:
+                    outcomes.extend((yield from self._item(work, item, calls[item])))
+            self._send(work, low, high, outcomes)
+            self._linger()
+        self.queue.running = None
+
+    def _send(self, work: TaskRange, low: int, high: int, outcomes: list[bytes]) -> None:
+        special = any(found[0] != outcome.PICKLE for found in outcomes)
+        if work.mode == MODE_MAP and not special:
+            values = pack([unpack(found) for found in outcomes])
+            self.outbound.map_results(work, low, high - low, values, 100)
+        else:
+            self.outbound.results(work, low, high - low, outcomes, special, 100)
+
+    def _load_items(self, data: bytes) -> Program:
+        if data[0] != outcome.ARGUMENTS:
+            return [(item, None) for item in unpack(data)]
+        inner, filled = outcome.arguments_parts(data)
+        items = yield from self._load_items(inner)
+        for position, (identity, found) in filled.items():
+            script, _none = items[position]
+            items[position] = (script, (identity, found))
+        return items
+
+    def _item(self, work: TaskRange, item: int, data: Any) -> Program:
+        client, number = work.client, work.first + item
+        returns = work.task_class.returns
+        self.current = (client, number)
+        self.in_user_code = True
+        self.world.tell(f"{self.name} begins {self.world.name(object_id(client, number))}")
+        try:
+            if work.mode == MODE_MAP:
+                script, argument = data
+                arguments = []
+                if argument is not None:
+                    arguments.append((yield from self._fetch(*argument)))
+            else:
+                script, arguments = yield from self._load_arguments(data)
+            if returns == STREAMING:
+                return [(yield from self._stream(work, number, script, arguments))]
+            value = yield from self.scripts.run(script, arguments)
+            outcomes = []
+            for index in range(max(1, returns)):
+                outcomes.append((yield from self._outcome(
+                    value, client, return_number(number, index))))
+            return outcomes
+        except SimError as error:
+            return [user_error(error.kind)] * max(1, returns)
+        finally:
+            self.in_user_code = False
+            self.current = None
+
+    def _stream(self, work: TaskRange, number: int, script: dict[str, Any],
+                arguments: list[Any]) -> Program:
+        client, outbound = work.client, self.outbound
+        index = 0
+        try:
+            for _ in range(script["items"]):
+                value = yield from self.scripts.run({**script, "crash": 0}, arguments)
+                found = yield from self._outcome(value, client, return_number(number, index + 1))
+                index += 1
+                if not (yield from self._yield_item(client, number, index - 1, found)):
+                    break
+        finally:
+            outbound.end_stream(client, number)
+        return (yield from self._outcome({"v": index, "refs": []}, client, number))
+
+    def _yield_item(self, client: bytes, number: int, index: int, found: bytes) -> Program:
+        """Outbound.yield_item(), whose wait is a yield here."""
+        key = (client, number)
+        self.session.outbox.message(client, messages.YIELDED, number, index, found)
+        self.flush()
+        credits_by_stream = self.outbound._credit
+        credits_by_stream.setdefault(key, 0)
+
+        def room() -> bool:
+            credit = credits_by_stream[key]
+            return credit < 0 or index + 1 - credit < 2
+
+        if not room():
+            yield from self.wait_until(room)
+        return credits_by_stream[key] >= 0
+
+    # -- values ------------------------------------------------------------------------------------
+
+    def _load_arguments(self, data: bytes) -> Program:
+        """Return (script, values of the arguments)."""
+        if data[0] != outcome.ARGUMENTS:
+            script = self.decode(unpack(data))
+            return script, []
+        inner, filled = outcome.arguments_parts(data)
+        if not inner:
+            ((identity, found),) = filled.values()
+            return (yield from self._fetch(identity, found)), []
+        script, _arguments = yield from self._load_arguments(inner)
+        arguments = []
+        for _position, (identity, found) in sorted(filled.items()):
+            arguments.append((yield from self._fetch(identity, found)))
+        return script, arguments
+
+    def _fetch(self, identity: bytes, found: bytes) -> Program:
+        """Values.fetch()."""
+        if found[0] != outcome.STORED:
+            return self.value(identity, identity, found)
+        references = self.references
+        key = references.key_of(identity)
+        known = self.results.get(key) if key in references.units else None
+        if known is None or known[0] != outcome.STORED:
+            ((_identity, place),) = yield from self.request(messages.HOLD, [identity], True)
+            if place is None:
+                raise SimError("ObjectLostError")
+            references.units[key] = references.units.get(key, 0) + 1
+            self.results[key] = place
+            if place[0] == outcome.ELSEWHERE:
+                yield from self.await_keys([key])
+            known = self.results[key]
+        else:
+            references.add(key)
+        try:
+            if known[0] == outcome.ERROR:
+                raise SimError(error_kind(known))
+            return self.value(identity, key, known)
+        finally:
+            references.garbage.append(key)
+
+    def _outcome(self, value: dict[str, Any], client: bytes, number: int) -> Program:
+        """Values.make_outcome()."""
+        refs: list[tuple[SimRef, int | str]] = value.get("refs", [])
+        held = []
+        for ref, _want in refs:
+            self.references.share(ref.key)
+            held.append(ref.id)
+        identity = object_id(client, number)
+        plain = {"v": value["v"], "refs": [[ref.id, want] for ref, want in refs]}
+        if value.get("stored"):
+            offset = yield from self.write(pack({**plain, "me": identity}))
+            self.call(messages.REGISTER, identity, offset, STORED_BYTES, held, client)
+            return outcome.stored(offset, STORED_BYTES)
+        if held:
+            self.session.outbox.call(messages.HOLD_FOR, client, held)
+            return outcome.holding(held, pack(plain))
+        return pack(plain)
+
+    # -- actors ------------------------------------------------------------------------------------
+
+    def _start(self, start: ActorStart) -> Program:
+        owner, endpoint = start.owner
+        if endpoint:
+            self.peers.connect(owner, endpoint)
+        instance = Instance(start)
+        self.in_user_code = True
+        try:
+            script, arguments = yield from self._load_arguments(start.arguments)
+            yield from self.scripts.run(script, arguments)
+        except SimError as error:
+            instance.error = user_error(error.kind)
+        finally:
+            self.in_user_code = False
+        self.instances[start.actor] = instance
+        self.session.outbox.message(self.node, messages.ACTOR_STARTED,
+                                    [[start.actor, start.incarnation, instance.error]])
+        self.outbound.started()
+        for call in self.early.pop(start.actor, ()):
+            yield from self._call(call)
+
+    def _call(self, call: ActorCall) -> Program:
+        instance = self.instances.get(call.actor)
+        if instance is None:
+            self.early.setdefault(call.actor, []).append(call)
+            return
+        if call.number <= instance.last.get(call.client, 0):
+            return
+        instance.last[call.client] = call.number
+        if not self.peers.knows(call.client):
+            self.peers.connect(call.client, "")
+        self.world.tell(f"{self.name} runs call {call.number:x} of {self.world.name(call.client)}")
+        self.scripts.order.called(call, instance.start.incarnation)
+        if instance.error is not None:
+            self._reply_all(call, instance.error)
+            return
+        self.in_user_code = True
+        try:
+            script, arguments = yield from self._load_arguments(call.arguments)
+            value = yield from self.scripts.run(script, arguments)
+            for index in range(max(1, call.returns)):
+                number = return_number(call.number, index)
+                found = yield from self._outcome(value, call.client, number)
+                self.outbound.reply(call.client, number, found,
+                                    call.returns > 1 or found[0] != outcome.PICKLE)
+        except SimError as error:
+            self._reply_all(call, user_error(error.kind))
+        finally:
+            self.in_user_code = False
+
+    def _reply_all(self, call: ActorCall, found: bytes) -> None:
+        for index in range(max(1, call.returns)):
+            self.outbound.reply(call.client, return_number(call.number, index), found, True)
+
+    def _end(self, end: ActorEnd) -> None:
+        if self.instances.pop(end.actor, None) is not None:
+            self.call(messages.ACTOR_EXIT, end.actor, b"")

@@ -1,0 +1,181 @@
+"""The directory of a node: who runs in it, which one was started last, whose it is.
+
+What    A node holds ``node.lock`` for as long as it lives, so whoever looks knows whether it does.
+        A file of the user's remembers the last node that ``zray-node start`` started.
+Caller  zray/api.py, zray/launch.py, zray/cli*.py, brokers/__main__.py.
+Never   starts a node, or believes a file that another user could have written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import tempfile
+from typing import Any
+
+from zray import errors
+from zray.protocol.limits import IPC_PATH_BYTES_MAX
+
+_LOCK = "node.lock"
+_LONGEST_NAME_BYTES = 1 + 16
+"""Of a mailbox in the directory: a slash and a process id in hex."""
+
+
+def temporary_base() -> str:
+    """Return where the directories of embedded nodes are made."""
+    return os.environ.get("ZRAY_TMPDIR") or tempfile.gettempdir()
+
+
+def default_directory() -> str:
+    """Return the directory of ``zray-node start`` where none is given: one a user."""
+    return os.path.join(temporary_base(), f"zray-node-{os.getuid()}")
+
+
+def prepare(directory: str) -> str:
+    """Make the directory of a node that stays, or check the one that is there.
+
+    Returns its absolute path.
+
+    Raises NodeStartError where it cannot be used: not ours, open to others, or its path too long.
+    """
+    path = os.path.abspath(directory)
+    if len(os.fsencode(path)) + _LONGEST_NAME_BYTES > IPC_PATH_BYTES_MAX:
+        raise errors.NodeStartError(
+            f"{path} is too long for the sockets in it: the kernel allows {IPC_PATH_BYTES_MAX}"
+            f" bytes in all. Choose a directory of at most"
+            f" {IPC_PATH_BYTES_MAX - _LONGEST_NAME_BYTES} bytes (--dir)")
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise errors.NodeStartError(f"{path} cannot be made ({error.strerror}): choose another"
+                                    " directory (--dir)") from None
+    check_private(path)
+    return path
+
+
+def check_private(path: str) -> None:
+    """Raise NodeStartError where others than this user could have put sockets into ``path``."""
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise errors.NodeStartError(f"{path} is not a directory")
+    if status.st_uid not in (os.getuid(), 0):
+        raise errors.NodeStartError(f"{path} belongs to user {status.st_uid}: a node's directory"
+                                    " must be your own")
+    if status.st_mode & 0o022:
+        raise errors.NodeStartError(f"{path} can be written to by others: chmod 700 it, or choose"
+                                    " another directory")
+
+
+# -- who runs in it ----------------------------------------------------------------------------------
+
+
+def hold(directory: str) -> int:
+    """Take the directory for this process until it ends; returns the descriptor to keep open.
+
+    Raises NodeStartError, naming the pid, where another node has it.
+    """
+    descriptor = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                         0o600)
+    try:
+        # flock and not a POSIX lock: it ends with the holder, whoever else opens and closes it.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise errors.NodeStartError(
+            f"a node runs in {directory} already, with pid {pid}: connect to it, stop it with"
+            f" `zray-node stop --dir {directory}`, or choose another --dir") from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, b"%d\n" % os.getpid())
+    return descriptor
+
+
+def holder_pid(directory: str) -> int | None:
+    """Return the pid of the node that runs in ``directory``, None where there is none."""
+    try:
+        descriptor = os.open(os.path.join(directory, _LOCK), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return int(os.read(descriptor, 32) or b"0")
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def was_a_node(directory: str) -> bool:
+    """Return whether a node has ever run in ``directory``."""
+    return os.path.exists(os.path.join(directory, _LOCK))
+
+
+# -- the last one started ----------------------------------------------------------------------------
+
+
+def context_path() -> str:
+    """Return the file that remembers this user's last started node."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or temporary_base()
+    return os.path.join(base, f"zray-node-{os.getuid()}.json")
+
+
+def remember(directory: str, pid: int) -> None:
+    """Make ``directory`` the node that address "auto" means."""
+    path = context_path()
+    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False) as file:
+        json.dump({"directory": directory, "pid": pid}, file)  # Made with mode 0600.
+    os.replace(file.name, path)
+
+
+def forget(directory: str) -> None:
+    """Address "auto" no longer means ``directory``, if it did."""
+    if remembered() == directory:
+        os.unlink(context_path())
+
+
+def remembered() -> str | None:
+    """Return the directory of the last node that was started, whether it runs or not."""
+    try:
+        with open(context_path()) as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                return None
+            found: dict[str, Any] = json.load(file)
+            return str(found["directory"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def resolve_address(address: str | None) -> str | None:
+    """Return the directory of the node to connect to, None for an embedded one.
+
+    Args:
+        address: None or "local": embedded; "auto": the last node started; else a directory.
+
+    Raises:
+        NodeStartError: there is no node, or its directory is not to be trusted.
+        OptionError: an address of another kind.
+    """
+    if address is None or address == "local":
+        return None
+    if address == "auto":
+        directory = remembered()
+        if directory is None:
+            raise errors.NodeStartError("address 'auto': no node was started by this user: run"
+                                        " `zray-node start`")
+        if holder_pid(directory) is None:
+            raise errors.NodeStartError(f"address 'auto': the last node, at {directory}, is gone:"
+                                        " run `zray-node start`")
+        return directory
+    if "://" in address:
+        raise errors.OptionError(
+            f"address {address!r}: this release connects to nodes on this machine only, by the"
+            " directory that `zray-node start` prints", option="address")
+    directory = os.path.abspath(address)
+    if holder_pid(directory) is None:
+        raise errors.NodeStartError(f"there is no node at {directory}: start one with"
+                                    f" `zray-node start --dir {directory}`")
+    check_private(directory)
+    return directory
