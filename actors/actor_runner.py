@@ -1,56 +1,55 @@
 """Runs the calls of the actors that live in this worker.
 
 What    One instance per actor; calls of one caller in the order sent, duplicates dropped by the
-        caller's number. Synchronous methods run in the main thread.
-Caller  actors/host.py.
-Never   starts an actor twice.
+        caller's number. Synchronous methods run in the thread that takes the calls, which is the
+        main thread but in a shared worker; threaded and async actors have an executor.
+Caller  actors/host.py, the executors.
+Never   starts an actor twice, or lets an exception of user code end the worker.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.protocol import messages, outcome
 from zray.protocol.ids import return_number
 from zray.runtime import STREAMING
+from zray.serialization.exceptions import encode_exception
 
+from . import context
+from .context import Execution
+from .instance import Instance, Method
+from .threads import Threads
 from .values import Values
 from .work import ActorCall, ActorEnd, ActorStart
 
 if TYPE_CHECKING:
     from .host import Host
 
-
-class Instance:
-    """One actor in this worker."""
-
-    __slots__ = ("actor", "details", "error", "incarnation", "last", "methods", "value")
-
-    def __init__(self, start: ActorStart) -> None:
-        self.actor = start.actor
-        self.incarnation = start.incarnation
-        self.details = start.details
-        self.value: Any = None
-        self.error: bytes | None = None
-        self.methods: dict[str, Any] = {}
-        self.last: dict[bytes, int] = {}
-        """Highest call number run, by caller: a lower one is a duplicate."""
+_REMEMBERED_MAX = 10_000
+_PICKLE = outcome.PICKLE
 
 
 class ActorRunner:
     """The actors of one worker."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, values: Values) -> None:
         self.host = host
-        self.values = Values(host.runtime)
+        self.values = values
         self.instances: dict[bytes, Instance] = {}
         self.early: dict[bytes, list[ActorCall]] = {}
-        self.busy = False
+        self.cancelled: dict[tuple[bytes, int], bool] = {}
+        """Calls that must not begin; whether their callers know."""
+        self.ended: dict[bytes, bytes] = {}
+        """Actors that have ended here, and why: later calls to them are dropped."""
+        self.threads = Threads(self)
+        self._turns = threading.Lock()
 
-    def arrived(self) -> None:
-        """Calls have been queued (by whichever thread reads the inbox)."""
+    # -- birth -----------------------------------------------------------------------------------
 
     def start(self, start: ActorStart) -> None:
         """Make the instance, report, run calls that came before it."""
@@ -59,20 +58,17 @@ class ActorRunner:
         if endpoint:
             host.runtime.peers.connect(owner, endpoint)
         instance = Instance(start)
-        if start.details["gpus"]:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(start.details["gpus"])
-        self.busy = True
-        host.runtime.on_blocked = host.report_blocked
+        host.show_gpus(start.details["gpus"])
+        error = None
         try:
-            cls = host.load_code(start.class_id)
-            args, kwargs = self.values.load_arguments(start.arguments)
-            instance.value = cls(*args, **kwargs)
-        except BaseException as error:
-            name = f"{start.details['class']}.__init__"
-            instance.error = outcome.error(self._died_in_init(error, name))
-        finally:
-            self.busy = False
-            host.runtime.on_blocked = None
+            self._choose_executor(instance)
+            make = host.event_loop.run_inside if instance.details["async"] and host.event_loop \
+                else _run_here
+            make(lambda: self._make(instance, start))
+        except BaseException as raised:
+            error = self._died_in_init(raised, f"{instance.class_name}.__init__")
+            instance.error = outcome.error(error)
+        self.ended.pop(start.actor, None)
         self.instances[start.actor] = instance
         with host.runtime.lock:
             host.runtime.session.outbox.message(
@@ -82,99 +78,358 @@ class ActorRunner:
         for call in self.early.pop(start.actor, ()):
             self.call(call)
 
+    def _choose_executor(self, instance: Instance) -> None:
+        details = instance.details
+        if details["async"]:
+            instance.executor = self.host.need_event_loop()
+        elif details["concurrency"] > 1 or details["groups"]:
+            instance.executor = self.threads
+
+    def _make(self, instance: Instance, start: ActorStart) -> None:
+        running = instance.running
+        running.name = f"{instance.class_name}.__init__"
+        running.client, running.number = start.owner[0], 0
+        with self.entered(running):
+            cls = self.host.load_code(start.class_id)
+            args, kwargs = self.values.load_arguments(start.arguments)
+            instance.value = cls(*args, **kwargs)
+
+    def entered(self, running: Execution) -> _Entered:
+        """Return a context manager: the calling thread runs this execution."""
+        return _Entered(running, threading.get_ident() == self.host.main_thread)
+
     def _died_in_init(self, error: BaseException, name: str) -> bytes:
-        from zray.serialization.exceptions import encode_exception
-        died = errors.ActorDiedError(f"its {name} raised {type(error).__name__}: {error}")
+        report = errors.TaskError.from_exception(
+            error, function_name=name, pid=os.getpid(), node_id=self.host.runtime.node.hex())
+        died = errors.ActorDiedError(
+            f"its {name} raised {report.summary}\n\n{report.traceback_text}",
+            reason=f"{name} raised {report.summary}")
         died.__cause__ = error
         return encode_exception(died, where=name, pid=os.getpid())
 
+    # -- calls -----------------------------------------------------------------------------------
+
     def call(self, call: ActorCall) -> None:
-        """Run one call."""
+        """Run one call, or hand it to its actor's executor."""
         instance = self.instances.get(call.actor)
         if instance is None:
-            self.early.setdefault(call.actor, []).append(call)
+            if call.actor not in self.ended:
+                self.early.setdefault(call.actor, []).append(call)
             return
+        if not self._admit(instance, call):
+            return
+        if instance.executor is not None:
+            with self._turns:
+                instance.outstanding += 1
+            instance.executor.submit(instance, call)
+            return
+        context.main = instance.running
+        try:
+            self.execute(instance, call, instance.running)
+        finally:
+            context.main = None
+
+    def _admit(self, instance: Instance, call: ActorCall) -> bool:
+        """Whether this call is to run: not a duplicate, not cancelled, no failed __init__."""
         client, number = call.client, call.number
         if number <= instance.last.get(client, 0):
-            return  # A duplicate: its outcome is on the way or was delivered.
+            return False  # A duplicate: its outcome is on the way or was delivered.
         instance.last[client] = number
-        self.connect(client)
+        if not self.host.runtime.peers.knows(client):
+            self._connect(client)
         if instance.error is not None:
-            self._reply_all(call, instance.error)
-            return
-        self._execute(instance, call)
+            self.reply_all(call, instance.error)
+            return False
+        return not self.cancelled or not self.was_cancelled(call)
 
-    def connect(self, client: bytes) -> None:
+    def _connect(self, client: bytes) -> None:
         """Open the way back to a caller: its mailbox lies beside ours."""
-        peers = self.host.runtime.peers
-        if not peers.knows(client):
-            directory = self.host.runtime.directory
-            peers.connect(client, f"ipc://{directory}/{client.hex()}")
+        runtime = self.host.runtime
+        runtime.peers.connect(client, f"ipc://{runtime.directory}/{client.hex()}")
 
-    def _execute(self, instance: Instance, call: ActorCall) -> None:
-        host = self.host
-        outbound = host.outbound
-        self.busy = True
-        host.runtime.on_blocked = host.report_blocked
+    def claim(self, call: ActorCall) -> Instance | None:
+        """In a shared worker: take the actor for this call, or queue the call behind another.
+
+        The caller holds the host's order lock, and runs what it has claimed with run_claimed().
+        """
+        instance = self.instances.get(call.actor)
+        if instance is None or instance.executor is not None:
+            self.call(call)
+            return None
+        if not self._admit(instance, call):
+            return None
+        with self._turns:
+            if instance.busy:
+                instance.waiting.append(call)
+                return None
+            instance.busy = True
+        return instance
+
+    def run_claimed(self, instance: Instance, call: ActorCall) -> None:
+        """Run a call and those that have queued up behind it meanwhile."""
+        running: ActorCall | None = call
+        while running is not None:
+            with self.entered(instance.running):
+                self.execute(instance, running, instance.running)
+            self.host.linger()
+            with self._turns:
+                running = instance.waiting.popleft() if instance.waiting else None
+                instance.busy = running is not None
+        if instance.ending:
+            self._end_now(instance, b"")
+
+    def execute(self, instance: Instance, call: ActorCall, running: Execution) -> None:
+        """Run one call in this thread and reply."""
+        running.client = call.client
+        running.number = call.number
+        if running.children:
+            running.children = None
+        label = ""
         try:
-            method = instance.methods.get(call.method)
-            if method is None:
-                name = call.method.partition("@")[0]
-                method = instance.methods[call.method] = getattr(instance.value, name)
+            method = instance.methods.get(call.method) or instance.method(call.method)
+            running.name = label = method.label
             args, kwargs = self.values.load_arguments(call.arguments)
-            value = method(*args, **kwargs)
+            if method.retry_types:
+                value = self._retrying(running, method, call, args, kwargs)
+            else:
+                value = method.function(*args, **kwargs)
             if call.returns == 1:
                 found = self.values.make_outcome(value, call.client, call.number)
-                outbound.reply(call.client, call.number, found, found[0] != outcome.PICKLE)
+                self.host.outbound.reply(call.client, call.number, found, found[0] != _PICKLE)
+            elif call.returns == STREAMING:
+                count = self.host.streams.run(value, call.client, call.number, method.backlog)
+                self.reply_count(call, count)
             else:
-                self._reply_many(call, value)
+                self.reply_parts(call, value, label)
         except BaseException as error:
-            self._reply_all(call, self.values.make_error(
-                error, f"{instance.details['class']}.{call.method}"))
-        finally:
-            self.busy = False
-            host.runtime.on_blocked = None
+            self.failed(instance, call, running, label, error)
 
-    def _reply_many(self, call: ActorCall, value: Any) -> None:
+    def _retrying(self, running: Execution, method: Method, call: ActorCall,
+                  args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call again where it raises one of retry_exceptions; the last error stands."""
+        attempts = method.retries
+        while True:
+            try:
+                return method.function(*args, **kwargs)
+            except method.retry_types:
+                if attempts == 0 or running.is_cancelled:
+                    raise
+            attempts -= 1 if attempts > 0 else 0
+            args, kwargs = self.values.load_arguments(call.arguments)
+
+    # -- replies -----------------------------------------------------------------------------------
+
+    def reply_count(self, call: ActorCall, count: int) -> None:
+        """A generator has ended: its outcome is how many items it had."""
+        found = self.values.make_outcome(count, call.client, call.number)
+        self.host.outbound.reply(call.client, call.number, found, False)
+
+    def reply_parts(self, call: ActorCall, value: Any, label: str) -> None:
+        """The outcome of a call of none or several returns."""
         client, number, outbound = call.client, call.number, self.host.outbound
-        if call.returns == STREAMING:
-            index = 0
-            for item in value:
-                found = self.values.make_outcome(item, client, return_number(number, index + 1))
-                index += 1
-                if not outbound.yield_item(client, number, index - 1, found, 64):
-                    value.close()
-                    break
-            outbound.end_stream(client, number)
-            outbound.reply(client, number, self.values.make_outcome(index, client, number), False)
-            return
         if call.returns == 0:
             outbound.reply(client, number, self.values.make_outcome(None, client, number), False)
             return
-        values = tuple(value)
+        try:
+            values = tuple(value)
+        except TypeError as error:
+            raise ValueError(f"method {label} has num_returns={call.returns} and returned one"
+                             f" {type(value).__name__}: return a tuple of {call.returns}"
+                             ) from error
         if len(values) != call.returns:
-            raise ValueError(f"method {call.method} has num_returns={call.returns} and returned"
+            raise ValueError(f"method {label} has num_returns={call.returns} and returned"
                              f" {len(values)} values")
-        found_all = [self.values.make_outcome(part, client, return_number(number, index))
-                     for index, part in enumerate(values)]
-        for index, found in enumerate(found_all):
+        for index, part in enumerate(values):
+            try:
+                found = self.values.make_outcome(part, client, return_number(number, index))
+            except BaseException as error:
+                found = self.values.make_error(error, label)
             outbound.reply(client, return_number(number, index), found, True)
 
-    def _reply_all(self, call: ActorCall, found: bytes) -> None:
+    def reply_all(self, call: ActorCall, found: bytes) -> None:
+        """One outcome for all returns of a call."""
         for index in range(max(1, call.returns)):
             self.host.outbound.reply(call.client, return_number(call.number, index), found, True)
 
-    def end(self, end: ActorEnd) -> None:
-        """Forget an actor whose calls have run."""
-        instance = self.instances.pop(end.actor, None)
-        if instance is None:
-            return
-        instance.value = None
-        self.host.runtime.call(messages.ACTOR_EXIT, end.actor, b"")
+    def failed(self, instance: Instance, call: ActorCall, running: Execution, label: str,
+               error: BaseException) -> None:
+        """User code has raised: tell the caller, or end the actor."""
+        label = label or f"{instance.class_name}.{call.method!s}"
+        if isinstance(error, SystemExit):
+            self._exit(instance, label, error)
+        elif running.is_cancelled and _is_of_cancel(error):
+            self.reply_all(call, self._cancelled_outcome(label))
+        else:
+            self.reply_all(call, self.values.make_error(error, label))
 
-    def interrupt(self, client: bytes, number: int) -> None:
-        """Cancel a call that runs (background thread)."""
+    # -- cancelling --------------------------------------------------------------------------------
+
+    def _cancelled_outcome(self, label: str) -> bytes:
+        return self.values.make_error(
+            errors.TaskCancelledError(f"call {label} was cancelled"), label)
+
+    def was_cancelled(self, call: ActorCall) -> bool:
+        """Whether a call that is about to begin was cancelled; its caller is told."""
+        told = self.cancelled.pop((call.client, call.number), None)
+        if told is None:
+            return False
+        if not told:
+            self.reply_all(call, self._cancelled_outcome(str(call.method)))
+        return True
+
+    def cancel(self, client: bytes, number: int, recursive: bool) -> None:
+        """Cancel a call: one that has not begun never does (background thread)."""
+        host = self.host
+        execution = self._cancel_running(client, number)
+        if execution is not None:
+            if recursive:
+                context.cancel_children(host.runtime, execution.children)
+            return
+        call = host.queue.find_call(client, number) or self._find_waiting(client, number)
+        self.cancelled[(client, number)] = call is not None
+        if len(self.cancelled) > _REMEMBERED_MAX:
+            del self.cancelled[next(iter(self.cancelled))]
+        if call is not None:
+            self.reply_all(call, self._cancelled_outcome(str(call.method)))
+            host.runtime.flush()
+
+    def _cancel_running(self, client: bytes, number: int) -> Execution | None:
+        loop = self.host.event_loop
+        for execution in [context.main, *(each.running for each in self.instances.values()
+                                          if each.busy)]:
+            if execution is not None and (execution.client, execution.at()) == (client, number):
+                execution.cancelled = number
+                return execution
+        return self.threads.cancel(client, number) or (
+            loop.cancel(client, number) if loop is not None else None)
+
+    def _find_waiting(self, client: bytes, number: int) -> ActorCall | None:
+        loop = self.host.event_loop
+        for instance in list(self.instances.values()):
+            for call in list(instance.waiting):
+                if call.number == number and call.client == client:
+                    return call
+        return self.threads.find_waiting(client, number) or (
+            loop.find_waiting(client, number) if loop is not None else None)
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def end(self, end: ActorEnd) -> None:
+        """No handle is left, or the actor of a shared worker was killed."""
+        instance = self.instances.get(end.actor)
+        if instance is None or instance.incarnation != end.incarnation:
+            return
+        if end.killed:
+            self._drop(instance, b"")
+            if instance.executor is not None:
+                instance.executor.abandon(instance)
+            return
+        if instance.outstanding or instance.busy:
+            instance.ending = True  # The last of them ends it.
+        else:
+            self._end_now(instance, b"")
+
+    def call_ended(self, instance: Instance) -> None:
+        """An executor has ended a call."""
+        with self._turns:
+            instance.outstanding -= 1
+            last = instance.ending and instance.outstanding == 0
+        if last:
+            self._end_now(instance, b"")
+
+    def ended_by(self, error: BaseException) -> None:
+        """SystemExit has left a task that user code started on the loop: whose, nobody knows."""
+        if isinstance(error, SystemExit) and not self.host.shared:
+            for instance in list(self.instances.values()):
+                self._exit(instance, "a task of its event loop", error)
+        else:
+            traceback.print_exception(error)
+
+    def _exit(self, instance: Instance, label: str, error: SystemExit) -> None:
+        """A method has called exit_actor() or sys.exit()."""
+        what = str(error) if isinstance(error, _actor_exit()) else f"sys.exit({error.code!r})"
+        text = f"it ended itself: {what} in {label}"
+        died = errors.ActorDiedError(text, actor_id=instance.actor.hex(), reason=text)
+        self._end_now(instance, outcome.error(encode_exception(died, where=label)))
+
+    def _end_now(self, instance: Instance, cause: bytes) -> None:
+        if instance.ended:
+            return
+        self._drop(instance, cause)
+        host = self.host
+        if host.shared:
+            self._shut_down(instance)
+            host.runtime.flush()
+            host.runtime.call(messages.ACTOR_EXIT, instance.actor, cause)
+        else:
+            host.leave(f"actor {instance.class_name} has ended")
+
+    def _drop(self, instance: Instance, cause: bytes) -> None:
+        instance.ended = True
+        if self.instances.get(instance.actor) is instance and self.host.shared:
+            del self.instances[instance.actor]
+        self.ended[instance.actor] = cause
+        if len(self.ended) > _REMEMBERED_MAX:
+            del self.ended[next(iter(self.ended))]
+
+    def _shut_down(self, instance: Instance) -> None:
+        """Give the instance its last moment: __ray_shutdown__, then __del__."""
+        running = Execution(b"", 0, f"{instance.class_name}.__ray_shutdown__", instance.place)
+        value, instance.value = instance.value, None
+        instance.methods.clear()  # They hold the instance.
+        hook = getattr(value, "__ray_shutdown__", None)
+        with self.entered(running):
+            try:
+                if hook is not None:
+                    hook()
+                del hook, value
+            except BaseException:
+                traceback.print_exc()
 
     def close(self) -> None:
-        """The worker ends."""
-        self.instances.clear()
+        """The worker ends in good order: the actor's last moment, then word to the node."""
+        for instance in list(self.instances.values()):
+            if instance.error is None:
+                self._shut_down(instance)
+            if instance.ended:
+                self.host.runtime.call(messages.ACTOR_EXIT, instance.actor,
+                                       self.ended.get(instance.actor, b""))
+
+
+class _Entered:
+    """The calling thread runs an execution: in the main thread by the global, else by context."""
+
+    __slots__ = ("_is_main", "_running", "_was")
+
+    def __init__(self, running: Execution, is_main: bool) -> None:
+        self._running = running
+        self._is_main = is_main
+        self._was: Execution | None = None
+
+    def __enter__(self) -> None:
+        if self._is_main:
+            self._was, context.main = context.main, self._running
+        else:
+            self._was = context.local.get()
+            context.local.set(self._running)
+
+    def __exit__(self, *_error: object) -> None:
+        if self._is_main:
+            context.main = self._was
+        else:
+            context.local.set(self._was)
+
+
+def _run_here(function: Any) -> None:
+    function()
+
+
+def _actor_exit() -> type[SystemExit]:
+    from zray.context import ActorExit
+    return ActorExit
+
+
+def _is_of_cancel(error: BaseException) -> bool:
+    import asyncio
+    return isinstance(error, (asyncio.CancelledError, KeyboardInterrupt,
+                              errors.TaskCancelledError))

@@ -1,8 +1,10 @@
-"""The worker process: receives work, runs it in the main thread, sends what came of it.
+"""The worker process: receives work, runs it, sends what came of it.
 
 What    Host joins a Runtime (this worker is a client like any driver), the work queue and the
         executors. The main thread waits for work the way a driver waits in get: it reads the
         inbox itself. The background thread answers the node: takes back, cancels, ends.
+        In a worker that actors share, a thread that waits inside a method hands its place to
+        another, so that the actors it waits for can run.
 Caller  actors/zygote.py, in a freshly forked child.
 Never   runs user code anywhere but in the main thread, an actor's own threads or its loop.
 """
@@ -15,18 +17,29 @@ import threading
 import time
 from typing import Any
 
+import zray.context
 from zray import api
-from zray.protocol import messages
+from zray.protocol import frames, messages
 from zray.protocol.limits import RESULT_LINGER_US
 from zray.runtime import Runtime
 from zray.serialization import functions
 
+from . import context
 from .actor_runner import ActorRunner
+from .event_loop import EventLoop
+from .interrupts import Interrupts
 from .outbound import Outbound
+from .streams import Streams
 from .task_runner import TaskRunner
+from .values import Values
 from .work import ActorCall, ActorEnd, ActorStart, TaskClass, TaskRange, WorkQueue
 
 _LINGER_S = RESULT_LINGER_US / 1e6
+_DRAIN_S = 1.0
+"""How long a worker that ends waits for callers to take their results."""
+_REPORT_S = 0.02
+"""Time for the node to handle the last reports before it sees the worker's end."""
+_EARLY_MAX = 10_000
 
 
 class Host:
@@ -38,13 +51,29 @@ class Host:
         self.classes: dict[tuple[bytes, int], TaskClass] = {}
         self.code: dict[bytes, Any] = {}
         self.exiting: str | None = None
+        self.shared = False
+        """Actors of isolation "shared" live here."""
         self.main_thread = threading.get_ident()
+        self.event_loop: EventLoop | None = None
         self.outbound = Outbound(self.runtime)
-        self.tasks = TaskRunner(self)
-        self.actors = ActorRunner(self)
+        values = Values(self.runtime)
+        self.streams = Streams(values, self.outbound)
+        self.interrupts = Interrupts(self.runtime, self.wake_main)
+        self.tasks = TaskRunner(self, values)
+        self.actors = ActorRunner(self, values)
+        self._early: dict[tuple[bytes, int, int], None] = {}
+        """Tasks cancelled before they arrived: the lifeline overtook the inbox."""
+        self._gpus: list[str] | None = None
+        self._servers = 1
+        self._order = threading.Lock()
+        self._blocked = 0
+        self._blocking = threading.Lock()
         runtime = self.runtime
         runtime.worker_message = self._on_message
         runtime.before_flush = self.outbound.gather
+        runtime.on_blocked = self.report_blocked
+        runtime.child_made = lambda number: context.note_child(runtime, number)
+        zray.context.set_provider(context.current)
         runtime.lifeline_rules.update({
             messages.RECLAIM: self._on_reclaim, messages.INTERRUPT: self._on_interrupt,
             messages.EXIT: self._on_exit, messages.END_ACTOR: self._on_end_actor})
@@ -58,14 +87,22 @@ class Host:
         os.environ["ZRAY_JOB_ID"] = job["job"]
         self.runtime.namespace = job["namespace"]
 
+    # -- the main loop ---------------------------------------------------------------------------
+
     def serve(self) -> int:
         """Run work until told to end."""
         api.set_runtime(self.runtime)
         api.in_worker = True
-        self.tasks.install_interrupt()
+        self.interrupts.install()
         self.runtime.start()
         items, runtime = self.queue.items, self.runtime
         while self.exiting is None:
+            if self.event_loop is not None and not self.shared:
+                self.event_loop.serve()
+                break
+            if self.shared:
+                self._serve_shared(substitute=False)
+                break
             if not items:
                 if self.outbound.unsent or runtime.session.outbox:
                     runtime.flush()
@@ -79,14 +116,21 @@ class Host:
                 continue
             self.perform(item)
             self.linger()
-        runtime.flush()
-        self.actors.close()
-        api.set_runtime(None)
-        runtime.close()
-        return 0
+        return self._finish()
 
     def _has_work(self) -> bool:
         return bool(self.queue.items) or self.exiting is not None
+
+    def _finish(self) -> int:
+        runtime = self.runtime
+        runtime.flush()
+        self.actors.close()
+        runtime.flush()
+        runtime.drain_outbound(_DRAIN_S)
+        api.set_runtime(None)
+        zray.context.set_provider(None)
+        runtime.close()
+        return 0
 
     def perform(self, item: Any) -> None:
         """Run one item of the queue."""
@@ -95,9 +139,29 @@ class Host:
         elif type(item) is TaskRange:
             self.tasks.run(item)
         elif type(item) is ActorStart:
-            self.actors.start(item)
+            self._start_actor(item)
         elif type(item) is ActorEnd:
             self.actors.end(item)
+
+    def _start_actor(self, start: ActorStart) -> None:
+        if start.details["isolation"] == "shared":
+            if not self.shared:
+                self.shared = True
+                self.queue.items.appendleft(start)  # The loop for shared actors takes it.
+                return
+        elif start.details["async"] and self.event_loop is None:
+            # Its loop becomes this worker's main loop, and its __init__ runs on it.
+            self.event_loop = EventLoop(self)
+            self.queue.items.appendleft(start)
+            return
+        self.actors.start(start)
+
+    def need_event_loop(self) -> EventLoop:
+        """Return the loop of this worker's async actors, started at first use."""
+        if self.event_loop is None:
+            self.event_loop = EventLoop(self)
+            self.event_loop.start_thread()
+        return self.event_loop
 
     def linger(self) -> None:
         """Send results when nothing follows or the first of them has waited long enough."""
@@ -105,10 +169,76 @@ class Host:
         if outbound.unsent and time.monotonic() - outbound.since > _LINGER_S:
             self.runtime.flush()
 
+    def show_gpus(self, gpus: list[str]) -> None:
+        """Let user code see the GPUs it was given, and no others."""
+        if gpus != self._gpus:
+            has_gpus = self.runtime.welcome["resources"].get("GPU", 0) > 0
+            if gpus or has_gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+            self._gpus = gpus
+
+    # -- shared workers --------------------------------------------------------------------------
+
+    def _serve_shared(self, *, substitute: bool) -> None:
+        """Serve sync actors; a substitute ends when the thread it stood in for is back."""
+        items, runtime = self.queue.items, self.runtime
+        while self.exiting is None:
+            if substitute:
+                with self._blocking:
+                    if self._servers > 1:
+                        self._servers -= 1
+                        return
+            if not items:
+                if self.outbound.unsent or runtime.session.outbox:
+                    runtime.flush()
+                runtime.wait_for_work(lambda: self._has_work() or (
+                    substitute and self._servers > 1))
+                continue
+            self._perform_shared()
+            self.linger()
+
+    def _perform_shared(self) -> None:
+        # Taking a call and taking its actor are one step: two threads may be at it.
+        with self._order:
+            try:
+                item = self.queue.items.popleft()
+            except IndexError:
+                return
+            claimed = self.actors.claim(item) if type(item) is ActorCall else None
+        if type(item) is not ActorCall:
+            self.perform(item)
+        elif claimed is not None:
+            self.actors.run_claimed(claimed, item)
+
     def report_blocked(self, blocked: bool) -> None:
-        """Tell the node that the running task waits, or runs again."""
-        kind = messages.BLOCKED if blocked else messages.UNBLOCKED
-        self.runtime.call(kind)
+        """A thread waits in get, or runs again: tell the node when nothing else runs here."""
+        if context.current() is None:
+            return  # A thread of the user's own: nobody gave it a CPU.
+        if self.shared:
+            self._report_blocked_shared(blocked)
+            return
+        with self._blocking:
+            running = max(1, self.actors.threads.busy)
+            was = self._blocked >= running
+            self._blocked += 1 if blocked else -1
+            now = self._blocked >= running
+        if was != now:
+            self.runtime.call(messages.BLOCKED if now else messages.UNBLOCKED)
+
+    def _report_blocked_shared(self, blocked: bool) -> None:
+        if not _serves_shared.here:
+            return  # On the loop or in a method's own thread: it keeps nobody from serving.
+        with self._blocking:
+            self._servers += -1 if blocked else 1
+            alone = self._servers == 0
+            if alone:
+                self._servers = 1
+        if alone:
+            threading.Thread(target=self._stand_in, name="zray-server", daemon=True).start()
+
+    def _stand_in(self) -> None:
+        _serves_shared.here = True
+        self._serve_shared(substitute=True)
 
     # -- what arrives ----------------------------------------------------------------------------
 
@@ -118,7 +248,6 @@ class Host:
             items = self.queue.items
             for row in message[3]:
                 items.append(ActorCall(sender, row))
-            self.actors.arrived()
         elif kind == messages.RUN:
             self._on_run(sender, message, payloads)
         elif kind == messages.START_ACTOR:
@@ -133,56 +262,84 @@ class Host:
         task_class = self.classes.get(key)
         if task_class is None:
             task_class = self.classes[key] = TaskClass(spec)
-        if spec is not None and len(spec) > 9:
-            self.runtime.peers.connect(client, spec[9])
-        direct = sender != self.runtime.node
+        runtime = self.runtime
+        if not runtime.peers.knows(client):
+            # A lease holder's mailbox lies beside ours.
+            runtime.peers.connect(client, f"ipc://{runtime.directory}/{client.hex()}")
+        direct = sender != runtime.node
         work = TaskRange(client, task_class, first, count, low, high, mode, payloads[0], gpus,
                          direct=direct)
+        if self._early:
+            for item in [each[2] for each in self._early if each[:2] == (client, first)]:
+                if low <= item < high:
+                    work.cancelled = (work.cancelled or set()) | {item}
+                    del self._early[(client, first, item)]
         self.queue.items.append(work)
 
     # -- the lifeline (background thread) ----------------------------------------------------------
 
     def _on_reclaim(self, message: list[Any]) -> None:
-        self._read_pending()
+        self.runtime.read_pending()
         rows = self.queue.take_back(message[3])
         self.runtime.call(messages.RECLAIMED, rows)
 
-    def _read_pending(self) -> None:
-        """Bring what lies unread in the inbox into the queue, unless the main thread is there."""
-        runtime = self.runtime
-        if runtime.io_lock.acquire(False):
-            try:
-                while (received := runtime.inbox.receive()) is not None:
-                    runtime._apply(*received)
-            finally:
-                runtime.io_lock.release()
-
     def _on_interrupt(self, message: list[Any]) -> None:
-        self._read_pending()
+        runtime = self.runtime
+        runtime.read_pending()
         client, first, item, recursive = message[3:7]
-        if not self.queue.cancel(client, first, item):
-            self.tasks.interrupt(client, first, item, recursive)
-            self.actors.interrupt(client, first + item)
+        running = self.interrupts.running
+        begun = running.at() - first if running is not None else -1
+        work = self.queue.cancel(client, first, item, begun)
+        if work is not None:
+            self.tasks.cancel_waiting(work, item)
+            return
+        execution = self.interrupts.request(client, first + item)
+        if execution is not None:
+            if recursive:
+                context.cancel_children(runtime, execution.children)
+            return
+        self.actors.cancel(client, first + item, recursive)
+        self._early[(client, first, item)] = None
+        if len(self._early) > _EARLY_MAX:
+            del self._early[next(iter(self._early))]
 
     def _on_end_actor(self, message: list[Any]) -> None:
-        self._read_pending()
-        self.queue.items.append(ActorEnd(message[3], message[4]))
+        self.runtime.read_pending()
+        end = ActorEnd(message[3], message[4], killed=bool(message[5]))
+        if end.killed:
+            self.actors.end(end)  # Now, not behind the calls that it is to prevent.
+        else:
+            self.queue.items.append(end)
         self.wake_main()
 
     def _on_exit(self, message: list[Any]) -> None:
-        if self.runtime.node_died is not None or self.tasks.busy:
+        if self.runtime.node_died is not None or context.main is not None:
             # Nobody is left to report to, or user code is in the way: leave now.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0 if self.runtime.node_died is None else 1)
-        self.exiting = message[3] or "the node asked"
+            self._leave_now(0 if self.runtime.node_died is None else 1)
+        self.leave(message[3] or "the node asked")
+
+    def leave(self, reason: str) -> None:
+        """End this worker in good order, soon (any thread)."""
+        self.exiting = self.exiting or reason
         self.wake_main()
+
+    def crash(self, status: int) -> None:
+        """A task has called sys.exit(): its worker is gone, what it had done before is not."""
+        self.runtime.flush()
+        self.runtime.drain_outbound(_DRAIN_S)
+        time.sleep(_REPORT_S)
+        self._leave_now(status)
+
+    @staticmethod
+    def _leave_now(status: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
     def wake_main(self) -> None:
         """End the main thread's wait: a message to our own inbox."""
         runtime = self.runtime
         runtime.peers.connect(runtime.process, runtime.inbox.endpoint)
-        from zray.protocol import frames
         runtime.peers.send(runtime.process, frames.pack(messages.PING))
 
     # -- code ------------------------------------------------------------------------------------
@@ -198,6 +355,16 @@ class Host:
         return code
 
 
+class _ServesShared(threading.local):
+    """Whether the calling thread serves the sync actors of a shared worker."""
+
+    here = False
+
+
+_serves_shared = _ServesShared()
+
+
 def run(directory: str, process: bytes) -> int:
     """Be the worker ``process`` of the node in ``directory``."""
+    _serves_shared.here = True
     return Host(directory, process).serve()

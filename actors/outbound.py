@@ -2,7 +2,7 @@
 
 What    Results gather for a fraction of a millisecond and leave as one message for each batch or
         caller. gather() turns them into messages whenever the runtime flushes.
-Caller  actors/task_runner.py, actors/actor_runner.py, Runtime.flush.
+Caller  actors/task_runner.py, actors/actor_runner.py, actors/streams.py, Runtime.flush.
 Never   holds back a result while the worker is idle.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -31,6 +32,8 @@ class Outbound:
         self._ranges: list[tuple[TaskRange, int, int, list[bytes] | bytes, bool, int]] = []
         self._replies: dict[bytes, tuple[list[int], list[bytes], bool]] = {}
         self._credit: dict[tuple[bytes, int], int] = {}
+        """Items consumed, by generator; -1: its consumer has gone."""
+        self._movers: dict[tuple[bytes, int], Callable[[], None]] = {}
 
     def results(self, work: TaskRange, low: int, count: int, outcomes: list[bytes],
                 special: bool, busy_us: int) -> None:
@@ -94,32 +97,58 @@ class Outbound:
             if reports:
                 outbox.message(self.runtime.node, messages.FINISHED, reports)
 
+    def cancelled(self, work: TaskRange, item: int, outcome: bytes) -> None:
+        """The outcome of an item that has not begun, ahead of its turn (the node is not told)."""
+        found = [outcome] * max(1, work.task_class.returns)
+        with self.runtime.lock:
+            self.runtime.session.outbox.message(
+                work.client, messages.RESULTS, work.first, item, 1, True,
+                payloads=(msgpack.packb(found),))
+        self.runtime.flush()
+
     # -- generators ------------------------------------------------------------------------------
+
+    def begin_stream(self, client: bytes, number: int) -> None:
+        """A generator begins (again, where it is retried)."""
+        self._credit[(client, number)] = 0
+
+    def send_item(self, client: bytes, number: int, index: int, outcome: bytes) -> None:
+        """Send one item at once: its consumer may be waiting for it."""
+        with self.runtime.lock:
+            self.runtime.session.outbox.message(client, messages.YIELDED, number, index, outcome)
+        self.runtime.flush()
 
     def yield_item(self, client: bytes, number: int, index: int, outcome: bytes,
                    backlog: int) -> bool:
         """Send one item; waits while the consumer is ``backlog`` behind. False: it has gone."""
-        key = (client, number)
-        runtime = self.runtime
-        with runtime.lock:
-            runtime.session.outbox.message(client, messages.YIELDED, number, index, outcome)
-        runtime.flush()
-        self._credit.setdefault(key, 0)
+        self.send_item(client, number, index, outcome)
+        if not self.has_room(client, number, index + 1, backlog):
+            self.runtime.wait_until(lambda: self.has_room(client, number, index + 1, backlog))
+        return not self.is_abandoned(client, number)
 
-        def room() -> bool:
-            credit = self._credit[key]
-            return credit < 0 or backlog <= 0 or index + 1 - credit < backlog
+    def has_room(self, client: bytes, number: int, sent: int, backlog: int) -> bool:
+        """Whether a generator that has sent so many items may run on (or must end)."""
+        credit = self._credit.get((client, number), -1)
+        return credit < 0 or sent - credit < backlog
 
-        if not room():
-            runtime.wait_until(room)
-        return self._credit[key] >= 0
+    def is_abandoned(self, client: bytes, number: int) -> bool:
+        """Whether the consumer has gone."""
+        return self._credit.get((client, number), -1) < 0
+
+    def on_consumed(self, client: bytes, number: int, callback: Callable[[], None]) -> None:
+        """Call back (any thread) whenever the consumer moves."""
+        self._movers[(client, number)] = callback
 
     def consumed(self, client: bytes, number: int, index: int) -> None:
         """CONSUMED: the consumer has come this far, or (-1) has gone."""
         key = (client, number)
         if key in self._credit:
             self._credit[key] = -1 if index < 0 else max(self._credit[key], index)
+            mover = self._movers.get(key)
+            if mover is not None:
+                mover()
 
     def end_stream(self, client: bytes, number: int) -> None:
         """A generator has ended."""
         self._credit.pop((client, number), None)
+        self._movers.pop((client, number), None)

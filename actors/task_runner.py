@@ -1,16 +1,16 @@
 """Runs tasks in the worker's main thread.
 
 What    Takes items of a range in small steps that grow while they are quick, so that what has not
-        begun can be taken back; catches what user code raises; streams generators.
+        begun can be taken back; catches what user code raises; retries where the options say so.
 Caller  actors/host.py.
-Never   lets an exception of user code end the worker (SystemExit and crashes aside).
+Never   lets an exception of user code end the worker (sys.exit and crashes aside), or runs a task
+        that was cancelled before it began.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from zray.serialization import blob
 from zray.session.tasks import MODE_MAP
 
 from . import context
+from .context import Execution, Place
+from .interrupts import gather, invoke, invoke_each
 from .values import Values
 from .work import TaskClass, TaskRange
 
@@ -33,36 +35,38 @@ if TYPE_CHECKING:
 _perf = time.perf_counter
 _STEP_S = 0.0002
 _STEP_MAX = 256
-_PLAIN_SPECIAL = 0x80
+_PICKLE = 0x80
+
+
+class WorkerExitError(BaseException):
+    """A task has called sys.exit(): the worker ends, as if it had crashed."""
+
+    def __init__(self, code: object) -> None:
+        super().__init__(code)
+        self.status = code if isinstance(code, int) else 0 if code is None else 1
+        if code is not None and not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
 
 
 class TaskRunner:
     """The tasks of one worker."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, values: Values) -> None:
         self.host = host
-        self.values = Values(host.runtime)
-        self.current: tuple[bytes, int] | None = None
-        """(client, task number) that runs now, in user code."""
-        self._interrupting: tuple[bytes, int] | None = None
+        self.values = values
         self._items: tuple[bytes, list[Any]] = (b"", [])
-        self._calls = 0
-
-    @property
-    def busy(self) -> bool:
-        """Whether user code runs in the main thread."""
-        return self.current is not None or self.host.actors.busy
 
     # -- ranges ----------------------------------------------------------------------------------
 
     def run(self, work: TaskRange) -> None:
         """Run all items of a range that nobody takes back."""
         queue, host = self.host.queue, self.host
+        task_class = work.task_class
         queue.running = work
-        runtime = host.runtime
-        runtime.on_blocked = host.report_blocked
-        if work.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(work.gpus)
+        host.show_gpus(work.gpus)
+        running = Execution(work.client, work.first, task_class.name,
+                            Place(task_class.resources, work.gpus))
+        context.main = host.interrupts.running = running
         step = 1
         try:
             items = self._load(work)
@@ -71,25 +75,27 @@ class TaskRunner:
                 if low >= high:
                     break
                 started = _perf()
-                self._step(work, items, low, high, started)
+                self._step(work, running, items, low, high, started)
                 took = _perf() - started
                 if took < _STEP_S:
                     step = min(step * 4, _STEP_MAX)
                 elif took > _STEP_S * 4:
                     step = 1
                 host.linger()
+        except WorkerExitError as end:
+            host.crash(end.status)
         finally:
             queue.running = None
-            runtime.on_blocked = None
-        self._count_calls(work)
+            context.main = host.interrupts.running = None
 
     def _load(self, work: TaskRange) -> list[Any] | BaseException:
         try:
             task_class = work.task_class
             if task_class.function is None:
-                task_class.function = self.host.load_code(task_class.function_id)
+                function = self.host.load_code(task_class.function_id)
                 if isinstance(task_class.retry_types, bytes):
                     task_class.retry_types = pickle.loads(task_class.retry_types)
+                task_class.function = function
             if work.mode == MODE_MAP:
                 if self._items[0] != work.payload:
                     self._items = (work.payload, self.values.load_items(work.payload))
@@ -99,159 +105,193 @@ class TaskRunner:
         except BaseException as error:  # Whatever it is, the caller gets it.
             return error
 
-    def _step(self, work: TaskRange, items: list[Any] | BaseException, low: int, high: int,
-              started: float) -> None:
+    def _step(self, work: TaskRange, running: Execution, items: list[Any] | BaseException,
+              low: int, high: int, started: float) -> None:
         if isinstance(items, BaseException):
             found = self.values.make_error(items, work.task_class.name)
             self._send(work, low, [found] * (high - low) * max(1, work.task_class.returns),
                        started)
         elif work.mode == MODE_MAP:
-            self._step_map(work, items, low, high, started)
+            self._step_map(work, running, items, low, high, started)
         else:
-            self._step_calls(work, items, low, high, started)
+            self._step_calls(work, running, items, low, high, started)
 
     def _send(self, work: TaskRange, low: int, outcomes: list[bytes], started: float) -> None:
-        special = any(found[0] != _PLAIN_SPECIAL for found in outcomes)
+        if not outcomes:
+            return
+        special = any(found[0] != _PICKLE for found in outcomes)
         returns = max(1, work.task_class.returns)
         busy_us = int((_perf() - started) * 1e6)
         self.host.outbound.results(work, low, len(outcomes) // returns, outcomes, special, busy_us)
 
-    def _step_calls(self, work: TaskRange, calls: list[bytes], low: int, high: int,
-                    started: float) -> None:
+    # -- calls -----------------------------------------------------------------------------------
+
+    def _step_calls(self, work: TaskRange, running: Execution, calls: list[bytes], low: int,
+                    high: int, started: float) -> None:
         outcomes: list[bytes] = []
-        returns = work.task_class.returns
-        for item in range(low, high):
-            if work.cancelled is not None and item in work.cancelled:
-                outcomes.extend([self._cancelled(work.task_class)] * max(1, returns))
-            elif returns == 1:
-                outcomes.append(self._run_one(work, item, calls[item]))
-            else:
-                outcomes.extend(self._run_many(work, item, calls[item]))
-        self._send(work, low, outcomes, started)
-
-    def _run_one(self, work: TaskRange, item: int, data: bytes) -> bytes:
-        number = work.first + item
+        task_class = work.task_class
+        returns = task_class.returns
         try:
-            value = self._call(work.task_class, work.client, number, data)
-            return self.values.make_outcome(value, work.client, number)
-        except BaseException as error:
-            return self._failed(work.task_class, error)
+            for item in range(low, high):
+                if work.cancelled is not None and item in work.cancelled:
+                    outcomes.extend([self._cancelled(task_class)] * max(1, returns))
+                    continue
+                # From here on a cancel finds the task running; it began when it was claimed.
+                running.number = work.first + item
+                if running.children:
+                    running.children = None
+                if returns == 1:
+                    outcomes.append(self._run_one(running, task_class, calls[item]))
+                else:
+                    outcomes.extend(self._run_many(running, task_class, calls[item]))
+        finally:
+            self._send(work, low, outcomes, started)
 
-    def _call(self, task_class: TaskClass, client: bytes, number: int, data: bytes) -> Any:
-        """Load arguments and call the function; retried here where the options say so."""
-        attempts = task_class.retries if task_class.retry_types else 0
-        while True:
+    def _run_one(self, running: Execution, task_class: TaskClass, data: bytes) -> bytes:
+        try:
             args, kwargs = self.values.load_arguments(data)
-            self.current = context.task = (client, number)
-            try:
-                return task_class.function(*args, **kwargs)
-            except task_class.retry_types or () as error:  # type: ignore[misc]
-                if attempts == 0 or self._interrupting is not None:
-                    raise
-                attempts -= 1 if attempts > 0 else 0
-                del error
-            finally:
-                self.current = context.task = None
+            if task_class.retry_types is None:
+                value = invoke(task_class.function, args, kwargs)
+            else:
+                value = self._retrying(running, task_class, data, args, kwargs)
+            return self.values.make_outcome(value, running.client, running.number)
+        except BaseException as error:
+            return self._failed(running, task_class, error)
 
-    def _failed(self, task_class: TaskClass, error: BaseException) -> bytes:
-        if self._interrupting is not None and isinstance(error, KeyboardInterrupt):
-            self._interrupting = None
-            return self._cancelled(task_class)
+    def _retrying(self, running: Execution, task_class: TaskClass, data: bytes,
+                  args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call again where it raises one of retry_exceptions; the last error stands."""
+        attempts, retry_types = task_class.retries, task_class.retry_types
+        assert isinstance(retry_types, tuple)
+        while True:
+            try:
+                return self._call(running, task_class, args, kwargs)
+            except retry_types:
+                if attempts == 0 or running.is_cancelled:
+                    raise
+            attempts -= 1 if attempts > 0 else 0
+            # Fresh ones: the failed try may have changed its arguments.
+            args, kwargs = self.values.load_arguments(data)
+
+    def _call(self, running: Execution, task_class: TaskClass, args: tuple[Any, ...],
+              kwargs: dict[str, Any]) -> Any:
+        value = invoke(task_class.function, args, kwargs)
+        returns = task_class.returns
+        if returns == STREAMING:
+            return self.host.streams.run(value, running.client, running.number,
+                                         task_class.backlog)
+        if returns <= 1:
+            return value
+        try:
+            values = gather(value)
+        except TypeError as error:
+            raise ValueError(f"task {task_class.name} has num_returns={returns} and returned one"
+                             f" {type(value).__name__}: return a tuple of {returns}") from error
+        if len(values) != returns:
+            raise ValueError(f"task {task_class.name} has num_returns={returns} and returned"
+                             f" {len(values)} values")
+        return values
+
+    def _run_many(self, running: Execution, task_class: TaskClass, data: bytes) -> list[bytes]:
+        """Run a task of none, several, or streamed returns."""
+        returns = task_class.returns
+        client, number = running.client, running.number
+        try:
+            args, kwargs = self.values.load_arguments(data)
+            if task_class.retry_types is None:
+                value = self._call(running, task_class, args, kwargs)
+            else:
+                value = self._retrying(running, task_class, data, args, kwargs)
+        except BaseException as error:
+            return [self._failed(running, task_class, error)] * max(1, returns)
+        if returns <= 0:
+            value = None if returns == 0 else value
+            return [self.values.make_outcome(value, client, number)]
+        return [self._part(running, task_class, part, return_number(number, index))
+                for index, part in enumerate(value)]
+
+    def _part(self, running: Execution, task_class: TaskClass, value: Any, number: int) -> bytes:
+        """One of several returns: one that can't be pickled does not spoil the others."""
+        try:
+            return self.values.make_outcome(value, running.client, number)
+        except BaseException as error:
+            return self._failed(running, task_class, error)
+
+    # -- what goes wrong ---------------------------------------------------------------------------
+
+    def _failed(self, running: Execution, task_class: TaskClass, error: BaseException) -> bytes:
         if isinstance(error, SystemExit):
-            error = errors.WorkerCrashedError(
-                f"task {task_class.name} called sys.exit({error.code!r}): raise an exception"
-                " instead")
+            raise WorkerExitError(error.code)
+        if running.is_cancelled and _is_of_cancel(error):
+            return self._cancelled(task_class)
         return self.values.make_error(error, task_class.name)
 
     def _cancelled(self, task_class: TaskClass) -> bytes:
         return self.values.make_error(
             errors.TaskCancelledError(f"task {task_class.name} was cancelled"), task_class.name)
 
-    # -- several returns, generators ---------------------------------------------------------------
-
-    def _run_many(self, work: TaskRange, item: int, data: bytes) -> list[bytes]:
-        task_class, number = work.task_class, work.first + item
-        returns = task_class.returns
-        try:
-            if returns == STREAMING:
-                return [self._stream(work, number, data)]
-            value = self._call(task_class, work.client, number, data)
-            if returns == 0:
-                return [self.values.make_outcome(None, work.client, number)]
-            values = tuple(value)
-            if len(values) != returns:
-                raise ValueError(f"task {task_class.name} has num_returns={returns} and returned"
-                                 f" {len(values)} values")
-            return [self.values.make_outcome(part, work.client, return_number(number, index))
-                    for index, part in enumerate(values)]
-        except BaseException as error:
-            return [self._failed(task_class, error)] * max(1, returns)
-
-    def _stream(self, work: TaskRange, number: int, data: bytes) -> bytes:
-        task_class, outbound, client = work.task_class, self.host.outbound, work.client
-        args, kwargs = self.values.load_arguments(data)
-        index = 0
-        self.current = context.task = (client, number)
-        try:
-            generator = task_class.function(*args, **kwargs)
-            for value in generator:
-                found = self.values.make_outcome(value, client, return_number(number, index + 1))
-                index += 1
-                if not outbound.yield_item(client, number, index - 1, found, task_class.backlog):
-                    generator.close()
-                    break
-        finally:
-            self.current = context.task = None
-            outbound.end_stream(client, number)
-        return self.values.make_outcome(index, client, number)
+    def cancel_waiting(self, work: TaskRange, item: int) -> None:
+        """An item that has not begun was cancelled: say so at once, not when its turn comes."""
+        self.host.outbound.cancelled(work, item, self._cancelled(work.task_class))
 
     # -- map -------------------------------------------------------------------------------------
 
-    def _step_map(self, work: TaskRange, items: list[Any], low: int, high: int,
-                  started: float) -> None:
+    def _step_map(self, work: TaskRange, running: Execution, items: list[Any], low: int,
+                  high: int, started: float) -> None:
         """Call the function for each item; all values leave as one list where none is special."""
         task_class = work.task_class
-        function = task_class.function
-        if work.cancelled is None and task_class.retry_types is None:
+        while low < high:
+            if work.cancelled is not None and low in work.cancelled:
+                self._send(work, low, [self._cancelled(task_class)], started)
+                low, started = low + 1, _perf()
+                continue
+            end = high if work.cancelled is None else min(
+                [high, *(item for item in work.cancelled if item > low)])
             values: list[Any] = []
-            self.current = context.task = (work.client, work.first + low)
+            running.number = work.first + low
+            running.values = values
+            running.children = None
+            failed = None
             try:
-                append = values.append
-                for item in items[low:high]:
-                    append(function(item))
+                if task_class.retry_types is None:
+                    invoke_each(task_class.function, items[low:end], values.append)
+                else:
+                    for item in items[low:end]:
+                        values.append(self._retry_item(running, task_class, item))
             except BaseException as error:
-                failed = self._failed(task_class, error)
-            else:
-                failed = None
-            finally:
-                self.current = context.task = None
-            done = low + len(values)
+                # The failed item's number is at(), so its value must be counted out last.
+                failed = self._failed_item(work, running, low, error, started)
+            running.values = None
             if values:
-                self._send_values(work, low, values, started)
-            if failed is None:
-                return
-            self._send(work, done, [failed], _perf())
-            low, started = done + 1, _perf()
-            if low < high:
-                self._step_map(work, items, low, high, started)
-            return
-        outcomes = [self._map_one(work, index, items[index]) for index in range(low, high)]
-        self._send(work, low, outcomes, started)
+                self._send_values(work, running, low, values, started)
+            low, started = low + len(values), _perf()
+            if failed is not None:
+                self._send(work, low, [failed], started)
+                low += 1
 
-    def _map_one(self, work: TaskRange, index: int, item: Any) -> bytes:
-        if work.cancelled is not None and index in work.cancelled:
-            return self._cancelled(work.task_class)
-        data = pickle.dumps((item,), 5) if work.task_class.retry_types else b""
+    def _failed_item(self, work: TaskRange, running: Execution, low: int, error: BaseException,
+                     started: float) -> bytes:
         try:
-            if data:
-                value = self._call(work.task_class, work.client, work.first + index, data)
-            else:
-                value = work.task_class.function(item)
-            return self.values.make_outcome(value, work.client, work.first + index)
-        except BaseException as error:
-            return self._failed(work.task_class, error)
+            return self._failed(running, work.task_class, error)
+        except WorkerExitError:
+            values, running.values = running.values, None
+            if values:
+                self._send_values(work, running, low, values, started)
+            raise
 
-    def _send_values(self, work: TaskRange, low: int, values: list[Any], started: float) -> None:
+    def _retry_item(self, running: Execution, task_class: TaskClass, item: Any) -> Any:
+        attempts, retry_types = task_class.retries, task_class.retry_types
+        assert isinstance(retry_types, tuple)
+        while True:
+            try:
+                return invoke(task_class.function, (item,), {})
+            except retry_types:
+                if attempts == 0 or running.is_cancelled:
+                    raise
+            attempts -= 1 if attempts > 0 else 0
+
+    def _send_values(self, work: TaskRange, running: Execution, low: int, values: list[Any],
+                     started: float) -> None:
         try:
             encoded = blob.encode(values)
         except errors.SerializationError:
@@ -260,40 +300,13 @@ class TaskRunner:
         if encoded is not None and not encoded.refs and encoded.nbytes <= INLINE_BYTES_MAX * 4:
             self.host.outbound.map_results(work, low, len(values), blob.to_bytes(encoded), busy_us)
             return
-        outcomes = []
-        for index, value in enumerate(values):
-            try:
-                outcomes.append(self.values.make_outcome(value, work.client,
-                                                         work.first + low + index))
-            except BaseException as error:
-                outcomes.append(self._failed(work.task_class, error))
+        outcomes = [self._part(running, work.task_class, value, work.first + low + index)
+                    for index, value in enumerate(values)]
         self._send(work, low, outcomes, started)
 
-    # -- cancelling --------------------------------------------------------------------------------
 
-    def install_interrupt(self) -> None:
-        """Let another thread interrupt user code in the main thread."""
-        signal.signal(signal.SIGUSR2, self._on_signal)
-
-    def _on_signal(self, _number: int, _frame: Any) -> None:
-        if self._interrupting is not None and self.current == self._interrupting:
-            raise KeyboardInterrupt
-        self._interrupting = None
-
-    def interrupt(self, client: bytes, first: int, item: int, recursive: bool) -> None:
-        """Raise KeyboardInterrupt in the running task, if it is this one (background thread)."""
-        key = (client, first + item)
-        if self.current == key:
-            self._interrupting = key
-            if recursive:
-                context.cancel_children(self.host.runtime)
-            signal.pthread_kill(self.host.main_thread, signal.SIGUSR2)
-
-    def _count_calls(self, work: TaskRange) -> None:
-        """max_calls: a worker ends after so many calls of a function (for leaking libraries)."""
-        if work.task_class.max_calls:
-            self._calls += 1
-            if self._calls >= work.task_class.max_calls and not self.host.queue.items:
-                self.host.exiting = "max_calls"
-
-
+def _is_of_cancel(error: BaseException) -> bool:
+    """Whether a cancel raises this in a task, or in one that waits for a cancelled child."""
+    return isinstance(error, (KeyboardInterrupt, errors.TaskCancelledError)) or (
+        isinstance(error, errors.TaskError) and isinstance(
+            error.cause, (KeyboardInterrupt, errors.TaskCancelledError)))

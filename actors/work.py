@@ -2,7 +2,7 @@
 
 What    Data, and the queue that the main thread takes from while the background thread takes
         back what has not begun.
-Caller  actors/host.py, actors/executor.py.
+Caller  actors/host.py, actors/task_runner.py, actors/actor_runner.py.
 Never   runs anything.
 """
 
@@ -16,17 +16,17 @@ from typing import Any
 class TaskClass:
     """A function as this worker runs it."""
 
-    __slots__ = ("backlog", "function", "function_id", "max_calls", "name", "retries",
+    __slots__ = ("backlog", "function", "function_id", "name", "resources", "retries",
                  "retry_types", "returns")
 
     def __init__(self, spec: list[Any]) -> None:
         self.function_id: bytes = spec[0]
         self.name: str = spec[1]
+        self.resources: dict[str, int] = spec[2]
         self.returns: int = spec[3]
         self.retries: int = spec[4]
         self.retry_types: bytes | tuple[type[BaseException], ...] | None = spec[5]
         self.backlog: int = spec[6]
-        self.max_calls: int = spec[8]
         self.function: Any = None
 
 
@@ -75,11 +75,13 @@ class ActorStart:
 class ActorEnd:
     """Everything that arrived before it has run: end the actor."""
 
-    __slots__ = ("actor", "reason")
+    __slots__ = ("actor", "incarnation", "killed")
 
-    def __init__(self, actor: bytes, reason: str) -> None:
+    def __init__(self, actor: bytes, incarnation: int, *, killed: bool) -> None:
         self.actor = actor
-        self.reason = reason
+        self.incarnation = incarnation
+        self.killed = killed
+        """What has arrived and not begun is not to run."""
 
 
 Item = TaskRange | ActorCall | ActorStart | ActorEnd
@@ -121,16 +123,30 @@ class WorkQueue:
         rows.reverse()
         return rows
 
-    def cancel(self, client: bytes, first: int, item: int) -> bool:
-        """Mark a task that has not begun as cancelled; False: it is not waiting here."""
+    def cancel(self, client: bytes, first: int, item: int, begun: int) -> TaskRange | None:
+        """Mark a task that has not begun as cancelled; None: it is not waiting here.
+
+        Items up to ``begun`` of the running range have begun or ended, later ones have not, though
+        they may be claimed.
+        """
         with self.lock:
             ranges = [work for work in self.items if isinstance(work, TaskRange)]
             if self.running is not None:
                 ranges.append(self.running)
             for work in ranges:
-                if work.client == client and work.first == first and work.next <= item < work.high:
+                if work.client != client or work.first != first:
+                    continue
+                low = min(work.next, begun + 1) if work is self.running else work.next
+                if low <= item < work.high:
                     if work.cancelled is None:
                         work.cancelled = set()
                     work.cancelled.add(item)
-                    return True
-        return False
+                    return work
+        return None
+
+    def find_call(self, client: bytes, number: int) -> ActorCall | None:
+        """Return an actor call that has not begun."""
+        for item in list(self.items):
+            if type(item) is ActorCall and item.number == number and item.client == client:
+                return item
+        return None

@@ -62,9 +62,10 @@ def _import_everything() -> None:
     import numpy
     import zmq
 
+    from zray import actor, remote_decorators
+
     from . import host
-    from zray import remote
-    del cloudpickle, msgpack, numpy, zmq, host, remote
+    del actor, cloudpickle, host, msgpack, numpy, remote_decorators, zmq
 
 
 def _reap(channel: Channel, children: dict[int, bytes]) -> bool:
@@ -112,8 +113,10 @@ def _become_worker(channel: Channel, process: bytes, arguments: dict[str, Any], 
         os.dup2(err, 2)
         os.close(out)
         os.close(err)
-        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        # What can't be encoded must not fail a print of the user's.
+        sys.stdout, sys.stderr = (
+            os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace",
+                      closefd=False) for descriptor in (1, 2))
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         os.environ.update(arguments["env"])

@@ -32,6 +32,8 @@ def main() -> int:
     except errors.NodeStartError as error:
         os.write(arguments.ready_fd, json.dumps({"error": str(error)}).encode() + b"\n")
         return 1
+    for path in node_directory.dead_files(arguments.dir):
+        os.unlink(path)  # Of a node that was killed here.
     from .workers import Zygote
     zygote = Zygote(arguments.dir)  # First: it imports for 0.2 s, and so does the node.
     from .node import serve

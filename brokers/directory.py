@@ -146,12 +146,16 @@ class Directory:
     # -- what processes say ----------------------------------------------------------------------
 
     def share(self, process: ProcessId, identity: ObjectId, found: bytes | None,
-              contained: list[ObjectId]) -> None:
-        """SHARE: the owner's reference escapes (found None), or its outcome has arrived."""
-        entry = self.entries.get(identity)
-        if entry is None or not entry.holders.get(process):
+              contained: list[ObjectId], *, first: bool) -> None:
+        """SHARE: the owner's reference escapes, or (not ``first``) its outcome has arrived."""
+        if first:
             entry = self._entry(identity)
             self._add(identity, entry, process, 1)
+        else:
+            known = self.entries.get(identity)
+            if known is None:
+                return  # Everybody has let go of it before it had a value.
+            entry = known
         if found is not None and entry.outcome is None:
             self._contain(identity, entry, contained)
             self._resolve(identity, entry, found)

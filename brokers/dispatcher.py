@@ -38,10 +38,12 @@ class Start:
 
 @dataclass(slots=True)
 class End:
-    """Ask the worker to run what has arrived and end the actor."""
+    """Ask the worker to run what has arrived (killed: nothing more) and end the actor."""
 
     actor: ActorId
     worker: ProcessId
+    incarnation: int
+    killed: bool = False
 
 
 @dataclass(slots=True)
@@ -197,7 +199,7 @@ class Dispatcher:
         actor.state = ALIVE
         self.commands.append(Record(identity))
         if actor.unreferenced:
-            self.commands.append(End(identity, worker))
+            self.commands.append(End(identity, worker, incarnation))
 
     # -- watching --------------------------------------------------------------------------------
 
@@ -225,7 +227,7 @@ class Dispatcher:
         if actor.worker is None:
             self._end(actor, b"")
         elif actor.state == ALIVE:
-            self.commands.append(End(identity, actor.worker))
+            self.commands.append(End(identity, actor.worker, actor.incarnation))
 
     def referenced(self, identity: ActorId) -> None:
         """A handle was made again (by name) before the actor was ended."""
@@ -251,7 +253,7 @@ class Dispatcher:
             if actor.shared:
                 worker = actor.worker
                 self._leave(actor)
-                self.commands.append(End(identity, worker))
+                self.commands.append(End(identity, worker, actor.incarnation, killed=True))
                 self._restart_or_end(actor, cause)
             else:
                 self.commands.append(KillWorker(actor.worker, "zray.kill(no_restart=False)"))
@@ -274,7 +276,8 @@ class Dispatcher:
         if worker is not None:
             if actor.shared:
                 if killed:
-                    self.commands.append(End(actor.actor, worker))
+                    self.commands.append(
+                        End(actor.actor, worker, actor.incarnation, killed=True))
             else:
                 self.commands.append(KillWorker(worker, "its actor has ended"))
         del self.actors[actor.actor]

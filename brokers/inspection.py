@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from zray.errors import RemoteProtocolError
@@ -30,11 +30,37 @@ def _status(node: Node, _arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "node": node.process.hex(), "pid": os.getpid(), "directory": node.directory,
         "started_at": node.started_at, "uptime_s": time.time() - node.started_at,
+        "embedded": node.embedded, "load_average": list(os.getloadavg()),
         "resources": _resources(node, {}), "scheduler": node.scheduler.statistics(),
-        "actors": node.dispatcher.statistics(), "objects": node.objects.statistics(),
+        "actor_counts": node.dispatcher.statistics(), "object_counts": node.objects.statistics(),
         "store": node.store.statistics(), "gcs": node.gcs.statistics(),
         "drivers": len(node.processes.drivers), "malformed_messages": node.malformed,
+        "problems": list(_problems(node)),
     }
+
+
+def _problems(node: Node) -> Iterator[str]:
+    """Yield a sentence for each thing that somebody should look at."""
+    scheduler, store, gcs = (node.scheduler.statistics(), node.store.statistics(),
+                             node.gcs.statistics())
+    if scheduler["queued_tasks"] and not scheduler["running_tasks"]:
+        yield (f"{scheduler['queued_tasks']} tasks wait and none runs: actors or leases hold the"
+               " resources they ask for")
+    if scheduler["pending_actors"]:
+        yield f"{scheduler['pending_actors']} actors wait for resources"
+    if store["waiting_allocations"]:
+        yield (f"{store['waiting_allocations']} puts wait for room in the object store: drop refs,"
+               " or start the node with a larger object_store_memory")
+    if store["spill_bytes"]:
+        yield f"the object store is too small: {store['spill_bytes']} bytes are on disk"
+    if gcs["ledger_dropped_records"]:
+        yield f"{gcs['ledger_dropped_records']} records of lineage were dropped: the ledger is full"
+    if gcs["events_dropped"]:
+        yield f"{gcs['events_dropped']} events were dropped: the ring is full"
+    if node.malformed:
+        yield f"{node.malformed} malformed messages or connections were refused: see node.log"
+    if node.workers.zygote_gone:
+        yield "the process that forks workers has died: start the node again"
 
 
 def _nodes(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from zray import detect, errors
+from zray import detect, errors, node_directory
 from zray.net import channel, mailbox
 from zray.net.poller import READABLE, WRITABLE, Poller
 from zray.net.wake import Wake
@@ -112,7 +112,8 @@ class Node:
             "the node does not have this object: its last reference was given up"))
         self.store = Store(capacity, self.objects,
                            settings.get("spill_directory") or os.path.join(self.directory, "spill"),
-                           ask_clients=self._ask_clients, unpin=self._unpin, wake=self.wake.set)
+                           ask_clients=self._ask_clients, unpin=self._unpin, wake=self.wake.set,
+                           spill_shared=bool(settings.get("spill_directory")))
         self.gcs = Catalog(os.path.join(self.directory, "gcs"), node=self.process,
                            durable=not self.embedded, resources=dict(found.total))
 
@@ -338,9 +339,7 @@ class Node:
             return
         self._tell_of_death(identity, reason, process)
         self.peers.drop(identity)
-        # A process that was killed could not unlink its mailbox.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.directory, identity.hex()))
+        node_directory.remove_mailbox(self.directory, identity)
 
     def _tell_of_death(self, identity: bytes, reason: str, process: Process | None) -> None:
         text = f"worker {identity.hex()} died: {reason}"
@@ -468,9 +467,9 @@ class Node:
         self.inbox.close()
         self.context.destroy(0)
         self.poller.close()
-        for name in ("node.sock", "node", "node.json"):
-            path = os.path.join(self.directory, name)
-            if os.path.exists(path):
+        for path in node_directory.dead_files(self.directory):
+            # A driver that is still there may remove its own at the same time.
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
     def _await_workers(self) -> None:
@@ -511,8 +510,10 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
     with open(os.path.join(directory, "node.json"), "w") as file:
         json.dump(report, file)
     node.on_ready = lambda: _report_ready(node, report, ready_fd)
+    _note(f"node {node.process.hex()} runs in {directory}, pid {os.getpid()}")
     try:
         node.run()
+        _note(f"node {node.process.hex()} has ended: {node.stopping}")
     finally:
         if node.embedded:
             # Its driver does this too, unless it was killed.
@@ -526,6 +527,10 @@ def _report_ready(node: Node, report: dict[str, Any], ready_fd: int) -> None:
     except BrokenPipeError:
         node.stop("its driver has died")  # Nobody is left to wait for a node that is embedded.
     os.close(ready_fd)
+
+
+def _note(text: str) -> None:
+    print(time.strftime("%Y-%m-%dT%H:%M:%S"), text, flush=True)
 
 
 def _signalled(node: Node, number: int) -> None:

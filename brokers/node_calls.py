@@ -80,7 +80,7 @@ def _register(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _share(node: Node, process: Process, message: list[Any]) -> None:
-    node.objects.share(process.identity, message[3], message[4], message[5])
+    node.objects.share(process.identity, message[3], message[4], message[5], first=message[6])
 
 
 def _hold(node: Node, process: Process, message: list[Any]) -> None:

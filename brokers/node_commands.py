@@ -165,7 +165,8 @@ def _gpus(node: Node, actor: dispatcher.Actor) -> tuple[str, ...]:
 
 
 def _end(node: Node, command: dispatcher.End) -> None:
-    node.tell(command.worker, messages.END_ACTOR, command.actor, "")
+    node.tell(command.worker, messages.END_ACTOR, command.actor, command.incarnation,
+              command.killed)
 
 
 def _kill_worker(node: Node, command: dispatcher.KillWorker) -> None:

@@ -57,6 +57,9 @@ class Reception:
             if len(self._waiting) > UNNAMED_CONNECTIONS_MAX:
                 oldest = next(iter(self._waiting))
                 self._refuse(oldest, "too many connections that say nothing")
+            if stream in self._waiting:
+                # What it has said already came before any message of this wake.
+                self._read(stream)
         if self.listener.refused > lacked:
             self._count(self.listener.refused - lacked, "no file descriptor is left for a"
                         " connection: raise the limit (ulimit -n) before starting the node")

@@ -310,6 +310,8 @@ class Scheduler:
             worker.backlog_us = 0.0
             self.running.setdefault(shape, {})[worker.process] = worker
             return worker
+        if self._others_wait(shape):
+            return None  # A worker that is refilled before it is idle never makes room for them.
         best = None
         for worker in self.running.get(shape, {}).values():
             if worker.blocked or worker.reclaiming or worker.backlog_us > WORKER_BACKLOG_US / 2:

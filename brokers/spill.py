@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import shutil
+import tempfile
+import threading
 import zlib
 from dataclasses import dataclass
 
@@ -24,6 +27,8 @@ _STEP_BYTES = 8 << 20
 """Bytes of one system call and one checksum: the second reads from the cache what the first had."""
 
 _SUFFIX = ".blob"
+_FOLDER_PREFIX = "zray-spill-"
+_LOCK_NAME = "lock"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -47,20 +52,27 @@ class SpilledFile:
 class SpillStore:
     """The spill directory of one node."""
 
-    def __init__(self, directory: str, capacity_bytes: int | None = None) -> None:
+    def __init__(self, directory: str, capacity_bytes: int | None = None, *,
+                 shared: bool = False) -> None:
         """Take the directory over.
 
         Args:
             directory: made with mode 0700 if it is missing; spill files found in it are removed.
             capacity_bytes: bound for the sum of all files; None leaves the disk as the only bound.
+            shared: a user named the directory, and other nodes and files may be in it: keep to a
+                folder of our own in it, and remove those whose nodes are dead.
 
         Raises:
             OSError: the directory cannot be made or written.
         """
+        self._lock_fd = -1
+        if shared:
+            directory, self._lock_fd = _claim_folder(directory)
         self.directory = directory
         self.capacity_bytes = capacity_bytes
         self._files: dict[bytes, SpilledFile] = {}
         self._used_bytes = 0
+        self._lock = threading.Lock()  # The node deletes while its spill thread writes.
         os.makedirs(directory, mode=0o700, exist_ok=True)
         for name in os.listdir(directory):
             if name.endswith(_SUFFIX):
@@ -95,12 +107,15 @@ class SpillStore:
         except BaseException as error:
             with contextlib.suppress(FileNotFoundError):  # It may not have come to a file.
                 os.unlink(path)
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
-                raise self._out_of_disk(nbytes, "the disk is full") from error
+            if isinstance(error, OSError):
+                full = error.errno in _NO_SPACE
+                raise self._out_of_disk(nbytes, "the disk is full" if full else str(error)
+                                        ) from error
             raise
         file = SpilledFile(path, nbytes, crc32, object_id)
-        self._files[object_id] = file
-        self._used_bytes += nbytes
+        with self._lock:
+            self._files[object_id] = file
+            self._used_bytes += nbytes
         return file
 
     def read_into(self, file: SpilledFile, dest: memoryview) -> None:
@@ -166,18 +181,23 @@ class SpillStore:
 
     def delete(self, file: SpilledFile) -> None:
         """Remove one file; do nothing where it was removed before."""
-        if self._files.pop(file.object_id, None) is None:
-            return
-        self._used_bytes -= file.nbytes
+        with self._lock:
+            if self._files.pop(file.object_id, None) is None:
+                return
+            self._used_bytes -= file.nbytes
         with contextlib.suppress(FileNotFoundError):  # Someone tidied up behind our back.
             os.unlink(file.path)
 
     def close(self) -> None:
-        """Remove the directory with all files; descriptors and maps that are open stay valid."""
-        self._files.clear()
-        self._used_bytes = 0
-        # What resists is litter of a node that ends, and is removed by the next one's start.
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove all files, and the directory if it is empty then; open maps stay valid."""
+        for file in list(self._files.values()):
+            with contextlib.suppress(OSError):  # Litter of a node that ends: the next removes it.
+                self.delete(file)
+        with contextlib.suppress(OSError):
+            if self._lock_fd >= 0:
+                os.unlink(os.path.join(self.directory, _LOCK_NAME))
+                os.close(self._lock_fd)
+            os.rmdir(self.directory)
 
     def _out_of_disk(self, wanted_bytes: int, reason: str) -> OutOfDiskError:
         return OutOfDiskError(
@@ -186,6 +206,33 @@ class SpillStore:
             wanted_bytes=wanted_bytes,
             capacity_bytes=self.capacity_bytes or 0,
         )
+
+
+def _claim_folder(parent: str) -> tuple[str, int]:
+    """Make a folder that lives as long as this process; remove those that outlived theirs."""
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    for name in os.listdir(parent):
+        if name.startswith(_FOLDER_PREFIX):
+            _remove_if_dead(os.path.join(parent, name))
+    folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=parent)
+    lock_fd = os.open(os.path.join(folder, _LOCK_NAME), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC,
+                      0o600)
+    fcntl.flock(lock_fd, fcntl.LOCK_EX)
+    return folder, lock_fd
+
+
+def _remove_if_dead(folder: str) -> None:
+    try:
+        lock_fd = os.open(os.path.join(folder, _LOCK_NAME), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # Another user's, or a node is about to make its lock.
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(lock_fd)
 
 
 def _write_file(path: str, view: memoryview) -> int:

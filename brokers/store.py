@@ -10,9 +10,10 @@ Never   reads or unpickles a value.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zray.errors import ObjectLostError, ObjectStoreFullError, OutOfDiskError
@@ -24,6 +25,8 @@ from .directory import Directory
 from .spill import SpillStore
 
 _PREFAULT_BYTES = 64 << 20
+_DISK_RETRY_S = 0.2
+"""A full disk is not asked again before this."""
 
 
 @dataclass(slots=True)
@@ -42,6 +45,7 @@ class Store:
         capacity_bytes: size of the segment.
         directory: the object directory, which knows what may be spilled.
         spill_directory: where spilled objects go.
+        spill_shared: other nodes and files may be in that directory.
         ask_clients: called when memory is short: clients give back what they can.
         unpin: called with {process: objects} that the process should forget the place of.
         wake: called from the spill thread when it has finished something.
@@ -50,16 +54,19 @@ class Store:
     def __init__(self, capacity_bytes: int, directory: Directory, spill_directory: str, *,
                  ask_clients: Callable[[], None],
                  unpin: Callable[[dict[bytes, list[bytes]]], None],
-                 wake: Callable[[], None]) -> None:
+                 wake: Callable[[], None], spill_shared: bool = False) -> None:
         self.segment = Segment.create(capacity_bytes)
         self.allocator = Allocator(capacity_bytes)
         self.directory = directory
-        self.spill = SpillStore(spill_directory)
-        self.leased: dict[int, tuple[bytes, int]] = {}
-        """Extents in a client's hands: offset -> (process, bytes)."""
+        self.spill = SpillStore(spill_directory, shared=spill_shared)
+        self.leased: dict[int, tuple[bytes, int, bool]] = {}
+        """Extents in a client's hands: offset -> (process, bytes, fresh)."""
         self.waiting: deque[Request] = deque()
         self.spilling: dict[bytes, int] = {}
         self.disk_error: OutOfDiskError | None = None
+        self._holes: dict[int, int] = {}
+        """Extents that came back without memory behind them: offset -> bytes."""
+        self._spill_again_at = 0.0
         self._ask_clients = ask_clients
         self._unpin = unpin
         self._wake = wake
@@ -77,7 +84,9 @@ class Store:
         """Lease an extent to a process: done(extent, None), perhaps later, or done(None, error)."""
         def leased(extent: Extent | None, error: Exception | None) -> None:
             if extent is not None:
-                self.leased[extent.offset] = (process, extent.nbytes)
+                if not extent.fresh and self._holes and self._has_hole(extent):
+                    extent = replace(extent, fresh=True)
+                self.leased[extent.offset] = (process, extent.nbytes, extent.fresh)
             done(extent, error)
 
         if not self.waiting:
@@ -98,23 +107,24 @@ class Store:
                 self.waiting.popleft()
                 request.done(extent, None)
                 continue
-            if now >= request.deadline and not self.spilling:
-                self.waiting.popleft()
-                request.done(None, self._full(request.nbytes))
-                continue
             self._make_room(now, request.nbytes)
-            return
+            if now < request.deadline or self.spilling:
+                return
+            self.waiting.popleft()
+            request.done(None, self._full(request.nbytes))
 
     def _make_room(self, now: float, nbytes: int) -> None:
         if now - self._asked_at > 0.1:
             self._asked_at = now
             self._ask_clients()
+        if now < self._spill_again_at:
+            return  # The disk was full a moment ago.
         wanted = nbytes - sum(self.spilling.values())
         pinned: dict[bytes, list[bytes]] = {}
         for identity, entry in self.directory.stored():
             if wanted <= 0:
                 break
-            if identity in self.spilling:
+            if identity in self.spilling or entry.copies:
                 continue
             if entry.pinned:
                 for process in entry.pinned:
@@ -127,7 +137,7 @@ class Store:
 
     def _full(self, nbytes: int) -> Exception:
         held: dict[str, int] = {}
-        for process, extent_bytes in self.leased.values():
+        for process, extent_bytes, _fresh in self.leased.values():
             name = f"private to or cached by process {process.hex()}"
             held[name] = held.get(name, 0) + extent_bytes
         for _identity, entry in self.directory.stored():
@@ -151,26 +161,39 @@ class Store:
 
     def owns(self, process: bytes, offset: int) -> bool:
         """Return whether this extent is leased to this process."""
-        return self.leased.get(offset, (b"", 0))[0] == process
+        found = self.leased.get(offset)
+        return found is not None and found[0] == process
 
     def freed(self, process: bytes, offsets: list[int]) -> None:
         """FREE: extents that a process gives back; others' are ignored."""
         for offset in offsets:
             if self.owns(process, offset):
-                del self.leased[offset]
-                self.allocator.free(offset)
+                self._take_back(offset)
 
     def free_extent(self, offset: int) -> None:
         """An object's extent is free."""
-        if offset in self.leased:
-            del self.leased[offset]
+        self.leased.pop(offset, None)
         self.allocator.free(offset)
 
     def process_died(self, process: bytes) -> None:
         """Free every extent that a dead process had leased."""
-        for offset in [offset for offset, (owner, _n) in self.leased.items() if owner == process]:
-            del self.leased[offset]
-            self.allocator.free(offset)
+        for offset in [offset for offset, lease in self.leased.items() if lease[0] == process]:
+            self._take_back(offset)
+
+    def _take_back(self, offset: int) -> None:
+        """Free a leased extent; a fresh one may never have been given memory."""
+        _process, nbytes, fresh = self.leased.pop(offset)
+        if fresh:
+            if self.segment.is_committed(offset, nbytes):
+                self._holes.pop(offset, None)
+            else:
+                self._holes[offset] = nbytes
+        self.allocator.free(offset)
+
+    def _has_hole(self, extent: Extent) -> bool:
+        end = extent.offset + extent.nbytes
+        return any(offset < end and extent.offset < offset + nbytes
+                   for offset, nbytes in self._holes.items())
 
     # -- spilling and restoring, in the thread -----------------------------------------------------
 
@@ -185,6 +208,7 @@ class Store:
 
                 def failed() -> None:
                     self.disk_error = failure
+                    self._spill_again_at = time.monotonic() + _DISK_RETRY_S
                     self.spilling.pop(identity, None)
                 return failed
 
@@ -262,7 +286,7 @@ class Store:
         """Return sizes for status and metrics."""
         return {"capacity_bytes": self.segment.capacity_bytes,
                 "used_bytes": self.allocator.used_bytes,
-                "leased_bytes": sum(nbytes for _process, nbytes in self.leased.values()),
+                "leased_bytes": sum(lease[1] for lease in self.leased.values()),
                 "waiting_allocations": len(self.waiting),
                 "spill_bytes": self.spill.used_bytes}
 

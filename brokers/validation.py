@@ -160,7 +160,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.ALLOCATE: (_count,),
     messages.FREE: (_list_of(_count),),
     messages.REGISTER: (_object, _count, _count, _objects, _process),
-    messages.SHARE: (_object, _or_none(_bytes), _objects),
+    messages.SHARE: (_object, _or_none(_bytes), _objects, _flag),
     messages.HOLD: (_objects, _flag),
     messages.HOLD_FOR: (_process, _objects),
     messages.LOCATE: (_objects,),

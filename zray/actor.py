@@ -12,13 +12,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import msgpack
+
 from zray import api, errors
+from zray.context import exit_actor as exit_actor
 from zray.options import ActorOptions, MethodOptions
 from zray.protocol import messages
 from zray.refs import ObjectRef, restore
-from zray.remote_function import positional, refs_of, returns_of
+from zray.remote_function import packed_retry_types, positional, refs_of, returns_of
 from zray.runtime import Runtime
-from zray.serialization import collector
 from zray.session.actors import ActorRoute
 
 METHOD_OPTIONS = "__zray_method_options__"
@@ -188,6 +190,12 @@ def actor_class(cls: type[Actor], options: ActorOptions | None = None) -> ActorC
     return made
 
 
+_SYSTEM_METHODS: dict[str, list[Any]] = {
+    name: [1, 0, ""] for name in ("__ray_ready__", "__ray_call__", "__ray_terminate__")}
+"""Methods that every actor has: answer when __init__ is done, call a function with the instance,
+end in good order."""
+
+
 class ActorMethod:
     """One method of an actor handle: ``handle.add.remote(1)``."""
 
@@ -195,7 +203,8 @@ class ActorMethod:
                  "_runtime")
 
     def __init__(self, runtime: Runtime, ref: ObjectRef[Any], route: ActorRoute, name: str,
-                 returns: int, retries: int, group: str) -> None:
+                 returns: int, retries: int, group: str,
+                 overrides: dict[str, Any] | None = None) -> None:
         # The actor's ref, not its handle: a handle keeps its methods, and a cycle would keep
         # the actor alive until the collector runs.
         self._runtime = runtime
@@ -205,7 +214,9 @@ class ActorMethod:
         self._returns = returns
         self._retries = retries
         self._group = group
-        self._call_name = f"{name}@{group}" if group else name
+        self._call_name: str | bytes = f"{name}@{group}" if group else name
+        if overrides:
+            self._call_name = msgpack.packb((name, group, overrides))
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method; returns its ObjectRef (a list, a generator or None by num_returns)."""
@@ -213,6 +224,8 @@ class ActorMethod:
         returns = self._returns
         number = runtime.call_actor(self._route, self._call_name, returns, args, kwargs,
                                     self._retries, self._ref)
+        if runtime.child_made is not None:
+            runtime.child_made(number)
         if returns == 1:
             return ObjectRef(runtime, number)
         return refs_of(runtime, number, returns)
@@ -223,8 +236,17 @@ class ActorMethod:
         returns = self._returns if parsed.num_returns is None else returns_of(
             parsed.num_returns, None)
         retries = self._retries if parsed.max_task_retries is None else parsed.max_task_retries
+        overrides: dict[str, Any] = {}
+        if parsed.name is not None:
+            overrides["name"] = parsed.name
+        if options.get("_generator_backpressure_num_objects") is not None:
+            overrides["backlog"] = parsed.generator_backlog
+        if options.get("retry_exceptions") is not None:
+            overrides["retry"] = packed_retry_types(parsed.retry_exceptions or ())
+        if parsed.max_task_retries is not None:
+            overrides["retries"] = retries
         return ActorMethod(self._runtime, self._ref, self._route, self._name, returns, retries,
-                           parsed.concurrency_group or self._group)
+                           parsed.concurrency_group or self._group, overrides)
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refuse, as remote functions do."""
@@ -249,7 +271,7 @@ class ActorHandle:
         return self._route.actor
 
     def __getattr__(self, name: str) -> ActorMethod:
-        spec = self.__dict__.get("_specs", {}).get(name)
+        spec = self.__dict__.get("_specs", {}).get(name) or _SYSTEM_METHODS.get(name)
         if spec is None:
             raise AttributeError(f"actor class {self.__dict__.get('_class_name')} has no method"
                                  f" {name!r}")
@@ -259,7 +281,7 @@ class ActorHandle:
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        collector.note(self._ref)
+        self._ref.escape()
         return restore_handle, (self._route.actor, self._class_name, dict(self._specs),
                                 self._route.pending_calls_max)
 

@@ -30,7 +30,7 @@ _forked: Runtime | None = None
 _node: subprocess.Popen[bytes] | None = None
 _directory: str | None = None
 in_worker = False
-_ref_types: list[type] = [type(None), type(None)]
+_ref_types: list[Any] = [type(None), type(None)]
 """ObjectRef and RefSequence once a runtime is there: an import in get() costs 0.7 us a call."""
 
 
@@ -282,6 +282,11 @@ def _check_timeout(timeout: Any) -> None:
         raise ValueError(f"timeout={timeout!r}: it is 0 or more seconds, or None to wait for ever")
 
 
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: it is True or False")
+
+
 def _refuse_member(ref: Any, function: str) -> None:
     """Raise for what is no usable ref: of another type, or of a session that has ended."""
     from zray.refs import ObjectRef, ObjectRefGenerator
@@ -317,8 +322,7 @@ def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = N
         raise TypeError("zray.wait() takes a list of refs, not a single one")
     if timeout is not None:
         _check_timeout(timeout)
-    if not isinstance(fetch_local, bool):
-        raise TypeError(f"fetch_local={fetch_local!r}: it is a bool")
+    _check_bool("fetch_local", fetch_local)
     given = list(refs)
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns={num_returns!r}: it is an int")
@@ -352,8 +356,8 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any] | RefSequence[Any], *,
         ValueError: force=True of an actor call: zray.kill() ends the actor.
     """
     from zray.refs import ObjectRef, ObjectRefGenerator, RefSequence
-    if not isinstance(force, bool) or not isinstance(recursive, bool):
-        raise TypeError("force and recursive are bools")
+    _check_bool("force", force)
+    _check_bool("recursive", recursive)
     if isinstance(ref, RefSequence):
         for each in ref:
             cancel(each, force=force, recursive=recursive)
@@ -373,8 +377,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     if not isinstance(actor, Handle):
         raise TypeError(f"zray.kill() takes an actor handle, not {actor!r}: use zray.cancel()"
                         " for tasks")
-    if not isinstance(no_restart, bool):
-        raise TypeError(f"no_restart={no_restart!r}: it is a bool")
+    _check_bool("no_restart", no_restart)
     actor._runtime.check_usable()
     actor._runtime.call(messages.KILL_ACTOR, actor._actor_id, no_restart)
 
@@ -385,7 +388,8 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     Raises ActorNotFoundError (also a ValueError) where there is none.
     """
     from zray.actor import named_handle
-    if not isinstance(name, str) or not name:
+    given: Any = name
+    if not isinstance(given, str) or not given:
         raise ValueError(f"name={name!r}: get_actor() takes a name that is not empty")
     found = named_handle(name, namespace)
     if found is None:

@@ -77,6 +77,13 @@ class Client:
         self.lifeline_rules: dict[int, LifelineRule] = {}
         self.on_blocked: Callable[[bool], None] | None = None
         self.worker_message: Callable[[bytes, list[Any], list[bytes]], None] | None = None
+        self.check_interrupt: Callable[[], None] | None = None
+        """Set while a cancelled task runs: raises in the thread that runs it."""
+        self.pump: Callable[[], bool] | None = None
+        """Set where an event loop reads the inbox: whether the caller is on that loop, which then
+        sends what has gathered at the end of its turn."""
+        self.released: Callable[[], None] | None = None
+        """Set with ``pump``: somebody else has read the inbox and may have left messages."""
         self._armed = 0
         self._answers_owed = 0
         self._last_flush = 0.0
@@ -234,6 +241,8 @@ class Client:
                     while not ready():
                         if self.closed or self.node_died is not None:
                             self.check_usable()
+                        if self.check_interrupt is not None:
+                            self.check_interrupt()
                         if not self._read_one(deadline):
                             return ready()
                     return True
@@ -242,8 +251,12 @@ class Client:
                     if self.waiters:
                         with turn:
                             turn.notify_all()
+                    elif self.released is not None:
+                        self.released()
                     elif self.session.needs_service:
                         self.wake.set()
+            if self.check_interrupt is not None:
+                self.check_interrupt()
             with turn:
                 self.waiters += 1
                 self.wake.set()  # The background thread makes way for us.
@@ -288,6 +301,9 @@ class Client:
         if message[1] in _WORKER_KINDS:
             if self.worker_message is not None:
                 self.worker_message(sender, message, payloads)
+                if self.waiters:
+                    with self.turn:
+                        self.turn.notify_all()
             return
         session = self.session
         with self.lock:
@@ -302,6 +318,36 @@ class Client:
         if self.waiters:
             with self.turn:
                 self.turn.notify_all()
+
+    def read_pending(self, messages_max: int = 1 << 30) -> bool:
+        """Apply what has arrived, without waiting; False where there may be more.
+
+        Does nothing where another thread reads: it applies all there is.
+        """
+        if not self.io_lock.acquire(False):
+            return True
+        try:
+            for _ in range(messages_max):
+                received = self.inbox.receive()
+                if received is None:
+                    return True
+                self._apply(*received)
+            return False
+        finally:
+            self.io_lock.release()
+            if self.waiters:
+                with self.turn:
+                    self.turn.notify_all()
+
+    def drain_outbound(self, timeout_s: float) -> None:
+        """Wait until the kernel has taken all that was sent, or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while self.inbox.stuck and time.monotonic() < deadline:
+            if self.io_lock.acquire(timeout=0.01):
+                try:
+                    self._read_one(min(deadline, time.monotonic() + 0.01))
+                finally:
+                    self.io_lock.release()
 
     def _reconcile_when_due(self) -> None:
         if self._reconcile_at is not None and time.monotonic() >= self._reconcile_at:
@@ -319,7 +365,7 @@ class Client:
         self.lifeline.socket.setblocking(False)
         while not self.closed:
             serve = bool((self.session.needs_service or self.inbox.stuck) and self.waiters == 0
-                         and self.io_lock.acquire(False))
+                         and self.pump is None and self.io_lock.acquire(False))
             try:
                 self._background_once(poller, serve)
             finally:

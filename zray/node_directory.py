@@ -8,6 +8,7 @@ Never   starts a node, or believes a file that another user could have written.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -111,6 +112,19 @@ def holder_pid(directory: str) -> int | None:
 def was_a_node(directory: str) -> bool:
     """Return whether a node has ever run in ``directory``."""
     return os.path.exists(os.path.join(directory, _LOCK))
+
+
+def dead_files(directory: str) -> list[str]:
+    """Return the sockets in ``directory`` and the report of its node: of use to the living only."""
+    return [entry.path for entry in os.scandir(directory)
+            if entry.name == "node.json" or stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)]
+
+
+def remove_mailbox(directory: str, process: bytes) -> None:
+    """Remove the sockets of a process that is gone: one that was killed could not."""
+    for suffix in ("", ".e"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, process.hex() + suffix))
 
 
 # -- the last one started ----------------------------------------------------------------------------

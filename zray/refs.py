@@ -18,17 +18,17 @@ from zray.protocol.ids import object_id, owner_of, task_number_of
 from zray.serialization import collector
 
 if TYPE_CHECKING:
-    from zray.client import Client
+    from zray.runtime import Runtime
     from zray.session.streams import Stream
     from zray.session.tasks import TaskBatch
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_current: Callable[[], Client] | None = None
+_current: Callable[[], Runtime] | None = None
 
 
-def set_current(current: Callable[[], Client]) -> None:
+def set_current(current: Callable[[], Runtime]) -> None:
     """Tell refs that arrive pickled how to find this process's client (zray/api.py does)."""
     global _current
     _current = current
@@ -42,7 +42,7 @@ class ObjectRef(Generic[T_co]):
 
     __slots__ = ("__weakref__", "client", "key")
 
-    def __init__(self, client: Client, key: int | bytes) -> None:
+    def __init__(self, client: Runtime, key: int | bytes) -> None:
         self.client = client
         self.key = key
 
@@ -79,8 +79,14 @@ class ObjectRef(Generic[T_co]):
         return isinstance(other, ObjectRef) and other.id == self.id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        collector.note(self)
+        self.escape()
         return restore, (self.id,)
+
+    def escape(self) -> None:
+        """Record that the ref is being pickled, so that its object outlives the journey."""
+        if self.client.closed:
+            self.client.check_usable()
+        collector.note(self)
 
     def __copy__(self) -> ObjectRef[T_co]:
         return self
@@ -111,9 +117,8 @@ class ObjectRef(Generic[T_co]):
             settle()
         return future
 
-    # asyncio.wait() asks its members for these and nothing else.
-    _asyncio_future_blocking = False
-
+    # asyncio.wait() asks its members for the next ones; gather() and the like make tasks of what
+    # is awaitable.
     def done(self) -> bool:
         """Return whether the outcome is here."""
         return self.client.is_ready(self.key)
@@ -141,16 +146,22 @@ class ObjectRef(Generic[T_co]):
                           context: Any = None) -> None:
         """Call callback(self) in the running loop once the outcome is here."""
         loop = asyncio.get_running_loop()
-
-        def ready() -> None:
-            loop.call_soon_threadsafe(lambda: loop.call_soon(callback, self, context=context))
-
-        if self.client.when_ready(self.key, ready):
+        if self.client.when_ready(self.key, _DoneCallback(self, callback, loop, context)):
             loop.call_soon(callback, self, context=context)
 
-    def remove_done_callback(self, _callback: Callable[[Any], object]) -> int:
-        """Return 0: a callback that was added runs, as asyncio allows for a settled future."""
-        return 0
+    def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
+        """Forget a callback that has not been called; returns how many there were."""
+        client = self.client
+        with client.lock:
+            waiting = client.session.callbacks.get(self.key, [])
+            kept = [each for each in waiting if not (isinstance(each, _DoneCallback)
+                                                     and each.callback == callback)]
+            removed = len(waiting) - len(kept)
+            if kept:
+                client.session.callbacks[self.key] = kept
+            elif removed:
+                del client.session.callbacks[self.key]
+        return removed
 
     def future(self) -> concurrent.futures.Future[T_co]:
         """Return a concurrent.futures.Future that gets the value or error."""
@@ -164,6 +175,25 @@ class ObjectRef(Generic[T_co]):
         if self.client.when_ready(self.key, ready):
             _settle(future, self)
         return future
+
+
+class _DoneCallback:
+    """A callback of add_done_callback(), on its way from the reading thread to its loop."""
+
+    __slots__ = ("callback", "context", "loop", "ref")
+
+    def __init__(self, ref: ObjectRef[Any], callback: Callable[[Any], object],
+                 loop: asyncio.AbstractEventLoop, context: Any) -> None:
+        self.ref = ref
+        self.callback = callback
+        self.loop = loop
+        self.context = context
+
+    def __call__(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.callback, self.ref, context=self.context)
+        except RuntimeError:
+            return  # The loop is closed: nobody waits any more.
 
 
 _settler_pool: concurrent.futures.ThreadPoolExecutor | None = None
@@ -214,7 +244,7 @@ class ObjectRefGenerator(Generic[T]):
     bounded number of items. Closing or dropping it stops the generator.
     """
 
-    def __init__(self, client: Client, number: int, stream: Stream) -> None:
+    def __init__(self, client: Runtime, number: int, stream: Stream) -> None:
         self._client = client
         self._stream = stream
         self._completion: ObjectRef[int] = ObjectRef(client, number)
@@ -235,8 +265,7 @@ class ObjectRefGenerator(Generic[T]):
         return stream.arrived > stream.consumed or self._client.is_ready(self._completion.key)
 
     def _next(self, timeout_s: float | None) -> ObjectRef[T]:
-        client, stream = self._client, self._stream
-        if not client.wait_until(self.next_ready, timeout_s):
+        if not self._client.wait_until(self.next_ready, timeout_s):
             raise errors.GetTimeoutError(f"no item within {timeout_s} s")
         return self._take()
 
@@ -298,7 +327,7 @@ class RefSequence(Sequence[ObjectRef[T]]):
     zray.get(sequence) takes the values in bulk; sequence[i] is an ordinary ObjectRef.
     """
 
-    def __init__(self, client: Client, batches: list[TaskBatch], chunk: int, count: int) -> None:
+    def __init__(self, client: Runtime, batches: list[TaskBatch], chunk: int, count: int) -> None:
         self.client = client
         self.batches = batches
         self._chunk = chunk
@@ -325,6 +354,10 @@ class RefSequence(Sequence[ObjectRef[T]]):
             number = self.client.watch_item(batch, index % self._chunk)
             made = self._made[index] = ObjectRef(self.client, number)
         return made
+
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        """Wait for all values, as zray.get() of the sequence does, in a thread of the loop's."""
+        return asyncio.to_thread(self.client.get_map, self, None).__await__()
 
     def __del__(self) -> None:
         self.client.abandoned_batches.append((self.batches, frozenset(self._made)))

@@ -29,8 +29,9 @@ def returns_of(given: Any, function: Any) -> int:
     return STREAMING if given == "streaming" else int(given)
 
 
-def _retry_exceptions(given: Any) -> bytes | None:
-    if not given:
+def packed_retry_types(given: Any) -> bytes | None:
+    """Pickle what retry_exceptions names, for the worker: classes, or all exceptions for True."""
+    if given is False:
         return None
     import cloudpickle
     types = (Exception,) if given is True else tuple(given)
@@ -71,7 +72,7 @@ class RemoteFunction:
         self._function = function
         self._options = options
         self._code = code or _Code()
-        self._name = options.name or getattr(function, "__qualname__", repr(function))
+        self._name = options.name or str(getattr(function, "__qualname__", function))
         self._returns = returns_of(options.num_returns, function)
         self._args_min, self._args_max = positional(function)
         self._runtime: Runtime | None = None
@@ -108,11 +109,10 @@ class RemoteFunction:
         returns = self._returns
         assert self._class is not None
         number = runtime.submit(self._class, args, kwargs, streaming=returns == STREAMING)
+        if runtime.child_made is not None:
+            runtime.child_made(number)
         if returns == 1:
-            ref: ObjectRef[Any] = ObjectRef(runtime, number)
-            if runtime.current_children is not None:
-                runtime.note_child(ref)
-            return ref
+            return ObjectRef(runtime, number)
         return refs_of(runtime, number, returns)
 
     def map(self, items: Iterable[Any]) -> RefSequence[Any]:
@@ -139,9 +139,9 @@ class RemoteFunction:
         resources = options.resource_request()
         runtime.check_resources(resources, self._name)
         spec = [code.function_id, self._name, resources, self._returns, options.max_retries,
-                _retry_exceptions(options.retry_exceptions), options.generator_backlog,
+                packed_retry_types(options.retry_exceptions), options.generator_backlog,
                 {**runtime.env_vars, **options.env_vars}, options.max_calls]
-        packed = msgpack.packb(spec)
+        packed: bytes = msgpack.packb(spec)
         declared = code.classes.get(packed)
         if declared is None:
             with runtime.lock:

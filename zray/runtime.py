@@ -17,10 +17,11 @@ from typing import Any
 from zray import errors
 from zray.client import Client
 from zray.protocol import messages, outcome
-from zray.protocol.ids import object_id
+from zray.protocol.ids import object_id, task_number_of
 from zray.protocol.limits import INLINE_BYTES_MAX, MAP_CHUNK_TASKS
 from zray.refs import ObjectRef, ObjectRefGenerator, RefSequence
 from zray.serialization import blob
+from zray.serialization.exceptions import encode_exception
 from zray.serialization.functions import export
 from zray.session.actors import ActorCall, ActorRoute
 from zray.session.references import Key
@@ -65,8 +66,9 @@ class Runtime(Client):
         self._exported: dict[bytes, bool] = {}
         self.session.tasks.split_values = _split_values
         self.objects.await_key = lambda key: self._await_keys([key], None)
-        self.current_children: list[ObjectRef[Any]] | None = None
-        """In a worker: tasks submitted by the running task, for a recursive cancel."""
+        self.child_made: Callable[[int], None] | None = None
+        """In a worker: called with the number of each task or call that user code submits (a map:
+        the negative of each batch's), for recursive cancels."""
 
     # -- code --------------------------------------------------------------------------------
 
@@ -208,11 +210,8 @@ class Runtime(Client):
         with self.lock:
             batch = self.session.map_batch(task_class, data, len(chunk), keep, slots)
         batches.append(batch)
-
-    def note_child(self, ref: ObjectRef[Any]) -> None:
-        """Remember a task as a child of the running one."""
-        if self.current_children is not None:
-            self.current_children.append(ref)
+        if self.child_made is not None:
+            self.child_made(-batch.first)
 
     def watch_item(self, batch: TaskBatch, item: int) -> int:
         """Make item ``item`` of a map an object of its own; returns its number."""
@@ -233,7 +232,7 @@ class Runtime(Client):
         with self.lock:
             number = session.tasks.take_numbers()
             actor = object_id(self.process, number)
-            session.references.units[number] = 1  # CREATE_ACTOR counts as our first hold.
+            session.references.created(number)
             route = session.actors.route(actor, details["pending"])
             route.watched = True
             route.keep = (keep, packed.keep)
@@ -285,13 +284,15 @@ class Runtime(Client):
 
     def _send_call(self, route: ActorRoute, method: str, returns: int, data: bytes,
                    slots: dict[Key, list[int | str]] | None, keep: object, retries: int) -> int:
+        if self.closed:
+            self.check_usable()
         limit = route.pending_calls_max
         session = self.session
         with self.lock:
             if 0 <= limit <= len(route.pending):
                 raise errors.PendingCallsLimitError(
                     f"{len(route.pending)} calls wait for this actor and max_pending_calls is"
-                    f" {limit}: get() some results first, or raise the limit")
+                    f" {limit}: get() some results first, or raise the limit", limit=limit)
             number = session.tasks.take_numbers()
             if returns == STREAMING:
                 session.streams.start(number)
@@ -352,16 +353,19 @@ class Runtime(Client):
     def get_map(self, refs: RefSequence[Any], timeout_s: float | None, *,
                 writable: bool = False) -> list[Any]:
         """Wait for a whole map and return its values in order, or raise the first error."""
+        if self.closed:
+            self.check_usable()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         values: list[Any] = []
         for batch in refs.batches:
             if batch.done.find(0) >= 0:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 done = batch.done
-                if not self.wait_until(lambda done=done: done.find(0) < 0, left):
+                if not self.wait_until(partial(_complete, done), left):
                     missing = sum(b.done.count(0) for b in refs.batches)
                     raise errors.GetTimeoutError(
-                        f"{missing} of {len(refs)} map results are not there after {timeout_s} s")
+                        f"{missing} of {len(refs)} map results are not there after {timeout_s} s",
+                        timeout_s=timeout_s or 0.0)
             self._extend(values, batch, writable)
         return values
 
@@ -406,7 +410,7 @@ class Runtime(Client):
             first = next(key for key in keys if not self.is_ready(key))
             raise errors.GetTimeoutError(
                 f"{waiting} of {count} objects are not there after {timeout_s} s, the first is"
-                f" {self.session.references.id_of(first).hex()}")
+                f" {self.session.references.id_of(first).hex()}", timeout_s=timeout_s or 0.0)
 
     def _locate(self, keys: Iterable[Key]) -> None:
         results, references = self.results, self.session.references
@@ -417,8 +421,8 @@ class Runtime(Client):
                 for key in absent:
                     references.locate(key)
 
-    def wait(self, refs: list[ObjectRef[Any]], num_returns: int,
-             timeout_s: float | None) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    def wait(self, refs: list[Any], num_returns: int,
+             timeout_s: float | None) -> tuple[list[Any], list[Any]]:
         """Split refs into ready and not, at least num_returns ready unless time is over."""
         pending = [ref for ref in refs if not self._settled(ref)]
         if len(refs) - len(pending) < num_returns:
@@ -446,12 +450,23 @@ class Runtime(Client):
 
     def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
         """Ask for the end of the task or call that makes this ref."""
-        number = ref.key
-        if not isinstance(number, int) or self.is_ready(number):
-            return
+        if not isinstance(ref.key, int):
+            raise errors.UserError(f"{ref!r} was made by another process, and only that one can"
+                                   " cancel it: cancel it where .remote() was called")
+        if not self.is_ready(ref.key):
+            self.cancel_number(task_number_of(ref.key), force=force, recursive=recursive)
+
+    def cancel_number(self, number: int, *, force: bool = False, recursive: bool) -> None:
+        """Ask for the end of a task or call by its number; nothing where it has ended."""
+        cancelled = outcome.error(encode_exception(
+            errors.TaskCancelledError("cancelled before it began",
+                                      task_id=object_id(self.process, number).hex()),
+            where="zray.cancel"))
         self.flush()
         with self.lock:
             session = self.session
+            if session.cancel_unsent(number, cancelled):
+                return
             route = session.actors.by_number.get(number)
             if route is not None:
                 if force:
@@ -472,8 +487,9 @@ class Runtime(Client):
                 return True
             self.session.callbacks.setdefault(key, []).append(callback)
             self.session.references.locate(key)
-        self.flush()
-        self.wake.set()
+        if self.pump is None or not self.pump():
+            self.flush()
+            self.wake.set()
         return False
 
     def when_item(self, stream: Stream, completion: Key, callback: Callable[[], None]) -> None:
@@ -511,5 +527,16 @@ class Runtime(Client):
                 self.session.streams.close(self.abandoned_streams.popleft())
 
 
+def _complete(done: bytearray) -> bool:
+    return done.find(0) < 0
+
+
+_split: tuple[bytes, list[Any]] = (b"", [])
+"""The list split last: whoever looks at one item of a map looks at the next ones too."""
+
+
 def _split_values(values: bytes, item: int) -> bytes:
-    return _dumps(blob.decode(values)[item], 5)
+    global _split
+    if _split[0] is not values:
+        _split = values, blob.decode(values)
+    return blob.to_bytes(blob.encode(_split[1][item]))

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from zray.errors import RemoteProtocolError
+from zray.protocol.ids import object_id
 from zray.protocol.limits import EVENTS_MAX, LEDGER_BYTES_MAX
 
 from .actor_table import ActorRecord

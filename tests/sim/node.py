@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from zray import errors
+from zray.brokers import store
 from zray.brokers.allocator import Allocator
 from zray.brokers.directory import Directory
 from zray.brokers.dispatcher import Dispatcher
@@ -24,6 +26,7 @@ from zray.brokers.resources import ResourceSet
 from zray.brokers.scheduler import Scheduler
 from zray.brokers.store import Store
 from zray.protocol import frames
+from zray.store.segment import Segment
 
 if TYPE_CHECKING:
     from tests.sim.world import Envelope, World
@@ -73,7 +76,7 @@ class Stream:
         """The node writes: the process reads it a little later, in order."""
         arrival = max(self._last, self.world.now + self.world.rng.expovariate(1 / 0.0001))
         self._last = arrival
-        self.world.after(arrival - self.world.now, "stream", lambda: self._arrive(packed))
+        self.world.at(arrival, "stream", lambda: self._arrive(packed))
 
     def _arrive(self, packed: bytes) -> None:
         if self.open:
@@ -221,6 +224,12 @@ class SimSegment:
     def commit(self, _offset: int, _nbytes: int) -> None:
         return None
 
+    def prefault(self, _nbytes: int) -> None:
+        return None
+
+    def is_committed(self, _offset: int, _nbytes: int) -> bool:
+        return True
+
 
 class SimSpill:
     """Spill files in a dict."""
@@ -259,19 +268,15 @@ class SimStore(Store):
 
     def __init__(self, world: World, capacity_bytes: int, node: SimNode) -> None:
         self.world = world
-        self.segment = SimSegment(world, capacity_bytes)  # type: ignore[assignment]
+        segment = SimSegment(world, capacity_bytes)
+        spill = SimSpill(world)
+        with (patch.object(Segment, "create", lambda _capacity: segment),
+              patch.object(store, "SpillStore", lambda *_arguments, **_named: spill)):
+            super().__init__(capacity_bytes, node.objects, "", ask_clients=node._ask_clients,
+                             unpin=node._unpin, wake=node.wake_soon)
+        self.files = spill.files
         self.allocator = SimAllocator(capacity_bytes)
         self.allocator.memory = world.memory
-        self.directory = node.objects
-        self.spill = SimSpill(world)  # type: ignore[assignment]
-        self.leased = {}
-        self.waiting = deque()
-        self.spilling = {}
-        self.disk_error = None
-        self._ask_clients = node._ask_clients
-        self._unpin = node._unpin
-        self._asked_at = -1.0
-        self._done = deque()
 
     def _submit(self, job: Callable[[], Callable[[], None]]) -> None:
         def run() -> None:
@@ -338,7 +343,8 @@ class SimNode(Node):
         self.objects = Directory()
         self.objects.owner_died_outcome = error_outcome(errors.OwnerDiedError("sim"))
         self.objects.lost_outcome = error_outcome(errors.ObjectLostError("sim"))
-        self.store = SimStore(world, capacity_bytes, self)
+        self._waking = False
+        self.store: SimStore = SimStore(world, capacity_bytes, self)
         self.gcs = SimCatalog()  # type: ignore[assignment]
         self.inbox = _Inbox()  # type: ignore[assignment]
         self.peers = SimPeers(world, self.process)  # type: ignore[assignment]
@@ -444,8 +450,8 @@ class SimNode(Node):
         if self.store.allocator.used_bytes:
             left.append(f"{self.store.allocator.used_bytes} bytes of the store, leased:"
                         f" {self.store.leased}")
-        if self.store.spill.files:  # type: ignore[attr-defined]
-            left.append(f"spill files {self.store.spill.files}")  # type: ignore[attr-defined]
+        if self.store.files:
+            left.append(f"spill files {self.store.files}")
         if sum(self.scheduler.queued.values()) or self.scheduler.claims:
             left.append(f"queued {self.scheduler.queues}, claims {self.scheduler.claims}")
         hosts = [self.scheduler.workers[host].grant for host in self.dispatcher.hosts]

@@ -40,6 +40,10 @@ class SimError(Exception):
         self.kind = kind
 
 
+class ProcessExitError(BaseException):
+    """Ends the program of a process that crashes itself: no handler of user code sees it."""
+
+
 class Wait:
     """What a program yields: go on when the condition holds, or the time is over."""
 
@@ -335,6 +339,9 @@ class SimProcess:
             self._waiting = None
             self.finished()
             return
+        except ProcessExitError:
+            self.done = True
+            return
         self._waiting = wait
         self._turn += 1
         mine = self._turn
@@ -507,6 +514,16 @@ class SimProcess:
     def object_id(self, number: int) -> ObjectId:
         """The id of one of this process's numbers."""
         return object_id(self.identity, number)
+
+    def held_for(self) -> str:
+        """Say what the program waits for, when it waits too long."""
+        pending = [f"{batch.first}: {batch.done!r}" for batch in
+                   self.session.tasks.batches.values()]
+        calls = {number: (route.state, route.process and self.world.name(route.process))
+                 for number, route in self.session.actors.by_number.items()}
+        return (f"{'dead' if self.dead else 'done' if self.done else 'waits'}: batches {pending},"
+                f" calls {calls}, held {list(self.session.held)}, located"
+                f" {[self.world.name(self.references.id_of(k)) for k in self.references.located]}")
 
     def leaks(self) -> list[str]:
         """Say what is left when the program has dropped everything."""

@@ -10,6 +10,7 @@ Never   runs Python code of a user.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any, cast
 
 import msgpack
@@ -18,7 +19,6 @@ from tests.sim.process import (
     STORED_BYTES,
     Program,
     SimError,
-    SimProcess,
     SimRef,
     Wait,
     error_kind,
@@ -26,13 +26,26 @@ from tests.sim.process import (
     unpack,
     user_error,
 )
+from tests.sim.runtime import SimRuntime
 from tests.sim.scripts import Scripts
 from zray.actors.outbound import Outbound
-from zray.actors.work import ActorCall, ActorEnd, ActorStart, TaskClass, TaskRange, WorkQueue
+from zray.actors.work import ActorCall, ActorStart, TaskClass, TaskRange, WorkQueue
 from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id, return_number
 from zray.runtime import STREAMING, Runtime
 from zray.session.tasks import MODE_MAP
+
+
+BACKLOG = 2
+"""Items a generator runs ahead: fewer than a consumer acknowledges at once."""
+
+
+class SimEnd:
+    """An END_ACTOR in the queue: what has arrived before it runs first."""
+
+    def __init__(self, actor: bytes, fields: list[Any]) -> None:
+        self.actor = actor
+        self.fields = fields
 
 
 class Instance:
@@ -44,7 +57,7 @@ class Instance:
         self.last: dict[bytes, int] = {}
 
 
-class SimWorker(SimProcess):
+class SimWorker(SimRuntime):
     """One worker process."""
 
     role = "worker"
@@ -66,7 +79,7 @@ class SimWorker(SimProcess):
     # -- the loop of host.py -----------------------------------------------------------------------
 
     def program(self) -> Program:
-        items = self.queue.items
+        items: deque[Any] = self.queue.items
         while not self.exiting:
             if not items:
                 if self.outbound.unsent or self.session.outbox:
@@ -80,7 +93,7 @@ class SimWorker(SimProcess):
                 yield from self._call(item)
             elif isinstance(item, ActorStart):
                 yield from self._start(item)
-            else:
+            elif isinstance(item, SimEnd):
                 self._end(item)
             self._linger()
         self.flush()
@@ -130,18 +143,27 @@ class SimWorker(SimProcess):
         elif kind == messages.INTERRUPT:
             self.read_all()
             client, first, item, _recursive = message[3:7]
-            if not self.queue.cancel(client, first, item) and (
-                    self.current == (client, first + item)):
+            if self.current == (client, first + item):
                 self.interrupt("TaskCancelledError")
+            else:
+                self._cancel_waiting(client, first, item)
         elif kind == messages.EXIT:
             if self.in_user_code:
                 self.crash("told to leave")
             self.exiting = True
         elif kind == messages.END_ACTOR:
             self.read_all()
-            self.queue.items.append(ActorEnd(message[3], message[4]))
+            self.queue.items.append(SimEnd(message[3], message[4:]))
         else:
             super().on_lifeline(message)
+
+    def _cancel_waiting(self, client: bytes, first: int, item: int) -> None:
+        ranges = [work for work in self.queue.items if isinstance(work, TaskRange)]
+        if self.queue.running is not None:
+            ranges.append(self.queue.running)
+        for work in ranges:
+            if work.client == client and work.first == first and work.next <= item < work.high:
+                work.cancelled = (work.cancelled or set()) | {item}
 
     # -- tasks -------------------------------------------------------------------------------------
 
@@ -220,6 +242,7 @@ class SimWorker(SimProcess):
                 arguments: list[Any]) -> Program:
         client, outbound = work.client, self.outbound
         index = 0
+        outbound.begin_stream(client, number)
         try:
             for _ in range(script["items"]):
                 value = yield from self.scripts.run({**script, "crash": 0}, arguments)
@@ -233,19 +256,13 @@ class SimWorker(SimProcess):
 
     def _yield_item(self, client: bytes, number: int, index: int, found: bytes) -> Program:
         """Outbound.yield_item(), whose wait is a yield here."""
-        key = (client, number)
         self.session.outbox.message(client, messages.YIELDED, number, index, found)
         self.flush()
-        credits_by_stream = self.outbound._credit
-        credits_by_stream.setdefault(key, 0)
-
-        def room() -> bool:
-            credit = credits_by_stream[key]
-            return credit < 0 or index + 1 - credit < 2
-
-        if not room():
-            yield from self.wait_until(room)
-        return credits_by_stream[key] >= 0
+        outbound = self.outbound
+        if not outbound.has_room(client, number, index + 1, BACKLOG):
+            yield from self.wait_until(
+                lambda: outbound.has_room(client, number, index + 1, BACKLOG))
+        return not outbound.is_abandoned(client, number)
 
     # -- values ------------------------------------------------------------------------------------
 
@@ -362,6 +379,9 @@ class SimWorker(SimProcess):
         for index in range(max(1, call.returns)):
             self.outbound.reply(call.client, return_number(call.number, index), found, True)
 
-    def _end(self, end: ActorEnd) -> None:
-        if self.instances.pop(end.actor, None) is not None:
-            self.call(messages.ACTOR_EXIT, end.actor, b"")
+    def _end(self, end: SimEnd) -> None:
+        instance = self.instances.get(end.actor)
+        if instance is None or end.fields[0] not in ("", instance.start.incarnation):
+            return
+        del self.instances[end.actor]
+        self.call(messages.ACTOR_EXIT, end.actor, b"")

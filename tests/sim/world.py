@@ -65,8 +65,12 @@ class World:
 
     def after(self, delay_s: float, what: str, action: Callable[[], None]) -> None:
         """Run an action later."""
+        self.at(self.now + delay_s, what, action)
+
+    def at(self, when: float, what: str, action: Callable[[], None]) -> None:
+        """Run an action at a time; of those at one time the first asked for is first."""
         self._count += 1
-        heapq.heappush(self._heap, (self.now + delay_s, self._count, what, action))
+        heapq.heappush(self._heap, (when, self._count, what, action))
 
     def step(self) -> None:
         """Run the next event."""
@@ -96,7 +100,7 @@ class World:
         self._under_way.setdefault(pair, deque()).append(envelope)
         arrival = max(self._arrivals.get(pair, 0.0), self.now + self.delay_s())
         self._arrivals[pair] = arrival
-        self.after(arrival - self.now, "mail", lambda: self._deliver(pair, envelope))
+        self.at(arrival, "mail", lambda: self._deliver(pair, envelope))
 
     def _deliver(self, pair: tuple[bytes, bytes], envelope: Envelope) -> None:
         if envelope.lost:

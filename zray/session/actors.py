@@ -22,7 +22,7 @@ PENDING, ALIVE, RESTARTING, DEAD = "PENDING", "ALIVE", "RESTARTING", "DEAD"
 class ActorCall:
     """One call that has no outcome yet."""
 
-    __slots__ = ("arguments", "keep", "method", "number", "retries_left", "returns")
+    __slots__ = ("arguments", "arrived", "keep", "method", "number", "retries_left", "returns")
 
     def __init__(self, number: int, method: str, returns: int, arguments: bytes | None,
                  keep: object, retries_left: int) -> None:
@@ -32,6 +32,8 @@ class ActorCall:
         self.arguments = arguments
         self.keep = keep
         self.retries_left = retries_left
+        self.arrived = 0
+        """Of several returns, those that are here: they come in order."""
 
 
 class ActorRoute:
@@ -47,7 +49,7 @@ class ActorRoute:
         self.incarnation = -1
         self.cause = b""
         self.keep: object = None
-        """What the constructor's arguments refer to, until the actor has started."""
+        """What the constructor's arguments refer to, until it is dead: a restart needs them."""
         self.pending_calls_max = pending_calls_max
         self.pending: dict[int, ActorCall] = {}
         self.outgoing: list[list[Any]] = []
@@ -104,6 +106,24 @@ class ActorCalls:
             if ready.number in route.pending:
                 self._ready(route, ready)
 
+    def cancel_unsent(self, number: int, found: bytes) -> bool:
+        """End a call that has not left this process; False: there is no such call."""
+        route = self.by_number.get(number)
+        if route is None:
+            return False
+        call = route.pending[number]
+        if call in route.unready:
+            self.argument_failed(route, number, found)
+            return True
+        left = [row for row in route.outgoing if row[1] != number]
+        if len(left) == len(route.outgoing):
+            return False
+        route.outgoing = left
+        if route.process is None:
+            self.waiting_for_place -= 1
+        self._fail(route, number, found)
+        return True
+
     def _ready(self, route: ActorRoute, call: ActorCall) -> None:
         if route.state == DEAD:
             self._fail(route, call.number, route.cause)
@@ -138,15 +158,29 @@ class ActorCalls:
         references, by_number, results = self.references, self.by_number, self.references.results
         plain = not (special or references.dropped or references.publish)
         for number, found in zip(numbers, outcomes, strict=True):
-            route = by_number.pop(number, None)
-            if route is not None:
-                del route.pending[number]
-            elif number <= TASK_NUMBER_MAX:
-                continue  # The call has failed already; its outcome stands.
+            route = by_number.get(number & TASK_NUMBER_MAX)
+            if route is None:
+                references.arrived_again(number, found)  # It has failed already: that stands.
+                continue
+            call = route.pending[number & TASK_NUMBER_MAX]
+            if call.returns <= 1:
+                del by_number[number], route.pending[number]
+            elif not self._one_of_several(route, call, number):
+                references.arrived_again(number, found)
+                continue
             if plain:
                 results[number] = found
             else:
                 references.arrived(number, found)
+
+    def _one_of_several(self, route: ActorRoute, call: ActorCall, number: int) -> bool:
+        """Count a return; False: a first execution delivered it."""
+        if number != return_number(call.number, call.arrived):
+            return False
+        call.arrived += 1
+        if call.arrived == call.returns:
+            del self.by_number[call.number], route.pending[call.number]
+        return True
 
     def state_changed(self, actor: ActorId, state: str, process: ProcessId | None,
                       endpoint: str | None, incarnation: int, cause: bytes) -> None:
@@ -201,11 +235,45 @@ class ActorCalls:
             self.waiting_for_place -= len(route.outgoing)
         route.process, route.cause, route.outgoing = None, cause, []
         route.unready.clear()
+        route.keep = None
         for number in list(route.pending):
             self._fail(route, number, cause)
+        # Who has a handle has the route: whoever gets one later asks the node again.
+        self.routes.pop(route.actor, None)
 
     def _fail(self, route: ActorRoute, number: int, outcome_bytes: bytes) -> None:
         call = route.pending.pop(number)
         self.by_number.pop(number, None)
-        for index in range(max(1, call.returns)):
+        for index in range(call.arrived, max(1, call.returns)):
             self.references.arrived(return_number(number, index), outcome_bytes)
+
+    # -- for people and tests ------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts for status and tests."""
+        return {"routes": len(self.routes), "outstanding_calls": len(self.by_number),
+                "waiting_for_place": self.waiting_for_place}
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant is broken."""
+        waiting = 0
+        routes = {id(route): route for route in (*self.routes.values(), *self.by_number.values())}
+        for route in routes.values():
+            actor = route.actor
+            numbers = [row[1] for row in route.outgoing]
+            assert numbers == sorted(numbers), "calls would leave in another order than made"
+            assert set(numbers) <= route.pending.keys(), "a call that is over would be sent"
+            assert list(route.pending) == sorted(route.pending)
+            unready = [call.number for call in route.unready]
+            assert not numbers or not unready or numbers[-1] < unready[0], "a held call overtaken"
+            assert not unready or route.unready[0].arguments is None, "a ready call is held back"
+            if route.state == DEAD:
+                assert route.pending.keys() <= set(unready), f"{actor.hex()} is dead, calls wait"
+            elif route.process is None:
+                waiting += len(numbers)
+            else:
+                assert not numbers or actor in self.dirty, "nothing would send these calls"
+            for number in route.pending:
+                assert self.by_number[number] is route
+        assert waiting == self.waiting_for_place
+        assert len(self.by_number) == sum(len(route.pending) for route in routes.values())

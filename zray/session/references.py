@@ -61,13 +61,20 @@ class References:
         """Count one more local reference to an object that has one already."""
         self.extra[key] = self.extra.get(key, 0) + 1
 
+    def created(self, number: int) -> None:
+        """CREATE_ACTOR counts as our first hold; no outcome of this number will come."""
+        self.units[number] = 1
+        self.adopted.add(number)
+
     def restore(self, key: Key) -> None:
         """Count a reference that arrived pickled; the first one takes a hold at the node."""
         if key in self.units:
             self.add(key)
             return
         self.units[key] = 1
-        if isinstance(key, int):
+        if key in self.dropped:
+            self.dropped.discard(key)  # It came home before its outcome, which comes by itself.
+        elif isinstance(key, int):
             self.adopted.add(key)
         self.outbox.call(messages.HOLD, [self.id_of(key)], False)
 
@@ -85,15 +92,15 @@ class References:
                 continue
             found = self.results.pop(key, None)
             units = self.units.pop(key, 0)
+            if isinstance(key, int):
+                if found is None and key not in self.adopted:
+                    self.dropped.add(key)
+                elif found is not None and found[0] == outcome.STORED and not units:
+                    self.free_private(key)
             if units:
                 releases.append((self.id_of(key), units))
                 self.located.discard(key)
                 self.adopted.discard(key)
-            if isinstance(key, int):
-                if found is None and not units:
-                    self.dropped.add(key)
-                elif found is not None and found[0] == outcome.STORED and not units:
-                    self.free_private(key)
             if self.contained:
                 releases.extend(self._empty(key))
         if releases:
@@ -143,9 +150,9 @@ class References:
         self.units[key] = 1
         if found is None:
             self.publish.add(key)
-            self.outbox.call(messages.SHARE, self.id_of(key), None, [])
+            self.outbox.call(messages.SHARE, self.id_of(key), None, [], True)
             return
-        self._publish(key, found)
+        self._publish(key, found, first=True)
 
     def arrived(self, number: int, found: bytes) -> None:
         """An outcome for one of this process's numbers is here: keep it, or let it go."""
@@ -159,7 +166,7 @@ class References:
         if number in self.publish:
             self.publish.discard(number)
             if tag != outcome.STORED:
-                self._publish(number, found)
+                self._publish(number, found, first=False)
         if number in self.dropped:
             self.dropped.discard(number)
             self.garbage.append(number)
@@ -172,13 +179,13 @@ class References:
             contained, _inner = outcome.held(found)
             self.outbox.message(self.node, messages.RELEASE, [(each, 1) for each in contained])
 
-    def _publish(self, key: int, found: bytes) -> None:
+    def _publish(self, key: int, found: bytes, *, first: bool) -> None:
         held = [identity if isinstance(identity, bytes) else getattr(identity, "id", b"")
                 for identity in self.contained.get(key, ())]
         if found[0] == outcome.STORED:
             self.register_private(key, held)
             return
-        self.outbox.call(messages.SHARE, self.id_of(key), found, held)
+        self.outbox.call(messages.SHARE, self.id_of(key), found, held, first)
 
     def locate(self, key: Key) -> bool:
         """Ask the node for a value only it knows; False where the value will come by itself."""
@@ -197,3 +204,27 @@ class References:
         self.located.discard(key)
         if key in self.units:
             self.results[key] = outcome_bytes
+
+    # -- for people and tests --------------------------------------------------------------
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts for status and tests."""
+        return {"results": len(self.results), "shared": len(self.units),
+                "views": sum(self.views.values()), "awaited": len(self.located),
+                "dropped_early": len(self.dropped)}
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant is broken."""
+        assert all(count > 0 for count in self.extra.values()), "a count of no references"
+        assert all(units > 0 for units in self.units.values()), "a count of no units"
+        assert all(count > 0 for count in self.views.values()), "a count of no views"
+        for number in self.publish:
+            assert number not in self.results, f"{number:x} is here and not published"
+        for number in self.dropped:
+            assert number not in self.results, f"{number:x} is kept for nobody"
+            assert number not in self.units, f"{number:x} is dropped and held"
+        assert self.adopted <= self.units.keys(), "adopted without a hold"
+        for key, found in self.results.items():
+            assert found[0] != outcome.HOLDING, f"the holds of {key!r} were not taken over"
+            if isinstance(key, bytes) or found[0] == outcome.ELSEWHERE:
+                assert key in self.units, f"the place of {key!r} is known and not held"

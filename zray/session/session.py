@@ -53,6 +53,8 @@ class Session:
         self.actors = ActorCalls(self.references, self.outbox)
         self.streams = Streams(self.references, self.outbox)
         self.held: dict[Key, list[HeldCall]] = {}
+        self.held_tasks: dict[int, Complete] = {}
+        """What ends a task that waits for its arguments, by its number."""
         self.callbacks: dict[Key, list[Callable[[], None]]] = {}
         self.reconcile_wanted = False
         self.unhandled = 0
@@ -135,13 +137,26 @@ class Session:
                     slots: dict[Key, list[int | str]], keep: object) -> None:
         """Submit a numbered task as soon as its arguments are here."""
         def complete(arguments: bytes) -> None:
-            self.tasks.submit_numbered(task_class, number, arguments, keep)
+            if self.held_tasks.pop(number, None) is not None:  # Else it was cancelled.
+                self.tasks.submit_numbered(task_class, number, arguments, keep)
 
         def fail(found: bytes) -> None:
-            for index in range(max(1, task_class.returns)):
-                self.references.arrived(return_number(number, index), found)
+            if self.held_tasks.pop(number, None) is not None:
+                for index in range(max(1, task_class.returns)):
+                    self.references.arrived(return_number(number, index), found)
 
+        self.held_tasks[number] = fail
         self.resolve(blob, slots, complete, fail)
+
+    def cancel_unsent(self, number: int, found: bytes) -> bool:
+        """End a task or call that has not left this process; False: it has."""
+        fail = self.held_tasks.get(number)
+        if fail is not None:
+            fail(found)
+        elif not self.actors.cancel_unsent(number, found):
+            return False
+        self.after_arrival()
+        return True
 
     def map_batch(self, task_class: TaskClass, data: bytes, count: int, keep: list[Any],
                   slots: dict[Key, list[int | str]]) -> TaskBatch:
@@ -162,6 +177,24 @@ class Session:
 
         self.resolve(data, slots, complete, fail)
         return batch
+
+    def statistics(self) -> dict[str, int]:
+        """Return the counts of all machines."""
+        return {**self.references.statistics(), **self.tasks.statistics(),
+                **self.actors.statistics(), "streams": len(self.streams.open),
+                "held_calls": len({id(call) for calls in self.held.values() for call in calls})}
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant is broken."""
+        self.references.check()
+        self.tasks.check()
+        self.actors.check()
+        for number, stream in self.streams.open.items():
+            assert stream.number == number
+            assert 0 <= stream.consumed <= stream.arrived, "an item taken before it came"
+        for key, calls in self.held.items():
+            assert calls, f"nobody waits for {key!r}"
+            assert all(key in call.slots or not call.slots for call in calls)
 
     # -- messages ----------------------------------------------------------------------------------
 

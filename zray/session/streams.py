@@ -57,7 +57,8 @@ class Streams:
         """Take the next item: returns its object number; the worker may run on."""
         stream.consumed += 1
         stream.owed += 1
-        if stream.worker is not None and stream.owed >= 8:
+        # Who has caught up waits next: the worker may be waiting for this very word.
+        if stream.owed >= 8 or stream.consumed >= stream.arrived:
             self.acknowledge(stream)
         return return_number(stream.number, stream.consumed)
 

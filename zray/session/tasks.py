@@ -329,6 +329,11 @@ class Tasks:
                 return batch
         return None
 
+    def is_outstanding(self, number: int) -> bool:
+        """Return whether task ``number`` has been submitted and has no outcome yet."""
+        batch = self.batch_of(number)
+        return batch is not None and not batch.done[number - batch.first]
+
     # -- leases and deaths -------------------------------------------------------------------
 
     def leased(self, class_number: int, worker: ProcessId | None) -> None:
@@ -396,3 +401,32 @@ class Tasks:
         """Return [first, low, high] of everything the node should have: for RECONCILE."""
         return [[batch.first, low, high] for batch in self.batches.values()
                 if batch.target is None for low, high in batch.missing()]
+
+    # -- for people and tests ----------------------------------------------------------------
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts for status and tests."""
+        return {"outstanding_tasks": sum(batch.done.count(0) for batch in self.batches.values()),
+                "open_tasks": sum(len(each.open_calls) for each in self.open.values()),
+                "leases": sum(lease is not None for lease in self.leases.values())}
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant is broken."""
+        for first, batch in self.batches.items():
+            assert batch.first == first
+            assert batch.done.find(0) >= 0, f"batch {first:x} is over and not forgotten"
+            assert first + batch.count <= self.next_number, "a number given out twice"
+        for number, task_class in self.open.items():
+            assert task_class.number == number
+            assert 0 < len(task_class.open_calls) < BATCH_TASKS_MAX, "an open batch, empty or full"
+            assert task_class.open_first + len(task_class.open_calls) <= self.next_number
+        for task_class in self.classes:
+            assert bool(task_class.open_calls) == (task_class.number in self.open)
+        workers = [lease.worker for lease in self.leases.values() if lease is not None]
+        assert len(workers) == len(set(workers)), "a worker is leased twice"
+        for lease in self.leases.values():
+            if lease is None or lease.batch is None:
+                assert lease is None or not lease.recalled, "a recalled lease lies idle"
+                continue
+            batch = self.batches[lease.batch]
+            assert batch.target == lease.worker, "a leased worker runs somebody else's batch"

@@ -208,6 +208,16 @@ class Segment:
         except OSError as error:
             raise _full(error, nbytes, self.capacity_bytes) from error
 
+    def is_committed(self, offset: int, nbytes: int) -> bool:
+        """Return whether all of an extent has memory behind it.
+
+        False is the answer for a process that was killed, or found no memory, before its commit.
+        """
+        try:
+            return os.lseek(self._rw_fd, offset, os.SEEK_HOLE) >= offset + nbytes
+        except (AttributeError, OSError):
+            return False  # This system can't tell: to commit once more is cheap.
+
     def prefault(self, nbytes: int, on_progress: Callable[[int], Any] | None = None) -> None:
         """Commit the first `nbytes` of the segment in a thread of its own, step by step.
 

@@ -1,0 +1,334 @@
+"""A node that stays: drivers come, are killed, and come again; so does the node.
+
+What    What a dead driver leaves behind, what outlives it, which modules its workers import, what
+        survives the node itself, and that one driver does not starve another.
+Caller  pytest.
+Never   shares a node between tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.nodes import Place, line_of
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def place(run_folder: Path) -> Iterator[Place]:
+    made = Place(Path(tempfile.mkdtemp(prefix="p", dir=run_folder)))
+    yield made
+    made.close()
+    shutil.rmtree(made.folder)
+
+
+def _idle(place: Place) -> dict[str, Any] | None:
+    """Return the node's status once nobody uses it and nothing is held, else None."""
+    status: dict[str, Any] = place.ask()
+    busy = (status["drivers"] or status["actor_counts"] or status["object_counts"]["objects"]
+            or status["store"]["used_bytes"] or status["scheduler"]["queued_tasks"]
+            or status["scheduler"]["running_tasks"]
+            or set(status["scheduler"]["workers"]) != {"idle"})
+    free = status["resources"]["available"] == status["resources"]["total"]
+    return status if free and not busy else None
+
+
+HEAVY = """
+    import threading
+    import numpy, zray
+    zray.init()
+
+    @zray.remote
+    def forever(array):
+        threading.Event().wait()
+
+    @zray.remote(num_cpus=0)
+    class Parent:
+        def spawn(self):
+            self.child = forever.remote(numpy.zeros(100_000))
+            return zray.get(self.child)
+
+    array = zray.put(numpy.ones(1_000_000))
+    parents = [Parent.options(name=f"p{i}").remote() for i in range(2)]
+    calls = [parent.spawn.remote() for parent in parents]
+    waiting = [forever.remote(array) for _ in range(1000)]
+    print("ready", flush=True)
+    zray.get(waiting)
+"""
+
+
+def test_nothing_of_a_killed_driver_stays_on_the_node(place: Place) -> None:
+    place.start()
+    for _ in range(2):
+        child = place.launch(HEAVY)
+        assert line_of(child) == "ready"
+        wait_until(lambda: place.ask()["scheduler"]["queued_tasks"] > 0)
+        child.kill()
+        child.wait()
+        wait_until(lambda: _idle(place), what="an idle node")
+    states = [job["state"] for job in place.ask("jobs")]
+    assert states == ["failed", "failed"]
+    sockets = {path.name for path in place.node.iterdir() if path.is_socket()}
+    workers = {row["worker"] for row in place.ask("workers")}
+    assert {name.removesuffix(".e") for name in sockets} - workers == {"node", "node.sock"}
+    assert place.drive("""
+    import zray
+    zray.init()
+
+    @zray.remote
+    def add(x, y):
+        return x + y
+
+    print(zray.get(add.remote(1, 2), timeout=10))
+    """) == "3\n"
+    wait_until(lambda: _idle(place), what="an idle node")
+    assert [job["state"] for job in place.ask("jobs")].count("succeeded") == 1
+
+
+COUNTER = """
+    import sys, zray
+    zray.init(namespace="shop")
+
+    @zray.remote(num_cpus=0)
+    class Counter:
+        def __init__(self):
+            self.count = 0
+        def add(self):
+            self.count += 1
+            return self.count
+"""
+
+
+def test_a_detached_actor_outlives_its_driver_with_its_state(place: Place) -> None:
+    place.start()
+    child = place.launch(COUNTER + """
+    counter = Counter.options(name="visits", lifetime="detached").remote()
+    mortal = Counter.options(name="mortal").remote()
+    print(zray.get([counter.add.remote(), mortal.add.remote()]), flush=True)
+    sys.stdin.read()
+    zray.get(zray.put(1))
+    import time
+    time.sleep(60 * 60)
+    """)
+    assert line_of(child) == "[1, 1]"
+    child.kill()
+    child.wait()
+    wait_until(lambda: place.ask()["actor_counts"] == {"ALIVE": 1})
+    out = place.drive("""
+    import zray
+    zray.init(namespace="elsewhere")
+    counter = zray.get_actor("visits", namespace="shop")
+    print(zray.get(counter.add.remote(), timeout=10))
+    for name, namespace in (("mortal", "shop"), ("visits", None)):
+        try:
+            zray.get_actor(name, namespace=namespace)
+        except ValueError as error:
+            print(type(error).__name__)
+    """)
+    assert out.split() == ["2", "ActorNotFoundError", "ActorNotFoundError"]
+    out = place.drive(COUNTER + """
+    counter = Counter.options(name="visits", lifetime="detached", get_if_exists=True).remote()
+    print(zray.get(counter.add.remote(), timeout=10))
+    zray.kill(counter)
+    """)
+    assert out == "3\n"
+    wait_until(lambda: _idle(place), what="an idle node")
+
+
+KV = """
+    import sys, zray
+    from zray import api
+    from zray.protocol import messages
+    zray.init()
+
+    def kv(op, *arguments):
+        return api.runtime().request(messages.KV, op, list(arguments))
+"""
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_tables_survive_the_node(place: Place, end: str) -> None:
+    first = place.start()
+    place.drive(KV + """
+    @zray.remote(num_cpus=0)
+    class Actor:
+        def call(self):
+            return 1
+
+    actor = Actor.options(name="name", lifetime="detached", namespace="n").remote()
+    zray.get(actor.call.remote())
+    kv("put", "space", b"key", b"value", True)
+    """)
+    if end == "stop":
+        assert place.run("stop", "--dir", str(place.node)).returncode == 0
+    else:
+        os.kill(first["pid"], signal.SIGKILL)
+    place.await_no_process()
+    second = place.start()
+    assert second["node"] != first["node"]
+    out = place.drive(KV + """
+    print(kv("get", "space", b"key"))
+
+    @zray.remote(num_cpus=0)
+    class Actor:
+        def call(self):
+            return 2
+
+    # The actor died with its node, so its name is free.
+    actor = Actor.options(name="name", lifetime="detached", namespace="n").remote()
+    print(zray.get(actor.call.remote(), timeout=10))
+    """)
+    assert out == "b'value'\n2\n"
+    jobs = place.ask("jobs")
+    assert [job["state"] for job in jobs] == ["succeeded", "succeeded"]
+    assert {actor["state"] for actor in place.ask("actors")} == {"DEAD", "ALIVE"}
+
+
+IMPORTER = """
+    import sys, zray
+    import recipe
+    zray.init()
+
+    @zray.remote
+    def cook():
+        return recipe.NAME
+
+    @zray.remote
+    def nested():
+        return zray.get(cook.remote())
+
+    @zray.remote(num_cpus=0)
+    class Cook:
+        def cook(self):
+            import recipe
+            return recipe.NAME, zray.get(nested.remote())
+
+    found = zray.get([cook.remote(), nested.remote()], timeout=20)
+    print(found, zray.get(Cook.remote().cook.remote(), timeout=20), flush=True)
+    if "stay" in sys.argv:
+        sys.stdin.read()
+        import threading
+        threading.Event().wait()
+"""
+
+
+def test_workers_import_what_the_driver_of_their_task_can_import(place: Place) -> None:
+    """Two drivers at once have modules of one name, and then one of them edits its own."""
+    place.start()
+    place.program("NAME = 'soup'\n", "recipe.py", "first")
+    place.program("NAME = 'cake'\n", "recipe.py", "second")
+    soup = place.launch(IMPORTER, "stay", folder="first")
+    assert line_of(soup) == "['soup', 'soup'] ('soup', 'soup')"
+    assert place.drive(IMPORTER, folder="second") == "['cake', 'cake'] ('cake', 'cake')\n"
+    place.program("NAME = 'tart, with salt'\n", "recipe.py", "second")
+    found = place.drive(IMPORTER, folder="second")
+    assert found == str(["tart, with salt"] * 2) + " " + str(("tart, with salt",) * 2) + "\n"
+    soup.kill()
+    soup.wait()
+    wait_until(lambda: _idle(place), what="an idle node")
+
+
+def test_output_goes_to_the_driver_of_the_job_and_to_the_log(place: Place) -> None:
+    place.start()
+    talker = """
+    import sys, zray
+    zray.init()
+
+    @zray.remote
+    def say(word):
+        print(word)
+
+    zray.get(say.remote(sys.argv[1]))
+    print("said", flush=True)
+    sys.stdin.read()
+    """
+    listener = place.launch("""
+    import sys, zray
+    zray.init()
+    print("here", flush=True)
+    print(sys.stdin.readline())
+    """, "x")
+    assert line_of(listener) == "here"
+    out = place.drive(talker.replace("sys.stdin.read()", ""), "hello")
+    assert [line.split(") ")[-1] for line in out.splitlines() if line.startswith("(say ")] == [
+        "hello"]
+    heard, _err = listener.communicate("over\n", timeout=20)
+    assert "hello" not in heard
+    logged = place.run("logs", "--dir", str(place.node))
+    assert logged.stdout.rstrip().endswith(") hello")
+    assert " has ended" not in place.run("logs", "--node", "--dir", str(place.node)).stdout
+
+
+def test_a_killed_node_is_told_to_its_drivers_and_takes_its_workers_along(place: Place) -> None:
+    report = place.start()
+    child = place.launch(HEAVY.replace("zray.get(waiting)", """
+    try:
+        zray.get(waiting)
+    except zray.exceptions.NodeDiedError as error:
+        print("died", flush=True)
+    """))
+    assert line_of(child) == "ready"
+    wait_until(lambda: len(place.processes()) >= 4)
+    os.kill(report["pid"], signal.SIGKILL)
+    assert line_of(child) == "died"
+    _out, err = child.communicate(timeout=20)
+    assert child.returncode == 0, err
+    place.await_no_process()
+    # It is not there, and says so; and its directory is no obstacle to the next one.
+    assert place.run("status", "--dir", str(place.node)).returncode == 3
+    place.start()
+    assert place.drive("import zray; print(zray.get(zray.put(1)))") == "1\n"
+
+
+def test_sigterm_ends_a_node_and_all_its_processes(place: Place) -> None:
+    report = place.start()
+    child = place.launch(HEAVY)
+    assert line_of(child) == "ready"
+    os.kill(report["pid"], signal.SIGTERM)
+    place.await_no_process()
+    _out, err = child.communicate(timeout=20)
+    assert "NodeDiedError" in err
+    assert not [path for path in place.node.iterdir() if path.is_socket()]
+    assert "SIGTERM" in (place.node / "node.log").read_text()
+
+
+def test_a_driver_that_floods_the_node_does_not_starve_another(place: Place) -> None:
+    place.start()
+    flood = place.launch("""
+    import time, zray
+    zray.init()
+
+    @zray.remote
+    def step(item):
+        end = time.perf_counter() + 0.005
+        while time.perf_counter() < end:
+            pass
+
+    refs = [step.remote(i) for i in range(20_000)]
+    print("flooding", flush=True)
+    zray.get(refs)
+    """)
+    assert line_of(flood) == "flooding"
+    wait_until(lambda: place.ask()["scheduler"]["queued_tasks"] > 1000)
+    out = place.drive("""
+    import zray
+    zray.init()
+
+    @zray.remote
+    def quick(x):
+        return x
+
+    print(zray.get([quick.remote(i) for i in range(3)], timeout=15))
+    """)
+    assert out == "[0, 1, 2]\n"
+    assert place.ask()["scheduler"]["queued_tasks"] > 0, "the flood was over: nothing was shown"

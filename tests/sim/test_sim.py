@@ -1,0 +1,33 @@
+"""The simulation over many seeds, and what of it must hold for the simulation itself.
+
+What    Each seed is a cluster of its own; a failing one is printed with its story. ``--seed N``
+        runs one; scripts/sim runs thousands.
+Caller  pytest.
+Never   runs for long: about a tenth of a second a seed.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.simulation import simulate
+
+SEEDS = 320
+GROUPS = 8
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_every_get_ends_and_nothing_is_left_behind(group: int, seed: int | None) -> None:
+    if seed is not None:
+        seeds = [seed] if group == 0 else []
+    else:
+        seeds = list(range(group, SEEDS, GROUPS))
+    for number in seeds:
+        simulate(number)
+
+
+def test_the_same_seed_tells_the_same_story() -> None:
+    first, second = simulate(7), simulate(7)
+    assert list(first.world.story) == list(second.world.story)

@@ -1,0 +1,203 @@
+"""What `zray-node start`, `stop` and `run` do.
+
+What    Starts a node that outlives the shell, ends one with all its processes, runs a program
+        against one.
+Caller  zray/cli.py.
+Never   kills a process that it does not know to be the node of the directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, NoReturn
+
+from zray import configuration, errors, node_directory
+from zray.protocol.limits import SHUTDOWN_GRACE_S
+
+_STOP_TIMEOUT_S = SHUTDOWN_GRACE_S + 10.0
+_POLL_S = 0.01
+
+
+class NoNodeError(errors.NodeStartError):
+    """No node runs where one was looked for.
+
+    Who acts: the caller. What to do: start one.
+    """
+
+
+def chosen(directory: str | None) -> str:
+    """Return the directory that a command means, whether a node runs in it or not.
+
+    Given, else ZRAY_ADDRESS or a file's address, else the last one started, else the default.
+    """
+    if directory is not None:
+        return os.path.abspath(directory)
+    address = configuration.resolve({}).values.get("address")
+    if address is not None and address not in ("auto", "local"):
+        return os.path.abspath(address)
+    return node_directory.remembered() or node_directory.default_directory()
+
+
+def running(directory: str | None) -> str:
+    """Return the directory that a command means; raises NoNodeError where no node runs in it."""
+    found = chosen(directory)
+    if node_directory.holder_pid(found) is None:
+        left = " (the last one there has ended)" if node_directory.was_a_node(found) else ""
+        raise NoNodeError(f"no node runs in {found}{left}: start one with `zray-node start`")
+    node_directory.check_private(found)
+    return found
+
+
+# -- start -------------------------------------------------------------------------------------------
+
+
+def start(given: Mapping[str, Any], directory: str | None, *, block: bool, as_json: bool) -> int:
+    """Start a node that stays; returns the exit code."""
+    settings = configuration.resolve(given, called="zray-node start")
+    where = node_directory.prepare(directory or node_directory.default_directory())
+    pid = node_directory.holder_pid(where)
+    if pid is not None:
+        raise errors.NodeStartError(
+            f"a node runs in {where} already, with pid {pid}: use it, stop it with `zray-node stop"
+            f" --dir {where}`, or start another one with --dir")
+    from zray import launch
+    process = launch.launch_node(where, settings.node())
+    node_directory.remember(where, process.pid)
+    _announce(where, process.pid, as_json=as_json)
+    if block:
+        return _stay(process, where)
+    # It is init's child once we have ended; nobody here will wait for it.
+    process.returncode = 0
+    return 0
+
+
+def _announce(where: str, pid: int, *, as_json: bool) -> None:
+    from zray.observer import Observer
+    with Observer(where) as observer:
+        found = observer.ask("status")
+    total = found["resources"]["total"]
+    if as_json:
+        print(json.dumps({"directory": where, "pid": pid, "node": found["node"],
+                          "resources": total}), flush=True)
+        return
+    offered = ", ".join(f"{amount:g} {name}" for name, amount in total.items() if name != "memory")
+    print(f"A node runs in {where} (pid {pid}): {offered}.\n\n"
+          f"  in Python      zray.init(address=\"auto\")     or address={where!r}\n"
+          f"  a program      zray-node run program.py\n"
+          f"  its state      zray-node status\n"
+          f"  its end        zray-node stop", flush=True)
+
+
+def _stay(process: subprocess.Popen[bytes], where: str) -> int:
+    def end(_number: int, _frame: FrameType | None) -> None:
+        process.terminate()
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, end)
+    status = process.wait()
+    node_directory.forget(where)
+    return 0 if status == 0 else 1
+
+
+# -- stop --------------------------------------------------------------------------------------------
+
+
+def stop(directory: str | None, *, force: bool, as_json: bool) -> int:
+    """End a node and wait until all its processes are gone; returns the exit code."""
+    where = chosen(directory)
+    pid = node_directory.holder_pid(where)
+    if pid is None:
+        node_directory.forget(where)
+        _say(as_json, {"directory": where, "stopped": False}, f"no node runs in {where}")
+        return 0
+    processes = _processes_of(pid)
+    if force:
+        # Its lock says that this pid is the node; its workers and zygote end with it.
+        os.kill(pid, signal.SIGKILL)
+    else:
+        _ask_to_stop(where)
+    if not _await_end(where, processes):
+        raise errors.NodeDiedError(
+            f"the node in {where} (pid {pid}) has not ended after {_STOP_TIMEOUT_S:g} s: use"
+            " `zray-node stop --force`")
+    node_directory.forget(where)
+    _say(as_json, {"directory": where, "stopped": True, "pid": pid},
+         f"the node in {where} (pid {pid}) has ended")
+    return 0
+
+
+def _ask_to_stop(where: str) -> None:
+    from zray.observer import Observer
+    try:
+        with Observer(where) as observer:
+            observer.stop("zray-node stop")
+    except errors.NodeStartError:
+        if node_directory.holder_pid(where) is None:
+            return  # It was ending already.
+        raise
+
+
+def _processes_of(pid: int) -> list[Any]:
+    """Return the node's process and those below it, as they are now."""
+    import psutil
+    try:
+        node = psutil.Process(pid)
+        return [node, *node.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _await_end(where: str, processes: list[Any]) -> bool:
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while node_directory.holder_pid(where) is not None or any(map(_lives, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _lives(process: Any) -> bool:
+    import psutil
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _say(as_json: bool, report: dict[str, Any], text: str) -> None:
+    print(json.dumps(report) if as_json else text, flush=True)
+
+
+# -- run ---------------------------------------------------------------------------------------------
+
+
+def run(program: str, arguments: list[str], *, module: bool, embedded: bool,
+        directory: str | None) -> NoReturn:
+    """Become a Python process that runs ``program``; never returns.
+
+    Raises OptionError for a script that is not there, NoNodeError where --dir has no node.
+    """
+    if embedded and directory is not None:
+        raise errors.OptionError("--embedded and --dir exclude each other", option="dir")
+    if not module and not os.path.isfile(program):
+        raise errors.OptionError(f"there is no script {shlex.quote(program)}", option="program")
+    environment = dict(os.environ)
+    if embedded:
+        environment["ZRAY_ADDRESS"] = "local"
+    elif directory is not None:
+        environment["ZRAY_ADDRESS"] = running(directory)
+    elif "address" not in configuration.resolve({}).values:
+        last = node_directory.remembered()
+        alive = last is not None and node_directory.holder_pid(last) is not None
+        environment["ZRAY_ADDRESS"] = last if last is not None and alive else "local"
+    command = [sys.executable, *(["-m"] if module else []), program, *arguments]
+    sys.stdout.flush()
+    os.execve(sys.executable, command, environment)
