@@ -86,6 +86,7 @@ class Host:
             os.chdir(job["cwd"])
         os.environ["ZRAY_JOB_ID"] = job["job"]
         self.runtime.namespace = job["namespace"]
+        self.runtime.env_vars = job["env_vars"]
 
     # -- the main loop ---------------------------------------------------------------------------
 
@@ -183,11 +184,9 @@ class Host:
         """Serve sync actors; a substitute ends when the thread it stood in for is back."""
         items, runtime = self.queue.items, self.runtime
         while self.exiting is None:
-            if substitute:
-                with self._blocking:
-                    if self._servers > 1:
-                        self._servers -= 1
-                        return
+            if substitute and self._resigns():
+                runtime.flush()
+                return
             if not items:
                 if self.outbound.unsent or runtime.session.outbox:
                     runtime.flush()
@@ -196,6 +195,13 @@ class Host:
                 continue
             self._perform_shared()
             self.linger()
+
+    def _resigns(self) -> bool:
+        with self._blocking:
+            if self._servers == 1:
+                return False
+            self._servers -= 1
+            return True
 
     def _perform_shared(self) -> None:
         # Taking a call and taking its actor are one step: two threads may be at it.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,28 @@ class WorkerExitError(BaseException):
             sys.stderr.write(f"{code}\n")
 
 
+class _Step:
+    """The items of a range that were claimed together: what came of them, and is unsent."""
+
+    __slots__ = ("batch", "batch_low", "high", "low", "outcomes", "running", "started", "values",
+                 "work")
+
+    def __init__(self, work: TaskRange, running: Execution, low: int, high: int,
+                 started: float) -> None:
+        self.work = work
+        self.running = running
+        self.low = low
+        """The first item that nothing was sent of."""
+        self.high = high
+        self.started = started
+        self.outcomes: list[bytes] = []
+        self.values: list[Any] = []
+        """Of a map: what the items from ``low`` on returned."""
+        self.batch: list[Any] | None = None
+        """Of a map: the items that are gone through; cut short, the going ends earlier."""
+        self.batch_low = 0
+
+
 class TaskRunner:
     """The tasks of one worker."""
 
@@ -55,6 +78,8 @@ class TaskRunner:
         self.host = host
         self.values = values
         self._items: tuple[bytes, list[Any]] = (b"", [])
+        self._current: _Step | None = None
+        host.runtime.before_wait = self._before_wait
 
     # -- ranges ----------------------------------------------------------------------------------
 
@@ -128,11 +153,13 @@ class TaskRunner:
 
     def _step_calls(self, work: TaskRange, running: Execution, calls: list[bytes], low: int,
                     high: int, started: float) -> None:
-        outcomes: list[bytes] = []
         task_class = work.task_class
         returns = task_class.returns
+        step = self._current = _Step(work, running, low, high, started)
+        outcomes = step.outcomes
+        item = low - 1
         try:
-            for item in range(low, high):
+            while (item := item + 1) < step.high:
                 if work.cancelled is not None and item in work.cancelled:
                     outcomes.extend([self._cancelled(task_class)] * max(1, returns))
                     continue
@@ -145,7 +172,32 @@ class TaskRunner:
                 else:
                     outcomes.extend(self._run_many(running, task_class, calls[item]))
         finally:
-            self._send(work, low, outcomes, started)
+            self._current = None
+            self._send(work, step.low, outcomes, step.started)
+
+    def _before_wait(self) -> None:
+        """A task is about to wait, perhaps for one that was claimed together with it.
+
+        So what has ended is sent, and what has not begun can be taken back.
+        """
+        step = self._current
+        if step is None or threading.get_ident() != self.host.main_thread:
+            return
+        work, running = step.work, step.running
+        step.high = self.host.queue.unclaim(work, running.at() + 1 - work.first)
+        if step.outcomes:
+            outcomes, step.outcomes[:] = step.outcomes[:], []
+            self._send(work, step.low, outcomes, step.started)
+            step.low += len(outcomes) // max(1, work.task_class.returns)
+            step.started = _perf()
+        elif step.batch is not None:
+            del step.batch[step.high - step.batch_low :]
+            values, step.values[:] = step.values[:], []
+            if values:
+                running.number += len(values)
+                self._send_values(work, running, step.low, values, step.started)
+                step.low += len(values)
+                step.started = _perf()
 
     def _run_one(self, running: Execution, task_class: TaskClass, data: bytes) -> bytes:
         try:
@@ -240,43 +292,50 @@ class TaskRunner:
                   high: int, started: float) -> None:
         """Call the function for each item; all values leave as one list where none is special."""
         task_class = work.task_class
-        while low < high:
+        step = _Step(work, running, low, high, started)
+        while step.low < step.high:
+            low = step.low
             if work.cancelled is not None and low in work.cancelled:
-                self._send(work, low, [self._cancelled(task_class)], started)
-                low, started = low + 1, _perf()
+                self._send(work, low, [self._cancelled(task_class)], step.started)
+                step.low, step.started = low + 1, _perf()
                 continue
-            end = high if work.cancelled is None else min(
-                [high, *(item for item in work.cancelled if item > low)])
-            values: list[Any] = []
+            end = step.high if work.cancelled is None else min(
+                [step.high, *(item for item in work.cancelled if item > low)])
+            step.values = values = []
+            step.batch = batch = items[low:end]
+            step.batch_low = low
             running.number = work.first + low
             running.values = values
             running.children = None
             failed = None
+            self._current = step
             try:
                 if task_class.retry_types is None:
-                    invoke_each(task_class.function, items[low:end], values.append)
+                    invoke_each(task_class.function, batch, values.append)
                 else:
-                    for item in items[low:end]:
+                    for item in batch:
                         values.append(self._retry_item(running, task_class, item))
             except BaseException as error:
                 # The failed item's number is at(), so its value must be counted out last.
-                failed = self._failed_item(work, running, low, error, started)
+                failed = self._failed_item(step, error)
+            finally:
+                self._current = None
             running.values = None
             if values:
-                self._send_values(work, running, low, values, started)
-            low, started = low + len(values), _perf()
+                self._send_values(work, running, step.low, values, step.started)
+            step.low, step.started = step.low + len(values), _perf()
             if failed is not None:
-                self._send(work, low, [failed], started)
-                low += 1
+                self._send(work, step.low, [failed], step.started)
+                step.low += 1
 
-    def _failed_item(self, work: TaskRange, running: Execution, low: int, error: BaseException,
-                     started: float) -> bytes:
+    def _failed_item(self, step: _Step, error: BaseException) -> bytes:
+        work, running = step.work, step.running
         try:
             return self._failed(running, work.task_class, error)
         except WorkerExitError:
             values, running.values = running.values, None
             if values:
-                self._send_values(work, running, low, values, started)
+                self._send_values(work, running, step.low, values, step.started)
             raise
 
     def _retry_item(self, running: Execution, task_class: TaskClass, item: Any) -> Any:

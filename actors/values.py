@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 from zray import errors
@@ -25,6 +26,24 @@ _loads = pickle.loads
 _PLAIN_RESULTS = frozenset((int, float, bool, str, bytes, type(None)))
 _dumps = pickle.dumps
 _PICKLE = outcome.PICKLE
+
+
+class FailingItems(list[Any]):
+    """Items of a map some of which are errors: a slice raises them when it comes to them."""
+
+    def __init__(self, items: list[Any], failed: dict[int, BaseException]) -> None:
+        super().__init__(items)
+        self.failed = failed
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one item, or iterate over a slice."""
+        return self._each(index) if isinstance(index, slice) else super().__getitem__(index)
+
+    def _each(self, which: slice) -> Iterator[Any]:
+        for position in range(*which.indices(len(self))):
+            if position in self.failed:
+                raise self.failed[position]
+            yield super().__getitem__(position)
 
 
 class Values:
@@ -69,9 +88,13 @@ class Values:
             items: list[Any] = self.fetch(identity, found)
             return items
         items = self.load_items(inner)
+        failed: dict[int, BaseException] = {}
         for position, (identity, found) in filled.items():
-            items[position] = self.fetch(identity, found)
-        return items
+            try:
+                items[position] = self.fetch(identity, found)
+            except Exception as error:  # That of the item's own task: raised at its turn.
+                failed[position] = error
+        return FailingItems(items, failed) if failed else items
 
     def fetch(self, identity: bytes, found: bytes) -> Any:
         """Return the value of an argument that is another object."""
@@ -81,7 +104,7 @@ class Values:
         references = runtime.session.references
         key = references.key_of(identity)
         with runtime.lock:
-            known = runtime.results.get(key) if key in references.units else None
+            known = runtime.results.get(key) if references.is_shared(key) else None
             if known is not None:
                 references.add(key)
         if known is None:
@@ -101,12 +124,7 @@ class Values:
                 f"object {identity.hex()} is gone: its owner ended while the call was"
                 " under way")
         with runtime.lock:
-            if key in references.units:  # Another thread of this worker was faster.
-                references.add(key)
-            references.units[key] = references.units.get(key, 0) + 1
-            if runtime.results.get(key, outcome.ELSEWHERE_OUTCOME)[0] == outcome.ELSEWHERE:
-                runtime.results[key] = place
-            return runtime.results[key]
+            return references.fetched(key, place)
 
     # -- results ---------------------------------------------------------------------------------
 
@@ -129,7 +147,7 @@ class Values:
         data = blob.to_bytes(encoded)
         if held:
             with runtime.lock:
-                runtime.session.outbox.call(messages.HOLD_FOR, client, held)
+                runtime.session.outbox.call(messages.HOLD_FOR, object_id(client, number), held)
             return outcome.holding(held, data)
         return data
 

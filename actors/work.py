@@ -103,6 +103,12 @@ class WorkQueue:
             work.next = high
             return low, high
 
+    def unclaim(self, work: TaskRange, item: int) -> int:
+        """Items from ``item`` on have been claimed and not begun: they may be taken back."""
+        with self.lock:
+            work.next = min(work.next, item)
+            return item
+
     def take_back(self, count: int | None) -> list[list[Any]]:
         """Return ranges that have not begun, last first, and forget them."""
         rows: list[list[Any]] = []

@@ -60,7 +60,7 @@ Command = Locate | FreeExtent | DeleteSpilled | Restore | Unreferenced
 class Entry:
     """One shared object."""
 
-    __slots__ = ("contained", "copies", "file", "holders", "is_actor", "nbytes", "offset",
+    __slots__ = ("contained", "copies", "file", "holders", "is_actor", "known", "nbytes", "offset",
                  "outcome", "pinned", "registered", "restoring", "waiters")
 
     def __init__(self) -> None:
@@ -74,9 +74,12 @@ class Entry:
         self.pinned: set[ProcessId] = set()
         self.waiters: set[ProcessId] = set()
         self.is_actor = False
+        self.known = False
+        """Whether its owner has told of it, or who made it: a hold alone brings nothing back."""
         self.restoring = False
         self.registered: ProcessId | None = None
-        """Whose unit the registration counted: a second execution counts none."""
+        """The owner, while it has not given up what was made for it: one hold, however often a
+        task was run to make it. A crash may lose word of one execution and not of another."""
         self.copies: list[int] = []
         """Extents that second executions wrote: somebody may have been told of one of them."""
 
@@ -115,11 +118,12 @@ class Directory:
         entry.holders.pop(holder, None)
         if len(holder) == 8:
             self.held_by.get(holder, set()).discard(identity)
-            entry.pinned.discard(holder)
+            if entry.registered != holder:
+                entry.pinned.discard(holder)
 
     def _settle(self, identity: ObjectId, entry: Entry) -> None:
         """Drop an entry that nobody holds."""
-        if entry.holders or entry.waiters:
+        if entry.holders or entry.waiters or entry.registered is not None:
             return
         if self.entries.pop(identity, None) is None:
             return
@@ -150,6 +154,7 @@ class Directory:
         """SHARE: the owner's reference escapes, or (not ``first``) its outcome has arrived."""
         if first:
             entry = self._entry(identity)
+            entry.known = True
             self._add(identity, entry, process, 1)
         else:
             known = self.entries.get(identity)
@@ -162,7 +167,7 @@ class Directory:
         self._settle(identity, entry)
 
     def _contain(self, identity: ObjectId, entry: Entry, contained: list[ObjectId]) -> None:
-        entry.contained = list(contained)
+        entry.contained.extend(contained)
         for inner in contained:
             self._add(inner, self._entry(inner), identity, 1)
 
@@ -170,22 +175,29 @@ class Directory:
                  contained: list[ObjectId], holder: ProcessId) -> None:
         """REGISTER: an extent holds this sealed object, for ``holder``."""
         entry = self._entry(identity)
+        self._hold_result(identity, entry, contained, holder)
         if entry.outcome is not None:
-            if entry.registered is None:
-                self.commands.append(FreeExtent(offset))  # It has ended in an error already.
-            else:
-                # A crashed worker had made it before, and may or may not have told its caller:
-                # both copies stay until the object goes, and the caller counts one of them.
-                entry.copies.append(offset)
-            return
-        entry.registered = holder
-        self._add(identity, entry, holder, 1)
-        self._contain(identity, entry, contained)
-        entry.offset, entry.nbytes = offset, nbytes
-        if holder in self.alive:
-            entry.pinned.add(holder)
-        self._resolve(identity, entry, outcome.stored(offset, nbytes))
+            # A crashed worker had made it before, and may or may not have told its caller: all
+            # copies stay until the object goes.
+            entry.copies.append(offset)
+        else:
+            entry.offset, entry.nbytes = offset, nbytes
+            self._resolve(identity, entry, outcome.stored(offset, nbytes))
         self._settle(identity, entry)
+
+    def hold_for(self, identity: ObjectId, contained: list[ObjectId]) -> None:
+        """HOLD_FOR: a result that is on its way to its owner by itself holds these."""
+        entry = self._entry(identity)
+        self._hold_result(identity, entry, contained, owner_of(identity))
+        self._settle(identity, entry)
+
+    def _hold_result(self, identity: ObjectId, entry: Entry, contained: list[ObjectId],
+                     owner: ProcessId) -> None:
+        entry.known = True
+        self._contain(identity, entry, contained)
+        if owner in self.alive:
+            entry.registered = owner
+            entry.pinned.add(owner)
 
     def _resolve(self, identity: ObjectId, entry: Entry, found: bytes) -> None:
         entry.outcome = found
@@ -201,9 +213,14 @@ class Directory:
                 entry.restoring = True
                 self.commands.append(Restore(identity))
             return
-        if entry.offset >= 0 and process in entry.holders:
+        if entry.offset >= 0 and (process in entry.holders or process == entry.registered):
             entry.pinned.add(process)
         self.commands.append(Locate(process, identity, entry.outcome))
+
+    def knows(self, identities: list[ObjectId]) -> bool:
+        """Return whether somebody has told of every one of these."""
+        return all((entry := self.entries.get(identity)) is not None and entry.known
+                   for identity in identities)
 
     def hold(self, process: ProcessId, identities: list[ObjectId]) -> None:
         """HOLD: the process has a reference to each of these."""
@@ -216,7 +233,7 @@ class Directory:
         answers: list[tuple[ObjectId, bytes | None]] = []
         for identity in identities:
             entry = self.entries.get(identity)
-            if entry is None:
+            if entry is None or not entry.known:
                 answers.append((identity, None))
                 continue
             self._add(identity, entry, process, 1)
@@ -228,32 +245,31 @@ class Directory:
             answers.append((identity, entry.outcome))
         return answers
 
-    def release(self, process: ProcessId, deltas: list[tuple[ObjectId, int]]) -> None:
-        """RELEASE: the process gives up units of each."""
+    def release(self, process: ProcessId, deltas: list[tuple[ObjectId, int]],
+                results: list[ObjectId]) -> None:
+        """RELEASE: the process gives up units of each, and what was made for it."""
         for identity, units in deltas:
             entry = self.entries.get(identity)
             if entry is None:
                 continue
             self._add(identity, entry, process, -units)
             self._settle(identity, entry)
-
-    def forget(self, process: ProcessId, identities: list[ObjectId]) -> None:
-        """FORGET: results that a dead worker may have registered for ``process`` are void."""
-        for identity in identities:
+        for identity in results:
             entry = self.entries.get(identity)
-            if entry is None or entry.registered != process:
-                continue
-            entry.outcome = entry.registered = None
-            self._drop_value(identity, entry)
-            self._add(identity, entry, process, -1)
-            self._settle(identity, entry)
+            if entry is not None and entry.registered == process:
+                entry.registered = None
+                if process not in entry.holders:
+                    entry.pinned.discard(process)
+                self._settle(identity, entry)
 
     def locate(self, process: ProcessId, identities: list[ObjectId]) -> None:
         """LOCATE: tell the process each outcome, when it is there."""
         for identity in identities:
             entry = self.entries.get(identity)
-            if entry is None:
-                self.commands.append(Locate(process, identity, self.lost_outcome))
+            if entry is None or not entry.known:
+                alive = owner_of(identity) in self.alive
+                self.commands.append(Locate(process, identity, self.lost_outcome if alive
+                                            else self.owner_died_outcome))
             elif entry.outcome is None:
                 if owner_of(identity) in self.alive:
                     entry.waiters.add(process)
@@ -275,6 +291,8 @@ class Directory:
         for identity, entry in list(self.entries.items()):
             entry.pinned.discard(process)
             entry.waiters.discard(process)
+            if entry.registered == process:
+                entry.registered = None
             if entry.outcome is None and not entry.is_actor and owner_of(identity) == process:
                 self._resolve(identity, entry, self.owner_died_outcome)
             self._settle(identity, entry)
@@ -284,7 +302,7 @@ class Directory:
     def actor_created(self, process: ProcessId, actor: ObjectId) -> None:
         """Count handles of an actor; its creator has the first."""
         entry = self._entry(actor)
-        entry.is_actor = True
+        entry.is_actor = entry.known = True
         entry.outcome = b"\0"
         self._add(actor, entry, process, 1)
 
@@ -318,7 +336,7 @@ class Directory:
     def restored(self, identity: ObjectId, offset: int) -> bool:
         """The object is in memory again; False: nobody wants it any more."""
         entry = self.entries.get(identity)
-        if entry is None:
+        if entry is None or not entry.restoring:
             return False
         entry.restoring = False
         entry.offset = offset
@@ -352,7 +370,9 @@ class Directory:
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
         for identity, entry in self.entries.items():
-            assert entry.holders or entry.waiters, f"{identity.hex()} is held by nobody"
+            assert entry.holders or entry.waiters or entry.registered, f"{identity.hex()} is loose"
+            assert entry.known or not entry.waiters, "somebody waits for news of nothing"
+            assert entry.registered is None or entry.registered in self.alive
             assert 0 not in entry.holders.values()
             for holder in entry.holders:
                 assert len(holder) == 16 or holder in self.alive
@@ -361,4 +381,5 @@ class Directory:
                 assert self.entries[inner].holders.get(identity), "a contained object is not held"
             assert entry.pinned <= self.alive
         offsets = [entry.offset for entry in self.entries.values() if entry.offset >= 0]
+        offsets += [offset for entry in self.entries.values() for offset in entry.copies]
         assert len(offsets) == len(set(offsets)), "two objects in one extent"

@@ -16,7 +16,7 @@ from typing import Any
 from zray.protocol.ids import ActorId, ProcessId
 
 from .resources import Grant, read_request
-from .scheduling import Claim
+from .scheduling import Claim, Environment, job_of
 
 PENDING, STARTING, ALIVE, RESTARTING, DEAD = "PENDING", "STARTING", "ALIVE", "RESTARTING", "DEAD"
 
@@ -95,6 +95,11 @@ class Actor:
         self.unreferenced = False
 
     @property
+    def env(self) -> Environment:
+        """Its job and its variables, as workers are chosen by them."""
+        return tuple(sorted(self.details["env"].items()))
+
+    @property
     def shared(self) -> bool:
         """Whether it lives in a worker with others."""
         return bool(self.details["isolation"] == "shared")
@@ -107,8 +112,9 @@ class Dispatcher:
         self.shared_hosts = max(1, shared_hosts)
         self.actors: dict[ActorId, Actor] = {}
         self.by_worker: dict[ProcessId, set[ActorId]] = {}
-        self.hosts: list[ProcessId] = []
-        self.hosts_claimed: dict[ActorId, bool] = {}
+        self.hosts: dict[ProcessId, Environment] = {}
+        """Workers of shared actors, with the job and variables that all actors there have."""
+        self.hosts_claimed: dict[ActorId, Environment] = {}
         self.waiting_for_host: list[ActorId] = []
         self.commands: list[Command] = []
         self.next_host = 0
@@ -133,24 +139,26 @@ class Dispatcher:
 
     def _claim(self, actor: Actor, host: ProcessId | None) -> None:
         details = actor.details
-        env = tuple(sorted(details["env"].items()))
         self.commands.append(Claim(actor.actor, read_request(details["placement"]),
-                                   read_request(details["resources"]), env, host))
+                                   read_request(details["resources"]), actor.env, host))
 
     def _seek_shared(self, actor: Actor) -> None:
-        """Shared actors take turns over a few hosts; a host is claimed as an actor without needs."""
-        if len(self.hosts) + len(self.hosts_claimed) < self.shared_hosts:
-            self.hosts_claimed[actor.actor] = True
-            self.commands.append(Claim(actor.actor, {}, {}, (), None))
+        """Shared actors take turns over a few hosts; one is claimed as an actor without needs."""
+        env = actor.env
+        hosts = [host for host, its in self.hosts.items() if its == env]
+        claimed = sum(its == env for its in self.hosts_claimed.values())
+        if len(hosts) + claimed < self.shared_hosts:
+            self.hosts_claimed[actor.actor] = env
+            self.commands.append(Claim(actor.actor, {}, {}, env, None))
             self.waiting_for_host.append(actor.actor)
-        elif not self.hosts:
+        elif not hosts:
             self.waiting_for_host.append(actor.actor)
         else:
-            self._enter_host(actor)
+            self._enter_host(actor, hosts)
 
-    def _enter_host(self, actor: Actor) -> None:
-        self.next_host = (self.next_host + 1) % len(self.hosts)
-        host = self.hosts[self.next_host]
+    def _enter_host(self, actor: Actor, hosts: list[ProcessId]) -> None:
+        self.next_host += 1
+        host = hosts[self.next_host % len(hosts)]
         resources = read_request(actor.details["resources"])
         if resources:
             self._claim(actor, host)
@@ -159,13 +167,16 @@ class Dispatcher:
 
     def claimed(self, identity: ActorId, worker: ProcessId, grant: Grant) -> None:
         """The scheduler has served a claim."""
-        if self.hosts_claimed.pop(identity, False):
-            self.hosts.append(worker)
+        env = self.hosts_claimed.pop(identity, None)
+        if env is not None:
+            self.hosts[worker] = env
             self.by_worker.setdefault(worker, set())
             waiting, self.waiting_for_host = self.waiting_for_host, []
             for waiter in waiting:
-                if waiter in self.actors:
-                    self._enter_host(self.actors[waiter])
+                if waiter in self.actors and self.actors[waiter].env != env:
+                    self.waiting_for_host.append(waiter)
+                elif waiter in self.actors:
+                    self._enter_host(self.actors[waiter], [worker])
             return
         actor = self.actors.get(identity)
         if actor is None:
@@ -202,6 +213,10 @@ class Dispatcher:
             self.commands.append(End(identity, worker, incarnation))
 
     # -- watching --------------------------------------------------------------------------------
+
+    def knows(self, identity: ActorId) -> bool:
+        """Return whether this actor lives here, or died not long ago."""
+        return identity in self.actors or identity in self.dead
 
     def watch(self, process: ProcessId, identity: ActorId) -> None:
         """WATCH_ACTOR: tell the process now and at every change."""
@@ -287,8 +302,7 @@ class Dispatcher:
 
     def worker_died(self, worker: ProcessId, cause: bytes) -> None:
         """Its actors restart where they may; else they are dead."""
-        if worker in self.hosts:
-            self.hosts.remove(worker)
+        self.hosts.pop(worker, None)
         for identity in list(self.by_worker.pop(worker, ())):
             actor = self.actors[identity]
             self._leave(actor)
@@ -305,6 +319,13 @@ class Dispatcher:
         actor.cause = cause
         self._changed(actor)
         self._seek_place(actor)
+
+    def retire_hosts(self, jobs: set[str]) -> None:
+        """End the hosts without actors whose job is none of these: nobody will use them again."""
+        for worker, env in list(self.hosts.items()):
+            if not self.by_worker.get(worker) and job_of(env) not in jobs:
+                del self.hosts[worker]
+                self.commands.append(KillWorker(worker, "its job has ended"))
 
     def process_died(self, process: ProcessId) -> None:
         """A process with handles is gone (its holds are the directory's affair)."""

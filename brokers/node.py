@@ -83,6 +83,8 @@ class Node:
         self._set_up_tables()
         self._set_up_sockets()
         self.malformed = 0
+        self.early: list[tuple[Process, bytes]] = []
+        self.looking_again = False
         self.on_ready: Callable[[], None] | None = None
         """Called once, when the first worker is there (or has not come for a second)."""
         self.now = time.monotonic()
@@ -154,16 +156,40 @@ class Node:
                 # What was written to a stream before one of these messages was sent is readable
                 # by now, though it may not have been when poll returned.
                 ready = self.poller.poll(0)
-            for descriptor, _events in ready:
-                if descriptor != inbox_fd:
-                    callback = self.callbacks.get(descriptor)
-                    if callback is not None:
-                        callback()
+            self._serve_streams(ready)
+            if self.early:
+                self._second_look()
             for sender, header, payloads in received:
                 self._handle_message(sender, header, payloads)
             self._duties()
             perform_all(self)
         self._shut_down()
+
+    def _serve_streams(self, ready: list[tuple[int, int]]) -> None:
+        for descriptor, _events in ready:
+            callback = self.callbacks.get(descriptor)
+            if callback is not None:
+                callback()
+
+    def _second_look(self) -> None:
+        """Handle calls that named something nobody had told of.
+
+        A process may have learnt of it from another one, whose own stream was read before it
+        wrote of it: that is readable by now.
+        """
+        early, self.early = self.early, []
+        self._serve_streams(self.poller.poll(0))
+        self.looking_again = True
+        for process, packed in early:
+            self.handle_call(process, packed)
+        self.looking_again = False
+
+    def not_yet(self, process: Process, message: list[Any]) -> bool:
+        """Put off a call whose object or actor is unknown; False where it was put off before."""
+        if self.looking_again:
+            return False
+        self.early.append((process, frames.pack(*message[1:2], *message[3:])))
+        return True
 
     def _timeout_s(self) -> float:
         due = self._next_sweep - time.monotonic()
@@ -230,6 +256,8 @@ class Node:
     def _sweep_jobs(self) -> None:
         if self.output_log is not None:
             bound_log(os.path.join(self.directory, "node.log"))
+        if self.dispatcher.hosts:
+            self.dispatcher.retire_hosts({identity.hex() for identity in self.processes.drivers})
         if len(self.processes.jobs) > len(self.processes.drivers):
             living = {job_of(worker.env) for worker in self.scheduler.workers.values()}
             living.update(actor.details["env"][JOB_VARIABLE]
@@ -260,7 +288,6 @@ class Node:
             return
         process = self.processes.join(identity, role, pid, stream, details)
         if role == "observer":
-            self.processes.observers[identity] = process
             stream.queue(frames.pack(messages.WELCOME, {"node": self.process}))
             self.watch(stream.fileno(), lambda: self._read_lifeline(process))
             return
@@ -511,12 +538,15 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
         json.dump(report, file)
     node.on_ready = lambda: _report_ready(node, report, ready_fd)
     _note(f"node {node.process.hex()} runs in {directory}, pid {os.getpid()}")
+    crashed = True
     try:
         node.run()
+        crashed = False
         _note(f"node {node.process.hex()} has ended: {node.stopping}")
     finally:
-        if node.embedded:
-            # Its driver does this too, unless it was killed.
+        # Its driver removes the directory too, unless it was killed; after a crash of ours it
+        # reads the log first, to say why.
+        if node.embedded and not (crashed and node.processes.drivers):
             shutil.rmtree(directory, ignore_errors=True)
     return 0
 

@@ -61,7 +61,10 @@ def _allocate(node: Node, process: Process, message: list[Any]) -> None:
         raise errors.RemoteProtocolError(f"ALLOCATE of {nbytes!r} bytes")
 
     def done(extent: Extent | None, error: Exception | None) -> None:
-        value = [extent.offset, extent.nbytes, extent.fresh] if extent is not None else None
+        value = None
+        if extent is not None:
+            spares = node.store.spares(process.identity, extent.nbytes)
+            value = [extent.offset, extent.nbytes, extent.fresh, spares]
         node.answer(process, value, error)
 
     node.store.allocate(process.identity, nbytes, node.now, done)
@@ -85,16 +88,20 @@ def _share(node: Node, process: Process, message: list[Any]) -> None:
 
 def _hold(node: Node, process: Process, message: list[Any]) -> None:
     if message[4]:
+        if not node.objects.knows(message[3]) and node.not_yet(process, message):
+            return
         node.answer(process, node.objects.hold_certain(process.identity, message[3]))
     else:
         node.objects.hold(process.identity, message[3])
 
 
 def _hold_for(node: Node, _process: Process, message: list[Any]) -> None:
-    node.objects.hold(message[3], message[4])
+    node.objects.hold_for(message[3], message[4])
 
 
 def _locate(node: Node, process: Process, message: list[Any]) -> None:
+    if not node.objects.knows(message[3]) and node.not_yet(process, message):
+        return
     node.objects.locate(process.identity, message[3])
 
 
@@ -127,10 +134,14 @@ def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _watch_actor(node: Node, process: Process, message: list[Any]) -> None:
+    if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
+        return
     node.dispatcher.watch(process.identity, message[3])
 
 
-def _kill_actor(node: Node, _process: Process, message: list[Any]) -> None:
+def _kill_actor(node: Node, process: Process, message: list[Any]) -> None:
+    if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
+        return
     from .node import error_outcome
     cause = error_outcome(errors.ActorDiedError("zray.kill() ended it"))
     node.dispatcher.kill(message[3], cause, no_restart=message[4])
@@ -167,21 +178,12 @@ def _unlease(node: Node, process: Process, message: list[Any]) -> None:
     node.scheduler.unlease(process.identity, message[3])
 
 
-def _reconcile(node: Node, process: Process, message: list[Any]) -> None:
-    missing = node.scheduler.unknown(process.identity, message[3])
-    node.send(process.identity, messages.RECONCILED, missing)
-
-
 def _kv(node: Node, process: Process, message: list[Any]) -> None:
     node.answer(process, node.gcs.kv(message[3], message[4]))
 
 
 def _inspect(node: Node, process: Process, message: list[Any]) -> None:
     node.answer(process, inspection.inspect(node, message[3], message[4]))
-
-
-def _forget(node: Node, process: Process, message: list[Any]) -> None:
-    node.objects.forget(process.identity, message[3])
 
 
 def _stop(node: Node, process: Process, message: list[Any]) -> None:
@@ -210,7 +212,7 @@ CALL_RULES: dict[int, Rule] = {
     messages.CREATE_ACTOR: _create_actor, messages.WATCH_ACTOR: _watch_actor,
     messages.KILL_ACTOR: _kill_actor, messages.NAMED_ACTOR: _named_actor,
     messages.LIST_NAMED: _list_named, messages.CANCEL: _cancel, messages.RECLAIMED: _reclaimed,
-    messages.LEASE: _lease, messages.UNLEASE: _unlease, messages.RECONCILE: _reconcile,
-    messages.KV: _kv, messages.INSPECT: _inspect, messages.FORGET: _forget, messages.STOP: _stop,
+    messages.LEASE: _lease, messages.UNLEASE: _unlease,
+    messages.KV: _kv, messages.INSPECT: _inspect, messages.STOP: _stop,
     messages.ACTOR_EXIT: _actor_exit, messages.GOODBYE: _goodbye,
 }

@@ -118,6 +118,11 @@ def _fail(node: Node, command: scheduling.Fail) -> None:
     node.send(command.client, messages.TASK_FAILED, command.first, command.items, found)
 
 
+def _cancelled_early(node: Node, command: scheduling.Cancelled) -> None:
+    for item in command.items:
+        _cancelled(node, command.client, command.first, item)
+
+
 def _claimed(node: Node, command: scheduling.Claimed) -> None:
     node.dispatcher.claimed(command.actor, command.worker, command.grant)
 
@@ -222,7 +227,8 @@ def _unreferenced(node: Node, command: directory.Unreferenced) -> None:
 _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     scheduling.Run: _run, scheduling.Reclaim: _reclaim, scheduling.Recall: _recall,
     scheduling.Granted: _granted, scheduling.Fork: _fork, scheduling.Kill: _kill,
-    scheduling.Fail: _fail, scheduling.Claimed: _claimed, scheduling.Claim: _claim,
+    scheduling.Cancelled: _cancelled_early, scheduling.Fail: _fail,
+    scheduling.Claimed: _claimed, scheduling.Claim: _claim,
     dispatcher.End: _end, dispatcher.KillWorker: _kill_worker,
     dispatcher.ReleaseGrant: _release_grant, dispatcher.Record: _record,
     directory.FreeExtent: _free_extent, directory.DeleteSpilled: _delete_spilled,

@@ -42,7 +42,12 @@ def _actor_started(node: Node, process: Process, message: list[Any],
 
 
 def _release(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
-    node.objects.release(process.identity, message[3])
+    node.objects.release(process.identity, message[3], message[4])
+
+
+def _reconcile(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
+    missing = node.scheduler.unknown(process.identity, message[3])
+    node.send(process.identity, messages.RECONCILED, missing)
 
 
 def _ping(_node: Node, _process: Process, _message: list[Any], _payloads: list[bytes]) -> None:
@@ -54,5 +59,6 @@ MAILBOX_RULES: dict[int, Rule] = {
     messages.FINISHED: _finished,
     messages.ACTOR_STARTED: _actor_started,
     messages.RELEASE: _release,
+    messages.RECONCILE: _reconcile,
     messages.PING: _ping,
 }

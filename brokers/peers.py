@@ -13,10 +13,10 @@ from zray.net.channel import Channel
 
 
 class Process:
-    """A driver or worker that said HELLO."""
+    """A driver, a worker or an observer that said HELLO."""
 
-    __slots__ = ("acquainted", "calls", "details", "dropped_lines", "identity", "knows_job", "lifeline",
-                 "pid", "role", "said_goodbye")
+    __slots__ = ("acquainted", "calls", "details", "dropped_lines", "identity", "knows_job",
+                 "lifeline", "pid", "role", "said_goodbye")
 
     def __init__(self, identity: bytes, role: str, pid: int, lifeline: Channel,
                  details: dict[str, Any]) -> None:
@@ -45,9 +45,8 @@ class Processes:
         self.drivers: dict[bytes, Process] = {}
         self.starting: dict[bytes, float] = {}
         self.waiting_for_function: dict[bytes, list[Process]] = {}
-        self.observers: dict[bytes, Process] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
-        """What a job's workers need: where it imports from. By job in hex, kept beyond the driver."""
+        """Where a job's workers import from, by job in hex; kept while it has workers."""
 
     def forked(self, identity: bytes, now: float) -> None:
         """A worker is on its way."""
@@ -71,7 +70,8 @@ class Processes:
         job = process.identity.hex()
         self.jobs[job] = {"job": job, "path": process.details.get("path", []),
                           "cwd": process.details.get("cwd"),
-                          "namespace": process.details.get("namespace") or ""}
+                          "namespace": process.details.get("namespace") or "",
+                          "env_vars": process.details.get("env_vars", {})}
 
     def forget_jobs(self, living: set[str]) -> None:
         """Keep the jobs of the drivers that are here and those named, which still have workers."""
@@ -82,7 +82,6 @@ class Processes:
         """Forget a dead process."""
         self.by_id.pop(identity, None)
         self.drivers.pop(identity, None)
-        self.observers.pop(identity, None)
         self.starting.pop(identity, None)
 
     def drop_classes(self, identity: bytes) -> None:

@@ -118,6 +118,10 @@ class Reception:
         path = details.get("path", [])
         if type(path) is not list or not all(type(entry) is str for entry in path):
             raise errors.RemoteProtocolError("HELLO with a malformed path")
+        env_vars = details.get("env_vars", {})
+        if type(env_vars) is not dict or not all(
+                type(text) is str for pair in env_vars.items() for text in pair):
+            raise errors.RemoteProtocolError("HELLO with malformed env_vars")
 
     def _refuse(self, stream: channel.Channel, reason: str) -> None:
         del self._waiting[stream]

@@ -28,6 +28,7 @@ from .scheduling import (
     LEASED,
     RUNNING,
     STARTING,
+    Cancelled,
     Claim,
     Claimed,
     Command,
@@ -49,6 +50,9 @@ from .scheduling import (
 _STUCK_S = 0.005
 """A worker that has not reported for this long is inside a task longer than its estimate."""
 
+_CANCELS_MAX = 10_000
+"""Batches whose cancelled items are remembered; most have ended when they were cancelled."""
+
 
 class Scheduler:
     """All tasks and workers of one node."""
@@ -66,6 +70,8 @@ class Scheduler:
         self.claims: deque[Claim] = deque()
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
         self.now = 0.0
+        self.cancelled: dict[tuple[bytes, int], set[int]] = {}
+        """Items of batches (client, first) that must not be queued (again)."""
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -82,6 +88,25 @@ class Scheduler:
         self.pump()
 
     def _queue(self, work: Range, *, front: bool = False) -> None:
+        if self.cancelled:
+            items = self.cancelled.get((work.task_class.client, work.first))
+            if items is not None:
+                self._queue_others(work, items, front=front)
+                return
+        self._append(work, front=front)
+
+    def _queue_others(self, work: Range, cancelled: set[int], *, front: bool) -> None:
+        """Queue what is not cancelled of a range, tell of the rest."""
+        found = sorted(item for item in cancelled if work.low <= item < work.high)
+        bounds = [work.low - 1, *found, work.high]
+        parts = [work.tail(low + 1).head(high)
+                 for low, high in zip(bounds, bounds[1:], strict=False) if low + 1 < high]
+        for part in reversed(parts) if front else parts:
+            self._append(part, front=front)
+        if found:
+            self.commands.append(Cancelled(work.task_class.client, work.first, found))
+
+    def _append(self, work: Range, *, front: bool) -> None:
         shape = work.task_class.shape
         queue = self.queues.get(shape)
         if queue is None:
@@ -110,6 +135,8 @@ class Scheduler:
                 self.commands.append(Kill(worker.process, "its caller is gone"))
         for key in [key for key in self.classes if key[0] == client]:
             del self.classes[key]
+        for key in [key for key in self.cancelled if key[0] == client]:
+            del self.cancelled[key]
         self.pump()
 
     # -- workers ---------------------------------------------------------------------------------
@@ -316,6 +343,8 @@ class Scheduler:
         for worker in self.running.get(shape, {}).values():
             if worker.blocked or worker.reclaiming or worker.backlog_us > WORKER_BACKLOG_US / 2:
                 continue
+            if worker.retiring:
+                continue
             if worker.outstanding and (worker.outstanding[0].alone
                                        or self.queues[shape][0].alone
                                        or self.now - worker.reported > _STUCK_S * 4):
@@ -334,6 +363,8 @@ class Scheduler:
         count = max(1, min(room, share, WORKER_BACKLOG_TASKS_MAX, work.high - work.low))
         if work.alone or work.retries == 0:
             count = 1
+        if task_class.max_calls:
+            count = self._within_max_calls(worker, task_class, count)
         if count < work.high - work.low:
             part = work.head(work.low + count)
             work.low += count
@@ -349,6 +380,14 @@ class Scheduler:
         worker.known.add(task_class.key)
         self.commands.append(Run(worker.process, part, part.low, part.high, not known,
                                  worker.grant.gpu_ids if worker.grant else ()))
+
+    def _within_max_calls(self, worker: WorkerState, task_class: TaskClass, count: int) -> int:
+        """Return how many calls a worker may still be given; after the last one it retires."""
+        given = worker.calls.get(task_class.key, 0)
+        count = min(count, task_class.max_calls - given)
+        worker.calls[task_class.key] = given + count
+        worker.retiring = given + count >= task_class.max_calls
+        return count
 
     def _more_slots(self, shape: Shape) -> int:
         """Return how many more workers of this shape the free resources allow (at most 8)."""
@@ -419,6 +458,9 @@ class Scheduler:
         worker.backlog_us = 0.0
         if worker.state != RUNNING or not worker.pooled or worker.shape is None:
             return
+        if worker.retiring:
+            self._free(worker)
+            return
         if self.queued[worker.shape] and not worker.blocked and not self._others_wait(worker.shape):
             return  # pump() refills it without giving the resources back in between.
         self._free(worker)
@@ -434,6 +476,14 @@ class Scheduler:
             self.resources.release(worker.grant)
             worker.grant = None
         worker.blocked = False
+        if worker.retiring:
+            worker.state = IDLE  # And in no pool: nobody finds it any more.
+            worker.shape = None
+            worker.pooled = False
+            worker.blameless = True
+            self.commands.append(Kill(worker.process, "max_calls", graceful=True))
+            self._keep_pool()
+            return
         self._to_idle(worker)
 
     def tick(self, now: float) -> None:
@@ -452,16 +502,30 @@ class Scheduler:
     def _rebalance(self, now: float) -> None:
         """Take tasks back from a worker that does not get to them while resources are free."""
         for shape, workers in self.running.items():
-            if self.queued.get(shape) or not self.resources.fits(shape.amounts):
-                continue
+            spare = not self.queued.get(shape) and self.resources.fits(shape.amounts)
             for worker in workers.values():
                 waiting = sum(work.high - work.low for work in worker.outstanding) - 1
-                if waiting < 1 or worker.reclaiming or worker.blocked:
+                if waiting < 1 or worker.reclaiming:
+                    continue
+                if worker.blocked:
+                    self._reclaim_again(worker, now)
+                if worker.blocked or not spare:
                     continue
                 stuck = now - worker.reported > _STUCK_S
                 if stuck or worker.backlog_us > WORKER_BACKLOG_US:
                     worker.reclaiming = True
                     self.commands.append(Reclaim(worker.process, None if stuck else waiting // 2))
+
+    def _reclaim_again(self, worker: WorkerState, now: float) -> None:
+        """A blocked worker has kept tasks: they reached it after the word that took them back.
+
+        What it waits for may be behind one of them, so nobody else would ever ask.
+        """
+        if now >= worker.reclaim_at:
+            worker.reclaim_at = now + worker.patience_s
+            worker.patience_s = min(1.0, worker.patience_s * 2)
+            worker.reclaiming = True
+            self.commands.append(Reclaim(worker.process, None))
 
     def reclaimed(self, process: bytes, rows: list[list[Any]]) -> None:
         """RECLAIMED: the worker has not begun these ranges [client, first, low, high]."""
@@ -480,6 +544,9 @@ class Scheduler:
                         worker.outstanding.remove(work)
                     worker.backlog_us = max(0.0, worker.backlog_us
                                             - count * work.task_class.estimate_us)
+                    if work.task_class.max_calls:
+                        worker.calls[work.task_class.key] -= count
+                        worker.retiring = False
                     self._queue(back, front=True)
                     break
         if not worker.outstanding:
@@ -492,6 +559,7 @@ class Scheduler:
         if worker is None or worker.blocked:
             return
         worker.blocked = True
+        worker.reclaim_at, worker.patience_s = 0.0, _STUCK_S
         if worker.grant is not None:
             self.resources.lend(worker.grant)
         if sum(work.high - work.low for work in worker.outstanding) > 1:
@@ -514,7 +582,8 @@ class Scheduler:
         """LEASE: grant an idle worker where nobody else waits."""
         task_class = self.classes.get((client, class_number))
         worker: WorkerState | None = None
-        if (task_class is not None and not self.claims and not any(self.queued.values())
+        if (task_class is not None and not task_class.max_calls
+                and not self.claims and not any(self.queued.values())
                 and "GPU" not in task_class.shape.amounts):
             if self.resources.fits(task_class.shape.amounts):
                 worker = self._take_idle(task_class.shape.env)
@@ -534,7 +603,10 @@ class Scheduler:
         self.pump()
 
     def cancel(self, client: bytes, first: int, item: int) -> tuple[bool, bytes | None]:
-        """Remove a queued task: (removed, None), or (False, the worker that has it or None)."""
+        """Remove a queued task: (removed, None), or (False, the worker that has it or None).
+
+        One that is not here is remembered: its batch may be on its way, or come back unrun.
+        """
         for shape, queue in self.queues.items():
             for work in list(queue):
                 if (work.task_class.client == client and work.first == first
@@ -550,8 +622,15 @@ class Scheduler:
             for work in worker.outstanding:
                 if (work.task_class.client == client and work.first == first
                         and work.low <= item < work.high):
+                    self._remember_cancel(client, first, item)
                     return False, worker.process
+        self._remember_cancel(client, first, item)
         return False, None
+
+    def _remember_cancel(self, client: bytes, first: int, item: int) -> None:
+        self.cancelled.setdefault((client, first), set()).add(item)
+        if len(self.cancelled) > _CANCELS_MAX:
+            del self.cancelled[next(iter(self.cancelled))]
 
     def forgive(self, process: bytes, client: bytes, first: int, item: int) -> None:
         """A worker is about to be killed for this task: it must not run again."""

@@ -55,13 +55,14 @@ class Shape:
 class TaskClass:
     """A client's function with its options."""
 
-    __slots__ = ("client", "estimate_us", "key", "name", "shape", "spec")
+    __slots__ = ("client", "estimate_us", "key", "max_calls", "name", "shape", "spec")
 
     def __init__(self, client: bytes, number: int, spec: list[Any]) -> None:
         self.client = client
         self.key = (client, number)
         self.spec = spec
         self.name: str = spec[1]
+        self.max_calls: int = spec[8]
         self.shape = Shape(read_request(spec[2]), tuple(sorted(spec[7].items())))
         self.estimate_us = float(TASK_ESTIMATE_US)
 
@@ -111,9 +112,10 @@ class Range:
 class WorkerState:
     """One worker process as the scheduler sees it."""
 
-    __slots__ = ("backlog_us", "blameless", "blocked", "env", "grant", "idle_since", "known",
-                 "lessee", "outstanding", "pooled", "process", "recalled", "reclaiming",
-                 "reported", "shape", "state")
+    __slots__ = ("backlog_us", "blameless", "blocked", "calls", "env", "grant", "idle_since", "known",
+                 "lessee", "outstanding", "patience_s", "pooled", "process", "recalled",
+                 "reclaim_at", "reclaiming",
+                 "reported", "retiring", "shape", "state")
 
     def __init__(self, process: bytes, env: Environment) -> None:
         self.process = process
@@ -126,8 +128,15 @@ class WorkerState:
         self.outstanding: deque[Range] = deque()
         self.backlog_us = 0.0
         self.known: set[tuple[bytes, int]] = set()
+        self.calls: dict[tuple[bytes, int], int] = {}
+        """How often it was given each function that has max_calls."""
+        self.retiring = False
+        """It has had its max_calls of one: it ends when it has run them."""
         self.blocked = False
         self.reclaiming = False
+        self.reclaim_at = 0.0
+        self.patience_s = 0.0
+        """While it is blocked: when to ask again for what it has not begun, and then again."""
         self.blameless = False
         """It is being ended on purpose: none of its tasks crashed it."""
         self.lessee: bytes | None = None
@@ -221,4 +230,13 @@ class Claimed:
     grant: Grant
 
 
-Command = Run | Reclaim | Recall | Granted | Fork | Kill | Fail | Claimed
+@dataclass(slots=True)
+class Cancelled:
+    """These items were cancelled before they ran: tell their submitter."""
+
+    client: bytes
+    first: int
+    items: list[int]
+
+
+Command = Cancelled | Run | Reclaim | Recall | Granted | Fork | Kill | Fail | Claimed

@@ -24,6 +24,8 @@ from .allocator import Allocator, Extent
 from .directory import Directory
 from .spill import SpillStore
 
+_SPARES = 3
+_SPARE_BYTES_MAX = 4 << 20
 _PREFAULT_BYTES = 64 << 20
 _DISK_RETRY_S = 0.2
 """A full disk is not asked again before this."""
@@ -98,6 +100,26 @@ class Store:
         self._asked_at = -1.0
         self.serve(now)
 
+    def spares(self, process: bytes, nbytes: int) -> list[int]:
+        """Lease a few more warm extents of the same size: who makes one object makes more.
+
+        None where memory is not plentiful, and never fresh pages, which would cost their commit.
+        """
+        spares: list[int] = []
+        allocator = self.allocator
+        if nbytes > _SPARE_BYTES_MAX or self.waiting:
+            return spares
+        while len(spares) < _SPARES and allocator.free_bytes * 2 > self.segment.capacity_bytes:
+            extent = allocator.allocate(nbytes)
+            if extent is None:
+                break
+            if extent.fresh or self._has_hole(extent):
+                allocator.free(extent.offset)
+                break
+            self.leased[extent.offset] = (process, extent.nbytes, False)
+            spares.append(extent.offset)
+        return spares
+
     def serve(self, now: float) -> None:
         """Serve waiting requests in order; make room for the first that does not fit."""
         while self.waiting:
@@ -157,7 +179,9 @@ class Store:
 
     def registered(self, offset: int) -> None:
         """A leased extent holds a sealed object now: it is the node's."""
-        self.leased.pop(offset, None)
+        lease = self.leased.pop(offset, None)
+        if lease is not None and lease[2] and self._holes:
+            self._fill_holes(offset, lease[1])
 
     def owns(self, process: bytes, offset: int) -> bool:
         """Return whether this extent is leased to this process."""
@@ -184,11 +208,14 @@ class Store:
         """Free a leased extent; a fresh one may never have been given memory."""
         _process, nbytes, fresh = self.leased.pop(offset)
         if fresh:
-            if self.segment.is_committed(offset, nbytes):
-                self._holes.pop(offset, None)
-            else:
-                self._holes[offset] = nbytes
+            self._fill_holes(offset, nbytes)
+            self._holes.update(self.segment.holes(offset, nbytes))
         self.allocator.free(offset)
+
+    def _fill_holes(self, offset: int, nbytes: int) -> None:
+        """All of this extent was committed, or is looked at again."""
+        for at in [at for at in self._holes if offset <= at < offset + nbytes]:
+            del self._holes[at]
 
     def _has_hole(self, extent: Extent) -> bool:
         end = extent.offset + extent.nbytes

@@ -152,7 +152,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.SUBMIT: (_list_of(_batch),),
     messages.FINISHED: (_list_of(_report),),
     messages.ACTOR_STARTED: (_list_of(_row(_object, _count, _or_none(_bytes))),),
-    messages.RELEASE: (_list_of(_row(_object, _units)),),
+    messages.RELEASE: (_list_of(_row(_object, _units)), _objects),
     # Calls.
     messages.DECLARE_CLASS: (_count, _class_spec),
     messages.PUT_FUNCTION: (_bytes, _bytes),
@@ -162,7 +162,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.REGISTER: (_object, _count, _count, _objects, _process),
     messages.SHARE: (_object, _or_none(_bytes), _objects, _flag),
     messages.HOLD: (_objects, _flag),
-    messages.HOLD_FOR: (_process, _objects),
+    messages.HOLD_FOR: (_object, _objects),
     messages.LOCATE: (_objects,),
     messages.UNPINNED: (_objects,),
     messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _bytes),
@@ -177,7 +177,6 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.RECONCILE: (_list_of(_asked),),
     messages.KV: (_text, _list_of(_any)),
     messages.INSPECT: (_text, _dict_of(_text, _any)),
-    messages.FORGET: (_objects,),
     messages.STOP: (_text,),
     messages.ACTOR_EXIT: (_object, _bytes),
 }

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +23,13 @@ from zray.net.channel import Channel
 from zray.protocol import frames, messages
 
 _LINE_BYTES_MAX = 64 * 1024
+_STATUS_S = 0.02
 
 
 class WorkerProcess:
     """One forked worker."""
 
-    __slots__ = ("buffers", "env", "label", "pid", "pipes", "process", "status")
+    __slots__ = ("buffers", "env", "killed", "label", "pid", "pipes", "process", "status")
 
     def __init__(self, process: bytes, env: tuple[tuple[str, str], ...],
                  pipes: tuple[int, int]) -> None:
@@ -37,6 +40,7 @@ class WorkerProcess:
         self.buffers = {pipe: b"" for pipe in pipes}
         self.label = ""
         self.status: int | None = None
+        self.killed = False
 
 
 class Zygote:
@@ -196,6 +200,7 @@ class Workers:
         """Send a signal to a worker that is (perhaps) still alive."""
         worker = self.by_process.get(process)
         if worker is not None and worker.pid and worker.status is None:
+            worker.killed = True
             # The zygote reaps its children, and a pid it has not reaped is not reused.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signum)
@@ -205,9 +210,20 @@ class Workers:
         self._read_zygote()
         worker = self.by_process.pop(process, None)
         if worker is not None:
+            if worker.pid and worker.status is None and not worker.killed:
+                self._await_status(worker)
             for descriptor in worker.pipes:
                 self._drain_pipe(worker, descriptor)
         return worker
+
+    def _await_status(self, worker: WorkerProcess) -> None:
+        """A crash's EOF comes before the zygote has reaped it: how it ended is worth a moment."""
+        deadline = time.monotonic() + _STATUS_S
+        while worker.status is None and not self.zygote_gone:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.channel.fileno()], [], [], left)[0]:
+                return
+            self._read_zygote()
 
     def _drain_pipe(self, worker: WorkerProcess, descriptor: int) -> None:
         if descriptor not in worker.buffers:

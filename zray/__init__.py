@@ -11,7 +11,9 @@ What    The public names, imported when first used, so that `import zray` costs 
             util/              pools, queues, waiting, serializers
             exceptions         errors under Ray's names; errors is the tree itself
             signatures         (.pyi) what type checkers see
-            options, option_checks, configuration, launch, detect, logs, cli, testing
+            options, option_checks, configuration, launch, detect, logs, testing
+            node_directory, node_address, observer
+            cli, and what its commands do: cli_node, cli_status, cli_logs, cli_doctor, cli_bench
             runtime, client, objects, session/, net/, protocol/, serialization/, store/
 Caller  users.
 Never   imports zmq, numpy or cloudpickle itself.

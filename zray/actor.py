@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from zray import api, errors
-from zray.context import exit_actor as exit_actor
+from zray.context import exit_actor
 from zray.options import ActorOptions, MethodOptions
 from zray.protocol import messages
 from zray.refs import ObjectRef, restore
@@ -315,3 +315,7 @@ def named_handle(name: str, namespace: str | None) -> ActorHandle | None:
         return None
     actor, details = found
     return restore_handle(actor, details["class"], details["methods"], details["pending"])
+
+
+__all__ = ["Actor", "ActorClass", "ActorHandle", "ActorMethod", "actor_class", "exit_actor",
+           "named_handle", "restore_handle"]

@@ -165,14 +165,14 @@ def init(address: str | None = None, *, num_cpus: float | None = None,
         OptionError: an option that zray does not honour.
         NodeStartError: the node did not come up, or there is none at the address.
     """
-    global _node, _directory, _forked
+    global _forked
     with _lock:
         if is_initialized():
             if ignore_reinit_error or in_worker:
                 return _context()
             raise errors.OptionError("zray.init() was called before: call zray.shutdown() first,"
                                      " or pass ignore_reinit_error=True", option="address")
-        from zray import configuration, node_directory
+        from zray import configuration, node_address
         configuration.refuse_unsupported(unsupported)
         env_vars = configuration.session_env(runtime_env)
         of_node = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory,
@@ -184,17 +184,9 @@ def init(address: str | None = None, *, num_cpus: float | None = None,
             import logging
             logging.getLogger("zray").setLevel(logging_level)
         _forked = None
-        where = node_directory.resolve_address(settings.values.get("address"))
+        where = node_address.resolve_address(settings.values.get("address"))
         if where is None:
-            from zray import launch
-            where = _directory = launch.new_directory(_temp_dir)
-            try:
-                _node = launch.launch_node(
-                    where, {**settings.node(), "embedded": True, "parent": os.getpid()})
-            except BaseException:
-                shutil.rmtree(where, ignore_errors=True)
-                _directory = None
-                raise
+            where = _start_node(settings.node(), _temp_dir)
         else:
             configuration.refuse_node_settings({**of_node, "_temp_dir": _temp_dir}, where)
         try:
@@ -206,6 +198,20 @@ def init(address: str | None = None, *, num_cpus: float | None = None,
             raise
         atexit.register(shutdown)
         return _context()
+
+
+def _start_node(settings: dict[str, Any], base: str | None) -> str:
+    """Start an embedded node; returns its directory."""
+    global _node, _directory
+    from zray import launch
+    where = _directory = launch.new_directory(base)
+    try:
+        _node = launch.launch_node(where, {**settings, "embedded": True, "parent": os.getpid()})
+    except BaseException:
+        shutil.rmtree(where, ignore_errors=True)
+        _directory = None
+        raise
+    return where
 
 
 def _context() -> Context:
@@ -379,7 +385,11 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
                         " for tasks")
     _check_bool("no_restart", no_restart)
     actor._runtime.check_usable()
-    actor._runtime.call(messages.KILL_ACTOR, actor._actor_id, no_restart)
+    current = actor._runtime
+    current.call(messages.KILL_ACTOR, actor._actor_id, no_restart)
+    if no_restart:
+        # The signal takes its time; no call from here reaches the actor any more.
+        current.actor_killed(actor._actor_id)
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:

@@ -19,7 +19,7 @@ from zray import cli_node, errors
 
 EXIT_CODES = {
     0: "done", 1: "it failed, and stderr says why", 2: "wrong usage or a wrong setting",
-    3: "no node runs there",
+    3: "no node runs there", 130: "interrupted",
 }
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in EXIT_CODES.items()) + (
     ".\n\nNO_COLOR=1 turns colours off. `zray-node --install-completion` completes names in"

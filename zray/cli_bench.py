@@ -87,10 +87,11 @@ def _actors(scale: int) -> Iterator[Measurement]:
     import zray
 
     @zray.remote(num_cpus=0)
-    class Counter:
+    class Counter(zray.Actor):
         def __init__(self) -> None:
             self.count = 0
 
+        @zray.method
         def add(self) -> int:
             self.count += 1
             return self.count

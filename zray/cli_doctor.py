@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zray import configuration, detect, errors, node_directory
+from zray import configuration, detect, errors, node_address, node_directory
 from zray.cli_status import size
 from zray.protocol.limits import IPC_PATH_BYTES_MAX, NODE_START_TIMEOUT_S
 
@@ -35,7 +35,7 @@ _PROCESSES_MIN = 1024
 _MEMORY_BYTES_MIN = 512 << 20
 _DISK_BYTES_MIN = 1 << 30
 _CLOCK_SKEW_S = 2.0
-_PATH_OF_NODE_BYTES = len("/zray-xxxxxxxx/") + 16
+_PATH_OF_NODE_BYTES = len("/zray-xxxxxxxx/0123456789abcdef.e")
 """An embedded node's directory in the temporary folder, and a mailbox in it."""
 
 
@@ -78,14 +78,12 @@ def _show(findings: list[Finding], removed: list[str]) -> None:
     console.print(table)
 
 
-# -- what is installed ---------------------------------------------------------------------------------
+# -- what is installed -------------------------------------------------------------------------
 
 
 def _python() -> Iterator[Finding]:
     found = f"{platform.python_version()}, {sys.executable}"
-    if sys.version_info < (3, 11):
-        yield Finding("python", FAILURE, found, "zray needs Python 3.11 or newer")
-    elif sys.platform != "linux":
+    if sys.platform != "linux":
         yield Finding("python", WARNING, f"{found} on {sys.platform}", "Linux is what is tested")
     else:
         yield Finding("python", OK, found)
@@ -116,7 +114,7 @@ def _parts(version: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-# -- what the machine gives ----------------------------------------------------------------------------
+# -- what the machine gives --------------------------------------------------------------------
 
 
 def _shared_memory() -> Iterator[Finding]:
@@ -198,7 +196,7 @@ def _clock() -> Iterator[Finding]:
         yield Finding("clock", OK, time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 
-# -- where nodes live ----------------------------------------------------------------------------------
+# -- where nodes live --------------------------------------------------------------------------
 
 
 def _folder() -> Iterator[Finding]:
@@ -253,7 +251,7 @@ def _nodes() -> Iterator[Finding]:
             yield Finding("node", WARNING, f"killed, its tables are in {path}",
                           "zray-node start goes on from them; zray-node doctor --clean removes"
                           " its sockets only")
-    last = node_directory.remembered()
+    last = node_address.remembered()
     if last is not None and node_directory.holder_pid(last) is None:
         yield Finding("address auto", WARNING, f"the last node, in {last}, is gone",
                       "zray-node start, or zray-node doctor --clean to forget it")
@@ -264,14 +262,14 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _settings, _nodes)
 
 
-# -- leftovers -----------------------------------------------------------------------------------------
+# -- leftovers ---------------------------------------------------------------------------------
 
 
 def node_directories() -> list[str]:
     """Return the directories of this user's nodes, dead ones included, that can be found."""
     base = Path(node_directory.temporary_base())
     found = {str(path) for path in base.glob("zray-*") if _is_ours(path)}
-    found.update(path for path in (node_directory.remembered(),)
+    found.update(path for path in (node_address.remembered(),)
                  if path is not None and _is_ours(Path(path)))
     return sorted(found)
 
@@ -320,7 +318,7 @@ def remove_leftovers() -> Iterator[str]:
             for name in node_directory.dead_files(path):
                 os.unlink(name)
                 yield name
-    last = node_directory.remembered()
+    last = node_address.remembered()
     if last is not None and node_directory.holder_pid(last) is None:
-        node_directory.forget(last)
-        yield node_directory.context_path()
+        node_address.forget(last)
+        yield node_address.context_path()

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
-from zray import configuration, errors, node_directory
+from zray import configuration, errors, node_address, node_directory
 from zray.protocol.limits import SHUTDOWN_GRACE_S
 
 _STOP_TIMEOUT_S = SHUTDOWN_GRACE_S + 10.0
@@ -41,9 +41,9 @@ def chosen(directory: str | None) -> str:
     if directory is not None:
         return os.path.abspath(directory)
     address = configuration.resolve({}).values.get("address")
-    if address is not None and address not in ("auto", "local"):
+    if isinstance(address, str) and address not in ("auto", "local"):
         return os.path.abspath(address)
-    return node_directory.remembered() or node_directory.default_directory()
+    return node_address.remembered() or node_directory.default_directory()
 
 
 def running(directory: str | None) -> str:
@@ -56,7 +56,7 @@ def running(directory: str | None) -> str:
     return found
 
 
-# -- start -------------------------------------------------------------------------------------------
+# -- start -------------------------------------------------------------------------------------
 
 
 def start(given: Mapping[str, Any], directory: str | None, *, block: bool, as_json: bool) -> int:
@@ -70,10 +70,14 @@ def start(given: Mapping[str, Any], directory: str | None, *, block: bool, as_js
             f" --dir {where}`, or start another one with --dir")
     from zray import launch
     process = launch.launch_node(where, settings.node())
-    node_directory.remember(where, process.pid)
+    node_address.remember(where, process.pid)
+    if block:
+        _end_with_us(process)
     _announce(where, process.pid, as_json=as_json)
     if block:
-        return _stay(process, where)
+        status = process.wait()
+        node_address.forget(where)
+        return 0 if status == 0 else 1
     # It is init's child once we have ended; nobody here will wait for it.
     process.returncode = 0
     return 0
@@ -96,18 +100,15 @@ def _announce(where: str, pid: int, *, as_json: bool) -> None:
           f"  its end        zray-node stop", flush=True)
 
 
-def _stay(process: subprocess.Popen[bytes], where: str) -> int:
+def _end_with_us(process: subprocess.Popen[bytes]) -> None:
     def end(_number: int, _frame: FrameType | None) -> None:
         process.terminate()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, end)
-    status = process.wait()
-    node_directory.forget(where)
-    return 0 if status == 0 else 1
 
 
-# -- stop --------------------------------------------------------------------------------------------
+# -- stop --------------------------------------------------------------------------------------
 
 
 def stop(directory: str | None, *, force: bool, as_json: bool) -> int:
@@ -115,7 +116,7 @@ def stop(directory: str | None, *, force: bool, as_json: bool) -> int:
     where = chosen(directory)
     pid = node_directory.holder_pid(where)
     if pid is None:
-        node_directory.forget(where)
+        node_address.forget(where)
         _say(as_json, {"directory": where, "stopped": False}, f"no node runs in {where}")
         return 0
     processes = _processes_of(pid)
@@ -128,7 +129,7 @@ def stop(directory: str | None, *, force: bool, as_json: bool) -> int:
         raise errors.NodeDiedError(
             f"the node in {where} (pid {pid}) has not ended after {_STOP_TIMEOUT_S:g} s: use"
             " `zray-node stop --force`")
-    node_directory.forget(where)
+    node_address.forget(where)
     _say(as_json, {"directory": where, "stopped": True, "pid": pid},
          f"the node in {where} (pid {pid}) has ended")
     return 0
@@ -176,7 +177,7 @@ def _say(as_json: bool, report: dict[str, Any], text: str) -> None:
     print(json.dumps(report) if as_json else text, flush=True)
 
 
-# -- run ---------------------------------------------------------------------------------------------
+# -- run ---------------------------------------------------------------------------------------
 
 
 def run(program: str, arguments: list[str], *, module: bool, embedded: bool,
@@ -195,7 +196,7 @@ def run(program: str, arguments: list[str], *, module: bool, embedded: bool,
     elif directory is not None:
         environment["ZRAY_ADDRESS"] = running(directory)
     elif "address" not in configuration.resolve({}).values:
-        last = node_directory.remembered()
+        last = node_address.remembered()
         alive = last is not None and node_directory.holder_pid(last) is not None
         environment["ZRAY_ADDRESS"] = last if last is not None and alive else "local"
     command = [sys.executable, *(["-m"] if module else []), program, *arguments]

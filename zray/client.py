@@ -76,6 +76,7 @@ class Client:
         self.node_died: str | None = None
         self.lifeline_rules: dict[int, LifelineRule] = {}
         self.on_blocked: Callable[[bool], None] | None = None
+        self.before_wait: Callable[[], None] | None = None
         self.worker_message: Callable[[bytes, list[Any], list[bytes]], None] | None = None
         self.check_interrupt: Callable[[], None] | None = None
         """Set while a cancelled task runs: raises in the thread that runs it."""
@@ -157,8 +158,8 @@ class Client:
             else:
                 self.peers.connect(peer, endpoint)
         try:
-            for call in calls:
-                self.calls.send(call)
+            if calls:
+                self.calls.send_all(calls)
         except OSError as error:
             self._node_lost(f"its socket is closed ({error})")
 
@@ -218,6 +219,8 @@ class Client:
             return True
         self.check_usable()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if self.before_wait is not None:
+            self.before_wait()
         self.flush()
         blocked = False
         block = self.on_blocked
@@ -456,10 +459,20 @@ class Client:
     def _died_error(self) -> errors.NodeDiedError:
         return errors.NodeDiedError(f"the node at {self.directory} is gone: {self.node_died}")
 
+    def _last_words(self) -> str:
+        """Return the end of the node's log where it ended with a traceback."""
+        try:
+            with open(os.path.join(self.directory, "node.log"), errors="replace") as log:
+                text = log.read()[-4000:]
+        except OSError:
+            return ""
+        at = text.rfind("Traceback (most recent call last)")
+        return f"; its log ends with\n{text[at:].strip()}" if at >= 0 else ""
+
     def _node_lost(self, reason: str) -> None:
         if self.closed or self.node_died is not None:
             return
-        self.node_died = reason
+        self.node_died = reason + self._last_words()
         with self.turn:
             self.turn.notify_all()
         with self.lock:

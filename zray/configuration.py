@@ -170,7 +170,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-# -- files -------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------
 
 
 def _file_settings(environ: Mapping[str, str], folder: str | None) -> tuple[str, dict[str, Any]]:
@@ -215,23 +215,30 @@ def _read(path: str) -> dict[str, Any]:
     return parsed
 
 
-# -- what init() does not honour -----------------------------------------------------------------------
+# -- what init() does not honour ---------------------------------------------------------------
 
 _REFUSED = {
     "labels": "labels come with several nodes",
-    "include_dashboard": "there is no dashboard",
+    "include_dashboard": "there is no dashboard", "dashboard_host": "there is no dashboard",
+    "dashboard_port": "there is no dashboard",
     "local_mode": "use the function itself: f.__wrapped__(...)",
+    "job_config": "use runtime_env and namespace",
+    "logging_format": "zray does not set up the logging module",
+    "configure_logging": "zray does not set up the logging module",
+    "_system_config": "there is no such table", "_memory": "use memory",
 }
+_FALSE_IS_SO_ANYWAY = ("include_dashboard", "local_mode", "configure_logging")
 
 
 def refuse_unsupported(options: Mapping[str, Any]) -> None:
-    """Raise OptionError for options that init() does not honour."""
+    """Raise OptionError for options that init() does not honour; None asks for nothing."""
     for name, value in options.items():
-        if name in ("include_dashboard", "local_mode") and not value:
-            continue  # Asking for none of it is honoured.
+        if name in _REFUSED and (value is None
+                                 or (value is False and name in _FALSE_IS_SO_ANYWAY)):
+            continue
         why = _REFUSED.get(name)
         if why is None:
-            known = [*SETTINGS, "ignore_reinit_error"]
+            known = [*SETTINGS, "ignore_reinit_error", "runtime_env", "logging_level", "_temp_dir"]
             close = difflib.get_close_matches(name, known, 1)
             why = f"did you mean {close[0]}?" if close else f"init() takes {', '.join(known)}"
         raise errors.OptionError(f"zray.init() does not honour {name}={value!r}: {why}",

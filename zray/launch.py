@@ -31,8 +31,7 @@ def new_directory(base: str | None = None) -> str:
 
 def package_environment() -> dict[str, str]:
     """Return an environment in which a child finds this same zray."""
-    import zray
-    root = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = dict(os.environ)
     path = environment.get("PYTHONPATH", "")
     if root not in path.split(os.pathsep):

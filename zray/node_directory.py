@@ -1,27 +1,24 @@
-"""The directory of a node: who runs in it, which one was started last, whose it is.
+"""The directory of a node: whose it is, who runs in it, what the dead have left there.
 
 What    A node holds ``node.lock`` for as long as it lives, so whoever looks knows whether it does.
-        A file of the user's remembers the last node that ``zray-node start`` started.
-Caller  zray/api.py, zray/launch.py, zray/cli*.py, brokers/__main__.py.
-Never   starts a node, or believes a file that another user could have written.
+Caller  zray/node_address.py, zray/launch.py, zray/cli*.py, brokers/.
+Never   starts a node, or lets one into a directory that other users can write to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import stat
 import tempfile
-from typing import Any
 
 from zray import errors
 from zray.protocol.limits import IPC_PATH_BYTES_MAX
 
 _LOCK = "node.lock"
-_LONGEST_NAME_BYTES = 1 + 16
-"""Of a mailbox in the directory: a slash and a process id in hex."""
+_LONGEST_NAME_BYTES = len("/0123456789abcdef.e")
+"""Of a mailbox in the directory: a process id in hex, and its edges' suffix."""
 
 
 def temporary_base() -> str:
@@ -69,7 +66,7 @@ def check_private(path: str) -> None:
                                     " another directory")
 
 
-# -- who runs in it ----------------------------------------------------------------------------------
+# -- who runs in it ----------------------------------------------------------------------------
 
 
 def hold(directory: str) -> int:
@@ -115,9 +112,9 @@ def was_a_node(directory: str) -> bool:
 
 
 def dead_files(directory: str) -> list[str]:
-    """Return the sockets in ``directory`` and the report of its node: of use to the living only."""
-    return [entry.path for entry in os.scandir(directory)
-            if entry.name == "node.json" or stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)]
+    """Return the sockets in ``directory`` and its node's report: of use to the living only."""
+    return [entry.path for entry in os.scandir(directory) if entry.name == "node.json"
+            or stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)]
 
 
 def remove_mailbox(directory: str, process: bytes) -> None:
@@ -125,71 +122,3 @@ def remove_mailbox(directory: str, process: bytes) -> None:
     for suffix in ("", ".e"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(directory, process.hex() + suffix))
-
-
-# -- the last one started ----------------------------------------------------------------------------
-
-
-def context_path() -> str:
-    """Return the file that remembers this user's last started node."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or temporary_base()
-    return os.path.join(base, f"zray-node-{os.getuid()}.json")
-
-
-def remember(directory: str, pid: int) -> None:
-    """Make ``directory`` the node that address "auto" means."""
-    path = context_path()
-    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False) as file:
-        json.dump({"directory": directory, "pid": pid}, file)  # Made with mode 0600.
-    os.replace(file.name, path)
-
-
-def forget(directory: str) -> None:
-    """Address "auto" no longer means ``directory``, if it did."""
-    if remembered() == directory:
-        os.unlink(context_path())
-
-
-def remembered() -> str | None:
-    """Return the directory of the last node that was started, whether it runs or not."""
-    try:
-        with open(context_path()) as file:
-            if os.fstat(file.fileno()).st_uid != os.getuid():
-                return None
-            found: dict[str, Any] = json.load(file)
-            return str(found["directory"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def resolve_address(address: str | None) -> str | None:
-    """Return the directory of the node to connect to, None for an embedded one.
-
-    Args:
-        address: None or "local": embedded; "auto": the last node started; else a directory.
-
-    Raises:
-        NodeStartError: there is no node, or its directory is not to be trusted.
-        OptionError: an address of another kind.
-    """
-    if address is None or address == "local":
-        return None
-    if address == "auto":
-        directory = remembered()
-        if directory is None:
-            raise errors.NodeStartError("address 'auto': no node was started by this user: run"
-                                        " `zray-node start`")
-        if holder_pid(directory) is None:
-            raise errors.NodeStartError(f"address 'auto': the last node, at {directory}, is gone:"
-                                        " run `zray-node start`")
-        return directory
-    if "://" in address:
-        raise errors.OptionError(
-            f"address {address!r}: this release connects to nodes on this machine only, by the"
-            " directory that `zray-node start` prints", option="address")
-    directory = os.path.abspath(address)
-    if holder_pid(directory) is None:
-        raise errors.NodeStartError(f"there is no node at {directory}: start one with"
-                                    f" `zray-node start --dir {directory}`")
-    check_private(directory)
-    return directory

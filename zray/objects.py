@@ -122,7 +122,11 @@ class Objects:
                 f"an object of {nbytes} bytes does not fit into a store of"
                 f" {self.capacity_bytes} bytes: start the node with a larger object_store_memory,"
                 " or split the object")
-        offset, extent_bytes, fresh = client.request(messages.ALLOCATE, wanted)
+        offset, extent_bytes, fresh, spares = client.request(messages.ALLOCATE, wanted)
+        if spares:
+            with client.lock:
+                self._cache.setdefault(extent_bytes, []).extend(spares)
+                self._cached_bytes += extent_bytes * len(spares)
         return offset, extent_bytes, fresh
 
     def write_result(self, encoded: blob.Encoded, identity: ObjectId,
@@ -172,7 +176,7 @@ class Objects:
             client = self.client
             with client.lock:
                 results = client.session.results
-                if key in client.session.references.units and results.get(key) is found:
+                if client.session.references.is_shared(key) and results.get(key) is found:
                     results[key] = outcome.ELSEWHERE_OUTCOME
         return error
 

@@ -82,6 +82,11 @@ class ObjectRef(Generic[T_co]):
         self.escape()
         return restore, (self.id,)
 
+    def check_session(self, client: Runtime) -> None:
+        """Raise where the ref is of another session than ``client``'s, which has ended."""
+        if self.client is not client:
+            self.client.check_usable()
+
     def escape(self) -> None:
         """Record that the ref is being pickled, so that its object outlives the journey."""
         if self.client.closed:

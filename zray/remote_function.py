@@ -146,7 +146,8 @@ class RemoteFunction:
         if declared is None:
             with runtime.lock:
                 declared = runtime.session.tasks.declare(
-                    spec, shape=tuple(sorted(resources.items())), returns=self._returns,
+                    spec, shape=(*sorted(resources.items()), *sorted(spec[7].items())),
+                    returns=self._returns,
                     max_retries=options.max_retries)
                 declared.keep = code.refs
             code.classes[packed] = declared

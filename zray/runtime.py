@@ -95,6 +95,7 @@ class Runtime(Client):
             named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             for position, value in named:
                 if isinstance(value, ObjectRef):
+                    value.check_session(self)
                     slots.setdefault(value.key, []).append(position)
                     keep.append(value)
             args = tuple(None if isinstance(value, ObjectRef) else value for value in args)
@@ -193,6 +194,7 @@ class Runtime(Client):
         if any(isinstance(value, ObjectRef) for value in chunk):
             for position, value in enumerate(chunk):
                 if isinstance(value, ObjectRef):
+                    value.check_session(self)
                     slots.setdefault(value.key, []).append(position)
                     keep.append(value)
             chunk = [None if isinstance(value, ObjectRef) else value for value in chunk]
@@ -215,6 +217,8 @@ class Runtime(Client):
 
     def watch_item(self, batch: TaskBatch, item: int) -> int:
         """Make item ``item`` of a map an object of its own; returns its number."""
+        if self.closed:
+            self.check_usable()
         with self.lock:
             return self.session.tasks.watch_item(batch, item)
 
@@ -264,6 +268,20 @@ class Runtime(Client):
                 route.watched = True
                 self.session.outbox.call(messages.WATCH_ACTOR, actor)
         return route
+
+    def actor_killed(self, actor: bytes) -> None:
+        """This process has killed an actor: its calls fail at once."""
+        cause = outcome.error(encode_exception(
+            errors.ActorDiedError("zray.kill() ended it", actor_id=actor.hex(),
+                                  reason="zray.kill() ended it"), where="zray.kill"))
+        with self.lock:
+            route = self.session.actors.routes.get(actor)
+            if route is not None:
+                self.session.actors.state_changed(actor, "DEAD", None, None, route.incarnation,
+                                                  cause)
+            self.session.after_arrival()
+        with self.turn:
+            self.turn.notify_all()
 
     # -- actor calls ---------------------------------------------------------------------------
 
@@ -416,7 +434,7 @@ class Runtime(Client):
         results, references = self.results, self.session.references
         absent = [key for key in keys if (found := results.get(key)) is None
                   or found[0] == _ELSEWHERE]
-        if absent and (references.units or references.adopted):
+        if absent and (references.units or references.registered):
             with self.lock:
                 for key in absent:
                     references.locate(key)
@@ -465,12 +483,12 @@ class Runtime(Client):
         self.flush()
         with self.lock:
             session = self.session
+            route = session.actors.by_number.get(number)
+            if route is not None and force:
+                raise ValueError("force=True would kill the actor: use zray.kill(actor)")
             if session.cancel_unsent(number, cancelled):
                 return
-            route = session.actors.by_number.get(number)
             if route is not None:
-                if force:
-                    raise ValueError("force=True would kill the actor: use zray.kill(actor)")
                 session.outbox.call(messages.CANCEL, route.process, number, 0, False, recursive)
             else:
                 batch = session.tasks.batch_of(number)

@@ -39,9 +39,9 @@ class Place:
     # -- zray-node -------------------------------------------------------------------------------
 
     def run(self, *arguments: str, timeout_s: float = 30.0,
-            **env: str) -> subprocess.CompletedProcess[str]:
+            env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run zray-node to its end."""
-        return subprocess.run([*COMMAND, *arguments], env={**self.env, **env}, cwd=self.folder,
+        return subprocess.run([*COMMAND, *arguments], env=self.env | (env or {}), cwd=self.folder,
                               capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def start(self, *arguments: str) -> dict[str, Any]:
@@ -67,20 +67,22 @@ class Place:
         return path
 
     def launch(self, text: str, *arguments: str, folder: str = "", embedded: bool = False,
-               **env: str) -> subprocess.Popen[str]:
+               env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Run a driver of the node (or one with a node of its own) in a session of its own."""
         path = self.program(text, f"driver{len(self.children)}.py", folder)
         address = {} if embedded else {"ZRAY_ADDRESS": str(self.node)}
         child = subprocess.Popen([sys.executable, str(path), *arguments],
-                                 env={**self.env, **address, **env}, cwd=path.parent,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                 env=self.env | address | (env or {}), cwd=path.parent,
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True,
                                  start_new_session=True)
         self.children.append(child)
         return child
 
-    def drive(self, text: str, *arguments: str, folder: str = "", **env: str) -> str:
+    def drive(self, text: str, *arguments: str, folder: str = "",
+              env: dict[str, str] | None = None) -> str:
         """Run a driver to its successful end; returns what it printed."""
-        child = self.launch(text, *arguments, folder=folder, **env)
+        child = self.launch(text, *arguments, folder=folder, env=env)
         out, err = child.communicate(timeout=30)
         assert child.returncode == 0, out + err
         return out

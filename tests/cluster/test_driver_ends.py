@@ -8,12 +8,8 @@ Never   leaves a process: the fixture kills what a failed test has left.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -47,14 +43,6 @@ BUSY = """
     array = zray.put(numpy.ones(1_000_000))
     ref = forever.remote()
 """
-
-
-@pytest.fixture
-def place(run_folder: Path) -> Iterator[Place]:
-    made = Place(Path(tempfile.mkdtemp(prefix="p", dir=run_folder)))
-    yield made
-    made.close()
-    shutil.rmtree(made.folder)
 
 
 def _nothing_is_left(place: Place, directory: str, timeout_s: float = 5.0) -> None:

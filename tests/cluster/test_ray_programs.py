@@ -67,7 +67,7 @@ def test_tree_reduction():
 
     values = [ray.put(i) for i in range(16)]
     while len(values) > 1:
-        values = values[2:] + [add.remote(values[0], values[1])]
+        values = [*values[2:], add.remote(values[0], values[1])]
     assert ray.get(values[0]) == sum(range(16))
 
 
@@ -266,7 +266,7 @@ def test_an_async_actor_gathers():
         async def fetch(self, i):
             self.running += 1
             self.most = max(self.most, self.running)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(random.uniform(0.01, 0.02))
             self.running -= 1
             return i
 
@@ -490,7 +490,7 @@ def test_a_queue_joins_producers_and_consumers():
     consumers = [consume.remote(queue, 10) for _ in range(2)]
     producers = [produce.remote(queue, range(i * 10, i * 10 + 10)) for i in range(2)]
     ray.get(producers)
-    assert sorted(sum(ray.get(consumers), [])) == list(range(20))
+    assert sorted(n for taken in ray.get(consumers) for n in taken) == list(range(20))
     queue.shutdown()
 
 

@@ -21,8 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("zray.errors",),
     ("zray.protocol*", "zray.exceptions"),
     ("zray.session*", "zray.option*", "zray.serialization*", "zray.store*"),
-    ("zray.detect*", "zray.configuration*", "zray.net*"),
-    ("zray.client*", "zray.objects*", "zray.refs*", "zray.logs*"),
+    ("zray.detect*", "zray.configuration*", "zray.net*", "zray.node_*"),
+    ("zray.observer", "zray.client*", "zray.objects*", "zray.refs*", "zray.logs*"),
     ("zray.launch*",),
     ("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor",
      "zray.context"),
@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # anything that unpickles. The layout of the shared segment is one for both its sides.
 BROKERS_MAY = (
     *("zray.brokers", "zray.protocol", "zray.net", "zray.errors"),
-    *("zray.store", "zray.detect"),
+    *("zray.store", "zray.detect", "zray.node_directory"),
 )
 ACTORS_MAY_NOT = ("zray.brokers", "zray.cli", "zray.launch", "zray.testing")
 

@@ -227,8 +227,9 @@ class SimSegment:
     def prefault(self, _nbytes: int) -> None:
         return None
 
-    def is_committed(self, _offset: int, _nbytes: int) -> bool:
-        return True
+    def holes(self, _offset: int, _nbytes: int) -> list[tuple[int, int]]:
+        """Return no part without memory: there is none here."""
+        return []
 
 
 class SimSpill:
@@ -250,7 +251,7 @@ class SimSpill:
         self.world.memory[offset] = self.files[file]
 
     def delete(self, file: int) -> None:
-        del self.files[file]
+        self.files.pop(file, None)
 
 
 class SimAllocator(Allocator):
@@ -320,6 +321,19 @@ class SimReception(Reception):
         node.watch(0, self._accept)
 
 
+class SimPoller:
+    """Says which streams are readable, in any order."""
+
+    def __init__(self, node: SimNode) -> None:
+        self.node = node
+
+    def poll(self, _timeout_s: float) -> list[tuple[int, int]]:
+        node = self.node
+        ready = [(number, 1) for number in node.callbacks if node.streams[number].readable]
+        node.world.rng.shuffle(ready)
+        return ready
+
+
 class SimNode(Node):
     """The real node over simulated streams: one wake is one event of the world."""
 
@@ -334,6 +348,9 @@ class SimNode(Node):
         world.node = self
         self.stopping = None
         self.callbacks = {}
+        self.poller = SimPoller(self)  # type: ignore[assignment]
+        self.early = []
+        self.looking_again = False
         self.streams: dict[int, Stream | SimListener] = {}
         self.workers = SimWorkers(world, start_worker)  # type: ignore[assignment]
         self.resources = ResourceSet(total)
@@ -396,12 +413,9 @@ class SimNode(Node):
         self._waking = False
         self.now = self.world.now
         mail, self._mail = self._mail, []
-        ready = [number for number in self.callbacks if self.streams[number].readable]
-        self.world.rng.shuffle(ready)
-        for number in ready:
-            callback = self.callbacks.get(number)
-            if callback is not None:
-                callback()
+        self._serve_streams(self.poller.poll(0))
+        if self.early:
+            self._second_look()
         for envelope in mail:
             self._handle_message(envelope.sender, envelope.header, list(envelope.payloads))
         self._duties()
@@ -437,6 +451,18 @@ class SimNode(Node):
         self.dispatcher.check()
         self.objects.check()
         self.store.allocator.check()
+
+    def state(self) -> str:
+        """Say what the scheduler has, when somebody waits too long."""
+        scheduler = self.scheduler
+        queues = {repr(shape): list(queue) for shape, queue in scheduler.queues.items() if queue}
+        workers = [f"{self.world.name(worker.process)} {worker.state}"
+                   f"{' blocked' if worker.blocked else ''}"
+                   f"{' reclaiming' if worker.reclaiming else ''} {list(worker.outstanding)}"
+                   f" {worker.grant.amounts if worker.grant else ''}"
+                   for worker in scheduler.workers.values()]
+        return (f"queues {queues}; workers {workers}; claims {list(scheduler.claims)}; forking"
+                f" {scheduler.forking}; {self.resources!r}; {self.dispatcher.statistics()}")
 
     def leaks(self) -> list[str]:
         """Say what is left where nothing should be: after the last reference is gone."""

@@ -128,6 +128,7 @@ class SimProcess:
         self.abandoned: deque[Callable[[], None]] = deque()
         self.before_flush: Callable[[], None] | None = None
         self._private: dict[int, int] = {}
+        self._cache: list[int] = []
         self._waiting: Wait | None = None
         self._turn = 0
         self._answers: deque[list[Any]] = deque()
@@ -288,7 +289,7 @@ class SimProcess:
             self.session.tasks.recalled(message[3])
             self.flush()
         elif kind == messages.RECLAIM_STORE:
-            self._give_back()
+            self.give_back()
         else:
             self.on_lifeline(message)
         self._after()
@@ -307,8 +308,12 @@ class SimProcess:
         self._answers.append(frames.unpack(packed))
         self._after()
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Objects.give_back()."""
         self.references.collect()
+        cached, self._cache = self._cache, []
+        if cached:
+            self.session.outbox.call(messages.FREE, cached)
         for number in list(self._private):
             self.references.share(number)
         self.session.outbox.call(messages.FREE, [])
@@ -380,7 +385,9 @@ class SimProcess:
 
     def _free_private(self, number: int) -> None:
         offset = self._private.pop(number, None)
-        if offset is not None:
+        if offset is not None and len(self._cache) < 3:
+            self._cache.append(offset)
+        elif offset is not None:
             self.session.outbox.call(messages.FREE, [offset])
 
     def _register_private(self, number: int, held: list[ObjectId]) -> None:
@@ -391,7 +398,12 @@ class SimProcess:
     def write(self, data: bytes) -> Program:
         """Write a value into an extent; returns its offset."""
         self.references.collect()
-        offset, _nbytes, _fresh = yield from self.request(messages.ALLOCATE, STORED_BYTES)
+        if self._cache:
+            offset = self._cache.pop()
+        else:
+            offset, _nbytes, _fresh, spares = yield from self.request(messages.ALLOCATE,
+                                                                      STORED_BYTES)
+            self._cache.extend(spares)
         self.world.memory[offset] = data
         return offset
 
@@ -466,7 +478,8 @@ class SimProcess:
 
     def get(self, ref: SimRef, timeout_s: float | None = None) -> Program:
         """Return the value of a ref (a dict), or raise SimError."""
-        if not self.ready(ref.key):
+        while not self.ready(ref.key):
+            # The node may ask for the extent back between the word that it is here and a look.
             yield from self.await_keys([ref.key], timeout_s)
         return self.value(ref.id, ref.key, self.results[ref.key])
 

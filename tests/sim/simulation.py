@@ -87,7 +87,7 @@ class Simulation:
             self._step("it does not settle")
         gc.collect()
         for process in list(self.world.processes.values()):
-            process.flush()
+            process.give_back()
         until = self.world.now + 1.0
         while self.world.now < until:
             self._step("it does not settle")
@@ -96,7 +96,8 @@ class Simulation:
         world = self.world
         assert world.now < TIME_MAX_S and world.events < EVENTS_MAX, (
             f"{what} at {world.now:.1f} s after {world.events} events: "
-            + "; ".join(f"{driver.name} {driver.held_for()}" for driver in self.drivers))
+            + "; ".join(f"{driver.name} {driver.held_for()}" for driver in self.drivers)
+            + f"; node: {self.node.state()}")
         world.step()
 
 

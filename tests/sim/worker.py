@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgpack
@@ -48,6 +49,17 @@ class SimEnd:
         self.fields = fields
 
 
+class Step:
+    """Items claimed together; ``outcomes`` of [low, item) are unsent."""
+
+    def __init__(self, work: TaskRange, low: int, high: int) -> None:
+        self.work = work
+        self.low = low
+        self.item = low
+        self.high = high
+        self.outcomes: list[bytes] = []
+
+
 class Instance:
     """One actor: which calls it has run, by caller."""
 
@@ -71,6 +83,7 @@ class SimWorker(SimRuntime):
         self.early: dict[bytes, list[ActorCall]] = {}
         self.exiting = False
         self.current: tuple[bytes, int] | None = None
+        self.step: Step | None = None
         self.functions: set[bytes] = set()
         super().__init__(world, identity)
         self.before_flush = self.outbound.gather
@@ -181,18 +194,36 @@ class SimWorker(SimRuntime):
             low, high = self.queue.claim(work, self.world.rng.choice((1, 1, 2, 5)))
             if low >= high:
                 break
-            outcomes: list[bytes] = []
-            for item in range(low, high):
-                if work.cancelled is not None and item in work.cancelled:
-                    outcomes.extend([user_error("TaskCancelledError")]
-                                    * max(1, work.task_class.returns))
-                else:
-                    outcomes.extend((yield from self._item(work, item, calls[item])))
-            self._send(work, low, high, outcomes)
+            yield from self._step(Step(work, low, high), calls)
             self._linger()
         self.queue.running = None
 
-    def _send(self, work: TaskRange, low: int, high: int, outcomes: list[bytes]) -> None:
+    def _step(self, step: Step, calls: list[Any]) -> Program:
+        work = step.work
+        self.step = step
+        while step.item < step.high:
+            if work.cancelled is not None and step.item in work.cancelled:
+                found = [user_error("TaskCancelledError")] * max(1, work.task_class.returns)
+            else:
+                found = yield from self._item(work, step.item, calls[step.item])
+            step.outcomes.extend(found)
+            step.item += 1
+        self.step = None
+        self._send(step)
+
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> Program:
+        step = self.step
+        if step is not None and not ready():
+            # What has ended is sent, and what has not begun can be taken back.
+            step.high = self.queue.unclaim(step.work, step.item + 1)
+            self._send(step)
+        return (yield from super().wait_until(ready, timeout_s))
+
+    def _send(self, step: Step) -> None:
+        work, low, high, outcomes = step.work, step.low, step.item, step.outcomes
+        if low == high:
+            return
+        step.low, step.outcomes = high, []
         special = any(found[0] != outcome.PICKLE for found in outcomes)
         if work.mode == MODE_MAP and not special:
             values = pack([unpack(found) for found in outcomes])
@@ -287,19 +318,18 @@ class SimWorker(SimRuntime):
             return self.value(identity, identity, found)
         references = self.references
         key = references.key_of(identity)
-        known = self.results.get(key) if key in references.units else None
-        if known is None or known[0] != outcome.STORED:
+        known = self.results.get(key) if references.is_shared(key) else None
+        if known is not None:
+            references.add(key)
+        else:
             ((_identity, place),) = yield from self.request(messages.HOLD, [identity], True)
             if place is None:
                 raise SimError("ObjectLostError")
-            references.units[key] = references.units.get(key, 0) + 1
-            self.results[key] = place
-            if place[0] == outcome.ELSEWHERE:
+            references.fetched(key, place)
+        try:
+            while self.results[key][0] == outcome.ELSEWHERE:
                 yield from self.await_keys([key])
             known = self.results[key]
-        else:
-            references.add(key)
-        try:
             if known[0] == outcome.ERROR:
                 raise SimError(error_kind(known))
             return self.value(identity, key, known)
@@ -320,7 +350,7 @@ class SimWorker(SimRuntime):
             self.call(messages.REGISTER, identity, offset, STORED_BYTES, held, client)
             return outcome.stored(offset, STORED_BYTES)
         if held:
-            self.session.outbox.call(messages.HOLD_FOR, client, held)
+            self.session.outbox.call(messages.HOLD_FOR, identity, held)
             return outcome.holding(held, pack(plain))
         return pack(plain)
 

@@ -60,6 +60,14 @@ class Channel:
         if data:
             self.socket.sendall(data)
 
+    def send_all(self, messages: list[bytes]) -> None:
+        """Send several messages with one system call: the peer wakes once.
+
+        Raises OSError where the peer is gone.
+        """
+        self.socket.sendall(b"".join(
+            part for message in messages for part in (_LENGTH.pack(len(message)), message)))
+
     def receive(self) -> bytes | None:
         """Block for one message; None at EOF."""
         while True:

@@ -49,6 +49,7 @@ LOCATED = 16
 YIELDED = 17
 CONSUMED = 18
 PING = 19
+RECONCILE = 20
 # -- calls (process to node) -------------------------------------------------------------------
 HELLO = 32
 DECLARE_CLASS = 33
@@ -73,10 +74,8 @@ CANCEL = 51
 RECLAIMED = 52
 LEASE = 53
 UNLEASE = 54
-RECONCILE = 55
 KV = 56
 INSPECT = 57
-FORGET = 58
 STOP = 59
 ACTOR_EXIT = 60
 GOODBYE = 61
@@ -131,8 +130,9 @@ MESSAGES: tuple[Message, ...] = (
             "Each [actor, incarnation, class_id, options, arguments, owner]."),
     Message(ACTOR_STARTED, "ACTOR_STARTED", _M, "worker", "node", ("started",), "",
             "Each [actor, incarnation, error or null]: its __init__ has ended."),
-    Message(RELEASE, "RELEASE", _M, "process", "node", ("deltas",), "",
-            "Pairs [object or actor, units]: references this process gives up."),
+    Message(RELEASE, "RELEASE", _M, "process", "node", ("deltas", "results"), "",
+            "Pairs [object or actor, units]: references this process gives up; and what was made"
+            " for it that it gives up, or has never had: once is enough, twice does no harm."),
     Message(LOCATED, "LOCATED", _M, "node", "client", ("objects",), "",
             "Pairs [object, outcome]: answers to a LOCATE that had to wait."),
     Message(YIELDED, "YIELDED", _M, "worker", "client", ("number", "index", "outcome"), "",
@@ -140,6 +140,8 @@ MESSAGES: tuple[Message, ...] = (
     Message(CONSUMED, "CONSUMED", _M, "client", "worker", ("number", "index"), "",
             "The consumer has taken items up to index: the generator may run on."),
     Message(PING, "PING", _M, "process", "process", (), "", "Opens a connection, wakes a poll."),
+    Message(RECONCILE, "RECONCILE", _M, "client", "node", ("tasks",), "",
+            "Which of these [first, item] does the node still have?"),
     Message(HELLO, "HELLO", _C, "process", "node", ("process", "role", "pid", "details"), "",
             "First message of either unix connection: who is this."),
     Message(DECLARE_CLASS, "DECLARE_CLASS", _C, "client", "node", ("class_no", "spec"), "",
@@ -150,7 +152,7 @@ MESSAGES: tuple[Message, ...] = (
             "Request: code by hash. Answered when it is there: [code, job]; job, at a worker's first"
             " request, is what its driver imports from."),
     Message(ALLOCATE, "ALLOCATE", _C, "process", "node", ("bytes",), "",
-            "Request: an extent. Answer [offset, bytes, fresh]."),
+            "Request: an extent. Answer [offset, bytes, fresh, offsets of spare ones]."),
     Message(FREE, "FREE", _C, "process", "node", ("offsets",), "", "Extents given back."),
     Message(REGISTER, "REGISTER", _C, "process", "node",
             ("object", "offset", "bytes", "contained", "holder"), "",
@@ -160,8 +162,8 @@ MESSAGES: tuple[Message, ...] = (
             " Later: here is the outcome."),
     Message(HOLD, "HOLD", _C, "process", "node", ("objects", "certain"), "",
             "The sender holds these; certain: a request, answered with those that are gone."),
-    Message(HOLD_FOR, "HOLD_FOR", _C, "process", "node", ("process", "objects"), "",
-            "A result on its way to `process` holds these."),
+    Message(HOLD_FOR, "HOLD_FOR", _C, "process", "node", ("object", "objects"), "",
+            "A result on its way to its owner by itself holds these."),
     Message(LOCATE, "LOCATE", _C, "process", "node", ("objects",), "",
             "Answered by LOCATED on the mailbox, each when it is there."),
     Message(UNPINNED, "UNPINNED", _C, "process", "node", ("objects",), "",
@@ -187,14 +189,10 @@ MESSAGES: tuple[Message, ...] = (
     Message(LEASE, "LEASE", _C, "client", "node", ("class_no",), "",
             "Ask for an idle worker to call directly."),
     Message(UNLEASE, "UNLEASE", _C, "client", "node", ("worker",), "", "Give it back."),
-    Message(RECONCILE, "RECONCILE", _C, "client", "node", ("tasks",), "",
-            "Which of these [first, item] does the node still have?"),
     Message(KV, "KV", _C, "process", "node", ("op", "arguments"), "",
             "Request: put, get, delete, exists, keys of the GCS key-value table."),
     Message(INSPECT, "INSPECT", _C, "process", "node", ("what", "arguments"), "",
             "Request: nodes, resources, actors, tasks, objects, workers, events, status."),
-    Message(FORGET, "FORGET", _C, "client", "node", ("objects",), "",
-            "Results that a dead worker may have registered for the sender are void."),
     Message(STOP, "STOP", _C, "process", "node", ("reason",), "", "End the node."),
     Message(ACTOR_EXIT, "ACTOR_EXIT", _C, "worker", "node", ("actor", "cause"), "",
             "The actor ended itself, or was drained."),

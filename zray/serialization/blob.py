@@ -25,7 +25,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any, NamedTuple
 
-from zray.errors import SerializationError, ZrayError
+from zray.errors import NotInitializedError, SerializationError, ZrayError
 
 from . import collector
 from .collector import open_collectors
@@ -233,6 +233,8 @@ def _encode_carefully(value: Any) -> Encoded:
     try:
         inband = dump_by_value(value, _keep_large(buffers))
         return _assemble(inband, buffers, tuple(open_collectors[get_ident()]))
+    except NotInitializedError:
+        raise  # A reference of a session that has ended: not a matter of pickling.
     except Exception as error:
         raise _refusal(value, error) from error
     finally:

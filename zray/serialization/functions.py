@@ -12,7 +12,7 @@ import pickle
 import warnings
 from typing import Any
 
-from zray.errors import SerializationError, ZrayError
+from zray.errors import NotInitializedError, SerializationError, ZrayError
 from zray.protocol.limits import FUNCTION_BYTES_MAX, FUNCTION_BYTES_WARN
 
 from . import collector
@@ -38,6 +38,8 @@ def export(code: Any) -> tuple[bytes, bytes, list[Any]]:
     hidden = collector.start()
     try:
         data: bytes = cloudpickle.dumps(code, protocol=5)
+    except NotInitializedError:
+        raise  # It captures a reference of a session that has ended.
     except Exception as error:
         raise _refusal(code, error) from error
     finally:

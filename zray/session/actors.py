@@ -91,15 +91,16 @@ class ActorCalls:
         if call is None:
             return
         call.arguments = arguments
-        while route.unready and route.unready[0].arguments is not None:
-            ready = route.unready.popleft()
-            if ready.number in route.pending:
-                self._ready(route, ready)
+        self._let_go(route)
 
     def argument_failed(self, route: ActorRoute, number: int, found: bytes) -> None:
         """An argument of a held call is an error: so is the call."""
         if number in route.pending:
             self._fail(route, number, found)
+        self._let_go(route)
+
+    def _let_go(self, route: ActorRoute) -> None:
+        """Send the held calls that nothing holds back any more; pass over those that failed."""
         while route.unready and (route.unready[0].number not in route.pending
                                  or route.unready[0].arguments is not None):
             ready = route.unready.popleft()
@@ -186,7 +187,7 @@ class ActorCalls:
                       endpoint: str | None, incarnation: int, cause: bytes) -> None:
         """ACTOR_STATE: where the actor lives, or that it does not."""
         route = self.routes.get(actor)
-        if route is None or incarnation < route.incarnation:
+        if route is None or incarnation < route.incarnation or route.state == DEAD:
             return
         route.incarnation = incarnation
         route.state = state
@@ -224,9 +225,6 @@ class ActorCalls:
                 continue
             call.retries_left -= 1 if call.retries_left > 0 else 0
             again.append([route.actor, number, call.method, call.returns, call.arguments])
-        if again:
-            forget = [self.references.id_of(row[1]) for row in again]
-            self.outbox.call(messages.FORGET, forget)
         route.outgoing = again + route.outgoing
         self.waiting_for_place += len(route.outgoing)
 
@@ -245,6 +243,7 @@ class ActorCalls:
         call = route.pending.pop(number)
         self.by_number.pop(number, None)
         for index in range(call.arrived, max(1, call.returns)):
+            self.references.void(return_number(number, index))
             self.references.arrived(return_number(number, index), outcome_bytes)
 
     # -- for people and tests ------------------------------------------------------------------
@@ -266,7 +265,8 @@ class ActorCalls:
             assert list(route.pending) == sorted(route.pending)
             unready = [call.number for call in route.unready]
             assert not numbers or not unready or numbers[-1] < unready[0], "a held call overtaken"
-            assert not unready or route.unready[0].arguments is None, "a ready call is held back"
+            assert not unready or (route.unready[0].arguments is None
+                                   and unready[0] in route.pending), "a ready call is held back"
             if route.state == DEAD:
                 assert route.pending.keys() <= set(unready), f"{actor.hex()} is dead, calls wait"
             elif route.process is None:

@@ -33,8 +33,12 @@ class References:
         """Local references beyond the first."""
         self.units: dict[Key, int] = {}
         """Units that the node counts for this process; absent: private."""
+        self.registered: set[Key] = set()
+        """Results that the node holds for this process, as objects or for what they contain."""
+        self.voided: list[ObjectId] = []
+        """Results to be given up that are not kept here: of failed tasks, of second executions."""
         self.contained: dict[Key, list[object]] = {}
-        """References (or transferred ids) that a value of this process holds."""
+        """References that a value put by this process holds."""
         self.views: dict[Key, int] = {}
         self.dropped: set[Key] = set()
         self.publish: set[int] = set()
@@ -61,6 +65,20 @@ class References:
         """Count one more local reference to an object that has one already."""
         self.extra[key] = self.extra.get(key, 0) + 1
 
+    def is_shared(self, key: Key) -> bool:
+        """Return whether the node counts this process among the holders."""
+        return key in self.units or key in self.registered
+
+    def fetched(self, key: Key, place: bytes) -> bytes:
+        """A HOLD was granted, for one more local reference; returns where the value lies."""
+        if self.is_shared(key):
+            self.add(key)
+        self.units[key] = self.units.get(key, 0) + 1
+        known = self.results.get(key)
+        if known is None or known[0] == outcome.ELSEWHERE:
+            self.results[key] = known = place
+        return known
+
     def created(self, number: int) -> None:
         """CREATE_ACTOR counts as our first hold; no outcome of this number will come."""
         self.units[number] = 1
@@ -68,7 +86,7 @@ class References:
 
     def restore(self, key: Key) -> None:
         """Count a reference that arrived pickled; the first one takes a hold at the node."""
-        if key in self.units:
+        if self.is_shared(key):
             self.add(key)
             return
         self.units[key] = 1
@@ -81,6 +99,7 @@ class References:
     def collect(self) -> None:
         """Settle what was dropped since the last call."""
         garbage, releases = self.garbage, []
+        voided, self.voided = self.voided, []
         while garbage:
             key = garbage.popleft()
             count = self.extra.get(key)
@@ -95,6 +114,9 @@ class References:
             if isinstance(key, int):
                 if found is None and key not in self.adopted:
                     self.dropped.add(key)
+                elif key in self.registered:
+                    self.registered.discard(key)
+                    voided.append(self.id_of(key))
                 elif found is not None and found[0] == outcome.STORED and not units:
                     self.free_private(key)
             if units:
@@ -102,13 +124,9 @@ class References:
                 self.located.discard(key)
                 self.adopted.discard(key)
             if self.contained:
-                releases.extend(self._empty(key))
-        if releases:
-            self.outbox.message(self.node, messages.RELEASE, releases)
-
-    def _empty(self, key: Key) -> list[tuple[ObjectId, int]]:
-        held = self.contained.pop(key, ())
-        return [(identity, 1) for identity in held if isinstance(identity, bytes)]
+                self.contained.pop(key, None)
+        if releases or voided:
+            self.outbox.message(self.node, messages.RELEASE, releases, voided)
 
     # -- views ----------------------------------------------------------------------------
 
@@ -147,6 +165,11 @@ class References:
         if key in self.units or not isinstance(key, int):
             return
         found = self.results.get(key)
+        if found is not None and found[0] in (outcome.STORED, outcome.ELSEWHERE):
+            if key not in self.registered:
+                self.registered.add(key)
+                self.register_private(key, self._ids_in(key))
+            return
         self.units[key] = 1
         if found is None:
             self.publish.add(key)
@@ -158,10 +181,10 @@ class References:
         """An outcome for one of this process's numbers is here: keep it, or let it go."""
         tag = found[0]
         if tag == outcome.STORED:
-            self.units[number] = self.units.get(number, 0) + 1
+            self.registered.add(number)
         elif tag == outcome.HOLDING:
-            contained, found = outcome.held(found)
-            self.contained[number] = list(contained)
+            self.registered.add(number)
+            _contained, found = outcome.held(found)
         self.results[number] = found
         if number in self.publish:
             self.publish.discard(number)
@@ -172,20 +195,19 @@ class References:
             self.garbage.append(number)
 
     def arrived_again(self, number: int, found: bytes) -> None:
-        """An outcome of a second execution: give up the holds that came with it."""
-        if found[0] == outcome.STORED and number not in self.units:
-            self.outbox.message(self.node, messages.RELEASE, [(self.id_of(number), 1)])
-        elif found[0] == outcome.HOLDING:
-            contained, _inner = outcome.held(found)
-            self.outbox.message(self.node, messages.RELEASE, [(each, 1) for each in contained])
+        """An outcome of a second execution: give it up unless the first is still here."""
+        if found[0] in (outcome.STORED, outcome.HOLDING) and number not in self.registered:
+            self.voided.append(self.id_of(number))
+
+    def void(self, number: int) -> None:
+        """A task or call has failed: it may have died between making its result and saying so."""
+        self.voided.append(self.id_of(number))
+
+    def _ids_in(self, key: int) -> list[ObjectId]:
+        return [getattr(ref, "id", b"") for ref in self.contained.get(key, ())]
 
     def _publish(self, key: int, found: bytes, *, first: bool) -> None:
-        held = [identity if isinstance(identity, bytes) else getattr(identity, "id", b"")
-                for identity in self.contained.get(key, ())]
-        if found[0] == outcome.STORED:
-            self.register_private(key, held)
-            return
-        self.outbox.call(messages.SHARE, self.id_of(key), found, held, first)
+        self.outbox.call(messages.SHARE, self.id_of(key), found, self._ids_in(key), first)
 
     def locate(self, key: Key) -> bool:
         """Ask the node for a value only it knows; False where the value will come by itself."""
@@ -202,7 +224,7 @@ class References:
         """LOCATED: the node's answer."""
         key = self.key_of(identity)
         self.located.discard(key)
-        if key in self.units:
+        if self.is_shared(key):
             self.results[key] = outcome_bytes
 
     # -- for people and tests --------------------------------------------------------------
@@ -223,8 +245,10 @@ class References:
         for number in self.dropped:
             assert number not in self.results, f"{number:x} is kept for nobody"
             assert number not in self.units, f"{number:x} is dropped and held"
+            assert number not in self.registered, f"{number:x} is dropped and registered"
         assert self.adopted <= self.units.keys(), "adopted without a hold"
+        assert self.registered <= self.results.keys(), "a result is registered and not here"
         for key, found in self.results.items():
             assert found[0] != outcome.HOLDING, f"the holds of {key!r} were not taken over"
             if isinstance(key, bytes) or found[0] == outcome.ELSEWHERE:
-                assert key in self.units, f"the place of {key!r} is known and not held"
+                assert self.is_shared(key), f"the place of {key!r} is known and not held"

@@ -31,7 +31,7 @@ class HeldCall:
     __slots__ = ("blob", "complete", "fail", "filled", "slots")
 
     def __init__(self, blob: bytes, slots: dict[Key, list[int | str]], filled: dict[Any, Any],
-                 complete: Complete, fail: Complete) -> None:
+                 complete: Complete, fail: Complete | None) -> None:
         self.blob = blob
         self.slots = slots
         self.filled = filled
@@ -62,12 +62,14 @@ class Session:
     @property
     def needs_service(self) -> bool:
         """Whether something moves only if somebody reads the inbox soon."""
+        # What was dropped unread may hold much memory, and nobody will ever wait for it.
         return bool(self.held or self.callbacks or self.references.publish
-                    or self.actors.waiting_for_place > 0 or self.reconcile_wanted)
+                    or self.references.dropped or self.actors.waiting_for_place > 0
+                    or self.reconcile_wanted)
 
     def flush(self) -> None:
         """Turn everything gathered into messages."""
-        if self.references.garbage:
+        if self.references.garbage or self.references.voided:
             self.references.collect()
         if self.tasks.open:
             self.tasks.close_open()
@@ -77,11 +79,12 @@ class Session:
     # -- arguments that are references -----------------------------------------------------------
 
     def resolve(self, blob: bytes, slots: dict[Key, list[int | str]], complete: Complete,
-                fail: Complete) -> bool:
+                fail: Complete | None) -> bool:
         """Fill references into arguments: complete(arguments) now or when all have arrived.
 
         ``slots`` maps a key to the positions and names that take its value; ``fail`` gets the
-        outcome of an argument that is an error. Returns False where it has to wait.
+        outcome of an argument that is an error (None: errors are filled in like values). Returns
+        False where it has to wait.
         """
         held = HeldCall(blob, dict(slots), {}, complete, fail)
         for key in slots:
@@ -100,7 +103,7 @@ class Session:
         positions = held.slots.pop(key, None)
         if positions is None:
             return None
-        if found[0] == outcome.ERROR:
+        if found[0] == outcome.ERROR and held.fail is not None:
             held.slots.clear()
             held.fail(found)
             return None
@@ -114,13 +117,8 @@ class Session:
 
     def after_arrival(self) -> None:
         """Serve those who waited for what has just arrived. Cheap when nobody waits."""
-        if self.held:
-            for key in [key for key in self.held if key in self.results]:
-                if self.results[key][0] == outcome.ELSEWHERE:
-                    self.references.locate(key)
-                    continue
-                for held in self.held.pop(key):
-                    self._fill(held, key)
+        while self.held and self._serve_held():
+            continue  # One that failed is the outcome that another waited for.
         if self.callbacks:
             for key in [key for key in self.callbacks if key in self.results]:
                 if self.results[key][0] == outcome.ELSEWHERE:
@@ -128,6 +126,17 @@ class Session:
                     continue
                 for callback in self.callbacks.pop(key):
                     callback()
+
+    def _serve_held(self) -> bool:
+        served = False
+        for key in [key for key in self.held if key in self.results]:
+            if self.results[key][0] == outcome.ELSEWHERE:
+                self.references.locate(key)
+                continue
+            served = True
+            for held in self.held.pop(key):
+                self._fill(held, key)
+        return served
 
     def call_actor(self, route: ActorRoute, call: ActorCall) -> None:
         """Add a call to an actor's route."""
@@ -170,12 +179,8 @@ class Session:
             batch.payload = filled
             self.tasks.submit_batch(batch)
 
-        def fail(found: bytes) -> None:
-            self.tasks.batches[batch.first] = batch
-            for item in range(count):
-                self.tasks.failed(batch, item, found)
-
-        self.resolve(data, slots, complete, fail)
+        # An item that is an error travels on: it must not end the others of its batch.
+        self.resolve(data, slots, complete, None)
         return batch
 
     def statistics(self) -> dict[str, int]:
@@ -237,7 +242,8 @@ class Session:
         self.reconcile_wanted = False
         rows = self.tasks.unfinished()
         if rows:
-            self.outbox.call(messages.RECONCILE, rows)
+            # By mailbox, behind the submissions it asks about.
+            self.outbox.message(self.node, messages.RECONCILE, rows)
 
     def _reconciled(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
         if sender != self.node:
@@ -247,9 +253,8 @@ class Session:
             if batch is None:
                 continue
             for start, end in list(batch.missing()):
-                start, end = max(start, low), min(end, high)
-                if start < end and not self.tasks.again(batch, start, end):
-                    self._crash(batch, start, end, "its worker died before the result left it")
+                for at, to in self.tasks.again(batch, max(start, low), min(end, high)):
+                    self._crash(batch, at, to, "its worker died before the result left it")
 
     def _crash(self, batch: TaskBatch, low: int, high: int, reason: str) -> None:
         found = self.error_outcome("task", f"{reason}; max_retries="

@@ -44,10 +44,12 @@ class Streams:
         """YIELDED: item ``index``. A second execution's repeats are acknowledged, not kept."""
         stream = self.open.get(number)
         if stream is None:
+            self.references.arrived_again(return_number(number, index + 1), found)
             self.outbox.message(worker, messages.CONSUMED, number, -1)
             return
         stream.worker = worker
         if index < stream.arrived:
+            self.references.arrived_again(return_number(number, index + 1), found)
             self.outbox.message(worker, messages.CONSUMED, number, max(stream.consumed, index + 1))
             return
         stream.arrived = index + 1

@@ -32,7 +32,7 @@ class TaskClass:
     __slots__ = ("keep", "max_retries", "number", "open_bytes", "open_calls", "open_first",
                  "open_keep", "returns", "shape", "spec")
 
-    def __init__(self, number: int, spec: list[Any], *, shape: tuple[tuple[str, int], ...],
+    def __init__(self, number: int, spec: list[Any], *, shape: tuple[tuple[str, int | str], ...],
                  returns: int, max_retries: int) -> None:
         self.number = number
         self.spec = spec
@@ -62,7 +62,8 @@ class TaskBatch:
         self.keep = keep
         self.done = bytearray(count)
         self.target: ProcessId | None = None
-        self.resent = 0
+        self.resent: dict[int, int] = {}
+        """How often an item was submitted again, where it was."""
         self.values: list[tuple[int, int, bytes]] | None = [] if mode == MODE_MAP else None
         """Map only: (low, count, pickled list) as they arrived."""
         self.watched: set[int] = set()
@@ -105,14 +106,14 @@ class Tasks:
         self.classes: list[TaskClass] = []
         self.open: dict[int, TaskClass] = {}
         self.batches: dict[int, TaskBatch] = {}
-        self.leases: dict[tuple[tuple[str, int], ...], Lease | None] = {}
+        self.leases: dict[tuple[tuple[str, int | str], ...], Lease | None] = {}
         self._streak = 0
         self.split_values: Callable[[bytes, int], bytes] = lambda values, _item: values
         """Set by the shell: pick one item out of a pickled list, as an outcome."""
 
     # -- submitting --------------------------------------------------------------------------
 
-    def declare(self, spec: list[Any], *, shape: tuple[tuple[str, int], ...], returns: int,
+    def declare(self, spec: list[Any], *, shape: tuple[tuple[str, int | str], ...], returns: int,
                 max_retries: int) -> TaskClass:
         """Give a function with its options a number and tell the node."""
         task_class = TaskClass(len(self.classes), spec, shape=shape, returns=returns,
@@ -198,7 +199,8 @@ class Tasks:
         synchronous = batch.count == 1 and not self.batches
         self.batches[batch.first] = batch
         task_class = batch.task_class
-        if synchronous and batch.mode == MODE_CALLS:
+        # A function with max_calls is counted by the node, so each of its calls goes there.
+        if synchronous and batch.mode == MODE_CALLS and not task_class.spec[8]:
             lease = self.leases.get(task_class.shape)
             if lease is not None and lease.batch is None and not lease.recalled:
                 self._run_on(lease, batch)
@@ -222,7 +224,7 @@ class Tasks:
 
     def _enqueue(self, batch: TaskBatch, low: int, high: int) -> None:
         retries = batch.task_class.max_retries
-        left = retries if retries < 0 else max(0, retries - batch.resent)
+        left = retries if retries < 0 else max(0, retries - batch.resent.get(low, 0))
         row = [batch.task_class.number, batch.first, batch.count, low, high, batch.mode, left]
         self.outbox.message(self.node, messages.SUBMIT, [row], payloads=(batch.payload,))
 
@@ -313,10 +315,12 @@ class Tasks:
         """End one item with an error outcome."""
         if batch.done[item]:
             return
-        # It may have died between registering its result and sending word of it.
-        self.outbox.call(messages.FORGET, self._registered_ids(batch, item, item + 1))
+        number = batch.first + item
         for index in range(max(1, batch.task_class.returns)):
-            self.references.arrived(return_number(batch.first + item, index), outcome_bytes)
+            self.references.void(return_number(number, index))
+            self.references.arrived(return_number(number, index), outcome_bytes)
+        if batch.abandoned and item not in batch.watched:
+            self.references.garbage.append(number)
         self._mark(batch, item, 1)
 
     def batch_of(self, number: int) -> TaskBatch | None:
@@ -364,7 +368,7 @@ class Tasks:
                 self._unlease(shape, lease)
         return any(self.leases.values())
 
-    def _unlease(self, shape: tuple[tuple[str, int], ...], lease: Lease) -> None:
+    def _unlease(self, shape: tuple[tuple[str, int | str], ...], lease: Lease) -> None:
         del self.leases[shape]
         self._streak = 0
         self.outbox.call(messages.UNLEASE, lease.worker)
@@ -377,25 +381,26 @@ class Tasks:
                 continue
             del self.leases[shape]
             batch = self.batches.get(lease.batch) if lease.batch is not None else None
-            if batch is not None and not self.again(batch, 0, batch.count):
+            if batch is not None and self.again(batch, 0, batch.count):
                 lost.append(batch)
         return lost
 
-    def again(self, batch: TaskBatch, low: int, high: int) -> bool:
-        """Submit a range once more, unless its retries are used up."""
-        retries = batch.task_class.max_retries
-        if 0 <= retries <= batch.resent:
-            return False
-        batch.resent += 1
+    def again(self, batch: TaskBatch, low: int, high: int) -> list[tuple[int, int]]:
+        """Submit items once more; returns the ranges whose retries are used up."""
+        retries, resent = batch.task_class.max_retries, batch.resent
         batch.target = None
-        self.outbox.call(messages.FORGET, self._registered_ids(batch, low, high))
-        self._enqueue(batch, low, high)
-        return True
-
-    def _registered_ids(self, batch: TaskBatch, low: int, high: int) -> list[bytes]:
-        returns = max(1, batch.task_class.returns)
-        return [self.references.id_of(return_number(batch.first + item, index))
-                for item in range(low, high) for index in range(returns)]
+        spent = []
+        while low < high:
+            times, end = resent.get(low, 0), low + 1
+            while end < high and resent.get(end, 0) == times:
+                end += 1
+            if 0 <= retries <= times:
+                spent.append((low, end))
+            else:
+                resent.update(dict.fromkeys(range(low, end), times + 1))
+                self._enqueue(batch, low, end)
+            low = end
+        return spent
 
     def unfinished(self) -> list[list[int]]:
         """Return [first, low, high] of everything the node should have: for RECONCILE."""

@@ -208,15 +208,26 @@ class Segment:
         except OSError as error:
             raise _full(error, nbytes, self.capacity_bytes) from error
 
-    def is_committed(self, offset: int, nbytes: int) -> bool:
-        """Return whether all of an extent has memory behind it.
+    def holes(self, offset: int, nbytes: int) -> list[tuple[int, int]]:
+        """Return the parts (offset, bytes) of an extent that have no memory behind them.
 
-        False is the answer for a process that was killed, or found no memory, before its commit.
+        They are left by a process that was killed, or found no memory, before its commit.
         """
+        found: list[tuple[int, int]] = []
+        at, end = offset, offset + nbytes
         try:
-            return os.lseek(self._rw_fd, offset, os.SEEK_HOLE) >= offset + nbytes
+            while (at := os.lseek(self._rw_fd, at, os.SEEK_HOLE)) < end:
+                try:
+                    after = min(end, os.lseek(self._rw_fd, at, os.SEEK_DATA))
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        raise
+                    after = end  # Nothing but a hole up to the end of the file.
+                found.append((at, after - at))
+                at = after
         except (AttributeError, OSError):
-            return False  # This system can't tell: to commit once more is cheap.
+            return [(offset, nbytes)]  # This system can't tell: to commit once more is cheap.
+        return found
 
     def prefault(self, nbytes: int, on_progress: Callable[[int], Any] | None = None) -> None:
         """Commit the first `nbytes` of the segment in a thread of its own, step by step.

@@ -1,0 +1,110 @@
+"""A node that the benchmark starts, connects drivers to and ends.
+
+What    Bench: the folder, the scale and the sizes of one run. StartedNode: `zray-node start` in
+        that folder, and what it says of itself.
+Caller  every question.
+Never   touches a node that somebody else started.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zray
+from scripts.bench.measuring import WAIT_S, wait_until
+from zray import state
+
+COMMAND = str(Path(sys.executable).with_name("zray-node"))
+NUM_CPUS = 2
+"""Every node has two CPUs, so that a curve means the same on any machine with two cores or more."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run of one question.
+
+    Args:
+        folder: an empty folder, removed after the run; a node may live in its "node".
+        quick: small sizes and short times: shows that the program runs, not how fast.
+    """
+
+    folder: Path
+    quick: bool
+
+    def sizes(self, *full: int, quick: int) -> list[int]:
+        """Return the sizes to measure: all, or in a quick run those up to ``quick``."""
+        return [size for size in full if not self.quick or size <= quick]
+
+    def seconds(self, full: float) -> float:
+        """Return how long to repeat something."""
+        return full / 5 if self.quick else full
+
+    @property
+    def address(self) -> str:
+        """Return the directory of the node."""
+        return str(self.folder / "node")
+
+
+@contextmanager
+def started_node(bench: Bench, *, connect: bool = True) -> Iterator[int]:
+    """Start a node, connect this process as a driver, yield the node's pid; end both after.
+
+    Args:
+        bench: says where.
+        connect: False leaves this process without a driver.
+    """
+    told = subprocess.run(
+        [COMMAND, "start", "--dir", bench.address, "--num-cpus", str(NUM_CPUS), "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=WAIT_S,
+        check=True,
+    )
+    try:
+        if connect:
+            zray.init(address=bench.address, log_to_driver=False)
+            wait_until(lambda: idle_workers() >= NUM_CPUS, "the first workers")
+        yield int(json.loads(told.stdout)["pid"])
+    finally:
+        zray.shutdown()
+        stop_node(bench.folder)
+
+
+def stop_node(folder: Path) -> None:
+    """End the node of this folder, if it runs; all its processes are gone after that."""
+    if (folder / "node").exists():
+        # Exit code 0 where none runs: a node that a benchmark has ended itself is no error.
+        subprocess.run(
+            [COMMAND, "stop", "--dir", str(folder / "node"), "--json"],
+            stdout=subprocess.DEVNULL,
+            timeout=WAIT_S,
+            check=False,
+        )
+
+
+def scheduler() -> dict[str, Any]:
+    """Return the counts of the node's scheduler."""
+    counts: dict[str, Any] = state.ask("status")["scheduler"]
+    return counts
+
+
+def queued_tasks() -> int:
+    """Return how many tasks wait at the node."""
+    return int(scheduler()["queued_tasks"])
+
+
+def idle_workers() -> int:
+    """Return how many workers wait for work."""
+    return int(scheduler()["workers"].get("idle", 0))
+
+
+def worker_pids() -> list[int]:
+    """Return the processes of all workers."""
+    return [int(row["pid"]) for row in state.ask("workers") if row["pid"]]

@@ -1,0 +1,165 @@
+"""Measures zray on this machine: one question, one process, one table.
+
+What    Runs each question in a fresh process with a time limit, prints its tables; --json for
+        programs, --plots and --report for docs/explanation/benchmarks.md.
+Caller  scripts/bench/run.
+Never   leaves a node or a folder behind, whatever became of the question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from scripts.bench.curve import Curve
+from scripts.bench.report import Answer, commit, machine, page, show
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTIONS = (
+    *("calls", "recursion", "refs", "queued"),
+    *("fan_in", "payload", "startup", "map"),
+)
+TIME_LIMIT_S = 180.0
+"""A question that has not answered by then hangs: the stacks of its process are shown."""
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """Return the command line; ends the program with exit code 2 where it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench/run",
+        description="Measure zray on this machine.",
+        epilog="Close what else runs: on a busy machine the numbers are those of the neighbours.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(QUESTIONS))
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw a png per question")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the page of the docs")
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    for name in given.names:
+        if name not in QUESTIONS:
+            parser.error(f"there is no question {name!r}: {', '.join(QUESTIONS)}")
+    return given
+
+
+def main(arguments: list[str]) -> int:
+    """Run the questions; returns the exit code: 1 where one failed."""
+    given = parsed(arguments)
+    if given.answer is not None:
+        return answer_here(given.names[0], given.answer, quick=given.quick)
+    answers = []
+    for name in given.names or QUESTIONS:
+        if not given.json:
+            print(f"── {name} …", file=sys.stderr, flush=True)
+        answers.append(asked(name, quick=given.quick))
+        if not given.json:
+            show(answers[-1])
+    plots = {}
+    if given.plots is not None:
+        from scripts.bench.plots import draw
+
+        drawn = {each.name: draw(each.name, each.curves, given.plots) for each in answers}
+        plots = {name: path for name, path in drawn.items() if path is not None}
+    if given.report is not None:
+        text = page(answers, root=ROOT, plots=plots, beside=given.report.parent)
+        given.report.write_text(text, encoding="utf-8")
+    if given.json:
+        print(json.dumps(plain(answers), indent=2))
+    return 1 if any(answer.failure for answer in answers) else 0
+
+
+def plain(answers: list[Answer]) -> dict[str, object]:
+    """Return a whole run as plain types."""
+    return {
+        "machine": machine(),
+        "commit": commit(ROOT),
+        "questions": {
+            answer.name: {
+                "seconds": round(answer.seconds, 1),
+                "failure": answer.failure,
+                "curves": [curve.to_json() for curve in answer.curves],
+            }
+            for answer in answers
+        },
+    }
+
+
+def asked(name: str, *, quick: bool) -> Answer:
+    """Answer one question in a process and a folder of its own."""
+    module = importlib.import_module(f"scripts.bench.{name}")
+    answer = Answer(name, module.TITLE, module.ABOUT, [], 0.0)
+    started = time.perf_counter()
+    with _folder() as folder:
+        written = folder / "answer.json"
+        command = [sys.executable, "-m", "scripts.bench.run", name, "--answer", str(written)]
+        process = subprocess.Popen(
+            command + ["--quick"] * quick,
+            cwd=ROOT,
+            env=os.environ | {"ZRAY_TMPDIR": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        output, ended = _output_of(process)
+        answer.seconds = time.perf_counter() - started
+        if process.returncode == 0 and written.exists():
+            answer.curves = [Curve.from_json(each) for each in json.loads(written.read_text())]
+        else:
+            answer.failure = f"{ended}\n{output[-6000:]}"
+    return answer
+
+
+def _output_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Wait for the end; a process that hangs tells its stacks and is ended with its children."""
+    try:
+        return process.communicate(timeout=TIME_LIMIT_S)[0], f"exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=2.0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0], f"no answer within {TIME_LIMIT_S:.0f} s; its stacks:"
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a folder with a short path, since sockets lie in it; end the node in it after."""
+    folder = Path(tempfile.mkdtemp(prefix="zray-bench-"))
+    try:
+        yield folder
+    finally:
+        from scripts.bench.bench_node import stop_node
+
+        stop_node(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def answer_here(name: str, written: Path, *, quick: bool) -> int:
+    """Be the process of one question: write its curves as JSON."""
+    import faulthandler
+
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    module = importlib.import_module(f"scripts.bench.{name}")
+    from scripts.bench.bench_node import Bench
+
+    curves = module.measure(Bench(written.parent, quick))
+    written.write_text(json.dumps([curve.to_json() for curve in curves]), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""Which node an address means: an embedded one, the last one started, or a directory.
+
+What    A file of the user's remembers the last node that ``zray-node start`` started: that is
+        address "auto".
+Caller  zray/api.py, zray/cli*.py.
+Never   starts a node, or believes a file that another user could have written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any
+
+from zray import errors, node_directory
+
+
+def context_path() -> str:
+    """Return the file that remembers this user's last started node."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or node_directory.temporary_base()
+    return os.path.join(base, f"zray-node-{os.getuid()}.json")
+
+
+def remember(directory: str, pid: int) -> None:
+    """Make ``directory`` the node that address "auto" means."""
+    path = context_path()
+    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False) as file:
+        json.dump({"directory": directory, "pid": pid}, file)  # Made with mode 0600.
+    os.replace(file.name, path)
+
+
+def forget(directory: str) -> None:
+    """Address "auto" no longer means ``directory``, if it did."""
+    if remembered() == directory:
+        os.unlink(context_path())
+
+
+def remembered() -> str | None:
+    """Return the directory of the last node that was started, whether it runs or not."""
+    try:
+        with open(context_path()) as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                return None
+            found: dict[str, Any] = json.load(file)
+            return str(found["directory"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def resolve_address(address: str | None) -> str | None:
+    """Return the directory of the node to connect to, None for an embedded one.
+
+    Args:
+        address: None or "local": embedded; "auto": the last node started; else a directory.
+
+    Raises:
+        NodeStartError: there is no node, or its directory is not to be trusted.
+        OptionError: an address of another kind.
+    """
+    if address is None or address == "local":
+        return None
+    if address == "auto":
+        directory = remembered()
+        if directory is None:
+            raise errors.NodeStartError("address 'auto': no node was started by this user: run"
+                                        " `zray-node start`")
+        if node_directory.holder_pid(directory) is None:
+            raise errors.NodeStartError(f"address 'auto': the last node, at {directory}, is gone:"
+                                        " run `zray-node start`")
+        return directory
+    if "://" in address:
+        raise errors.OptionError(
+            f"address {address!r}: this release connects to nodes on this machine only, by the"
+            " directory that `zray-node start` prints", option="address")
+    directory = os.path.abspath(address)
+    if node_directory.holder_pid(directory) is None:
+        raise errors.NodeStartError(f"there is no node at {directory}: start one with"
+                                    f" `zray-node start --dir {directory}`")
+    node_directory.check_private(directory)
+    return directory
