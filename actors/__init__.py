@@ -7,10 +7,20 @@ Spec    docs/explanation/architecture.md.
 
 Map (P = pure machine: events in, commands out; S = shell: sockets, files, processes)
 
-    __main__.py     S  argument parsing; starts the zygote
-    zygote.py       S  has imported everything and made no socket; forks a worker in 2 ms
-    host.py         S  one per worker: inbox, lifeline, the loop around the executor
-    executor.py     S  runs user code: in order, in threads or on an event loop
+    __main__.py      S  argument parsing; starts the zygote
+    zygote.py        S  has imported everything and made no socket; forks a worker in 2 ms
+    host.py          S  one per worker: the loop, what arrives, what the node asks, the end
+    work.py          P  the queue: ranges of tasks, calls, actors to start and to end
+    task_runner.py   S  tasks, in the main thread
+    interrupts.py    S  KeyboardInterrupt in a cancelled task, and nowhere else
+    actor_runner.py  S  actors: birth, calls in order, cancels, the end
+    instance.py      P  one actor: its methods, groups, limits
+    threads.py       S  methods of threaded actors
+    event_loop.py    S  methods of async actors, and their worker's main loop
+    streams.py       S  generators, with back-pressure
+    values.py        S  arguments in, outcomes out
+    outbound.py      S  results on their way out
+    context.py       S  what runs now, per thread and coroutine
 
 User code that runs here may call zray.get and .remote: the client of its process is the host's.
 """

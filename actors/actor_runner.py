@@ -76,7 +76,8 @@ class ActorRunner:
                 [[start.actor, start.incarnation, instance.error]])
         host.outbound.started()
         for call in self.early.pop(start.actor, ()):
-            self.call(call)
+            if not instance.ended:
+                self.call(call)
 
     def _choose_executor(self, instance: Instance) -> None:
         details = instance.details
@@ -173,6 +174,8 @@ class ActorRunner:
                 self.execute(instance, running, instance.running)
             self.host.linger()
             with self._turns:
+                if instance.ended:
+                    instance.waiting.clear()
                 running = instance.waiting.popleft() if instance.waiting else None
                 instance.busy = running is not None
         if instance.ending:

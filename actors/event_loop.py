@@ -154,6 +154,8 @@ class EventLoop:
 
     def _admit(self, instance: Instance, call: ActorCall) -> None:
         runner = self.host.actors
+        if instance.ended:
+            return
         try:
             method = instance.methods.get(call.method) or instance.method(call.method)
         except BaseException as error:

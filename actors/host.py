@@ -107,10 +107,8 @@ class Host:
             if not items:
                 if self.outbound.unsent or runtime.session.outbox:
                     runtime.flush()
-                if not runtime.wait_for_work(self._has_work):
-                    continue
-                if self.exiting is not None:
-                    break
+                runtime.wait_for_work(self._has_work)
+                continue
             try:
                 item = items.popleft()
             except IndexError:

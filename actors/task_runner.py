@@ -301,7 +301,8 @@ class TaskRunner:
                 continue
             end = step.high if work.cancelled is None else min(
                 [step.high, *(item for item in work.cancelled if item > low)])
-            step.values = values = []
+            values: list[Any] = []
+            step.values = values
             step.batch = batch = items[low:end]
             step.batch_low = low
             running.number = work.first + low
@@ -333,9 +334,9 @@ class TaskRunner:
         try:
             return self._failed(running, work.task_class, error)
         except WorkerExitError:
-            values, running.values = running.values, None
-            if values:
-                self._send_values(work, running, step.low, values, step.started)
+            done, running.values = running.values, None
+            if done:
+                self._send_values(work, running, step.low, done, step.started)
             raise
 
     def _retry_item(self, running: Execution, task_class: TaskClass, item: Any) -> Any:

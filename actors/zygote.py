@@ -60,12 +60,11 @@ def _import_everything() -> None:
     import cloudpickle
     import msgpack
     import numpy
-    import zmq
 
     from zray import actor, remote_decorators
 
     from . import host
-    del actor, cloudpickle, host, msgpack, numpy, remote_decorators, zmq
+    del actor, cloudpickle, host, msgpack, numpy, remote_decorators
 
 
 def _reap(channel: Channel, children: dict[int, bytes]) -> bool:

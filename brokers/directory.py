@@ -222,6 +222,12 @@ class Directory:
         return all((entry := self.entries.get(identity)) is not None and entry.known
                    for identity in identities)
 
+    def is_pending(self, identity: ObjectId) -> bool:
+        """Return whether its owner has told of it, is alive, and has not said what it is."""
+        entry = self.entries.get(identity)
+        return (entry is not None and entry.known and entry.outcome is None
+                and owner_of(identity) in self.alive)
+
     def hold(self, process: ProcessId, identities: list[ObjectId]) -> None:
         """HOLD: the process has a reference to each of these."""
         for identity in identities:

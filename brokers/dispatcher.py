@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zray.protocol.ids import ActorId, ProcessId
+from zray.protocol.ids import ActorId, ProcessId, owner_of
 
 from .resources import Grant, read_request
 from .scheduling import Claim, Environment, job_of
@@ -62,13 +62,20 @@ class ReleaseGrant:
 
 
 @dataclass(slots=True)
+class Withdraw:
+    """The actor has ended before it had a worker: nobody waits for one any more."""
+
+    actor: ActorId
+
+
+@dataclass(slots=True)
 class Record:
     """The actor's state has changed: write it to the GCS."""
 
     actor: ActorId
 
 
-Command = Tell | Start | End | KillWorker | ReleaseGrant | Record | Claim
+Command = Tell | Start | End | KillWorker | ReleaseGrant | Record | Claim | Withdraw
 
 
 class Actor:
@@ -118,6 +125,8 @@ class Dispatcher:
         self.waiting_for_host: list[ActorId] = []
         self.commands: list[Command] = []
         self.next_host = 0
+        self.expected: dict[ActorId, list[ProcessId]] = {}
+        """Who watches actors that are announced and not created yet."""
         self.dead: dict[ActorId, bytes] = {}
         """Causes of death of the most recent dead actors."""
 
@@ -127,6 +136,7 @@ class Dispatcher:
                details: dict[str, Any], arguments: bytes) -> None:
         """CREATE_ACTOR: place it, or let it wait for resources."""
         actor = Actor(identity, owner, class_id, details, arguments)
+        actor.watchers.update(self.expected.pop(identity, ()))
         self.actors[identity] = actor
         self.commands.append(Record(identity))
         self._seek_place(actor)
@@ -225,6 +235,17 @@ class Dispatcher:
             actor.watchers.add(process)
         self.commands.append(Tell(process, identity))
 
+    def expect(self, process: ProcessId, identity: ActorId) -> None:
+        """WATCH_ACTOR of an actor whose constructor still waits for its arguments."""
+        self.expected.setdefault(identity, []).append(process)
+
+    def stillborn(self, identity: ActorId, cause: bytes) -> None:
+        """An argument of its constructor has failed, or its owner has died: it never lives."""
+        watchers = self.expected.pop(identity, None)
+        if watchers is not None:
+            self._bury(identity, cause)
+            self.commands.extend(Tell(process, identity) for process in watchers)
+
     def _changed(self, actor: Actor) -> None:
         self.commands.append(Record(actor.actor))
         for process in actor.watchers:
@@ -288,7 +309,10 @@ class Dispatcher:
         actor.cause = cause
         self.waiting_for_host = [other for other in self.waiting_for_host if other != actor.actor]
         self._changed(actor)
-        if worker is not None:
+        if worker is None:
+            if actor.actor not in self.hosts_claimed:  # That claim serves the others as well.
+                self.commands.append(Withdraw(actor.actor))
+        else:
             if actor.shared:
                 if killed:
                     self.commands.append(
@@ -296,7 +320,10 @@ class Dispatcher:
             else:
                 self.commands.append(KillWorker(worker, "its actor has ended"))
         del self.actors[actor.actor]
-        self.dead[actor.actor] = cause
+        self._bury(actor.actor, cause)
+
+    def _bury(self, identity: ActorId, cause: bytes) -> None:
+        self.dead[identity] = cause
         if len(self.dead) > 10_000:
             del self.dead[next(iter(self.dead))]
 
@@ -331,6 +358,8 @@ class Dispatcher:
         """A process with handles is gone (its holds are the directory's affair)."""
         for actor in self.actors.values():
             actor.watchers.discard(process)
+        for identity in [each for each in self.expected if owner_of(each) == process]:
+            self.stillborn(identity, b"")
 
     # -- for people and tests --------------------------------------------------------------------
 

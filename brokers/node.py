@@ -209,7 +209,8 @@ class Node:
     def _handle_message(self, sender: bytes, header: bytes, payloads: list[bytes]) -> None:
         process = self.processes.by_id.get(sender)
         if process is None:
-            self.malformed += 1  # Nobody who said HELLO.
+            if not self.processes.has_left(sender):
+                self.malformed += 1  # Nobody who said HELLO.
             return
         try:
             message = frames.unpack(header)
@@ -355,6 +356,8 @@ class Node:
             for packed in received:
                 self.handle_call(process, packed)
             words.close()
+            # An actor that ended itself has its own cause: that must be told before the death.
+            perform_all(self)
         worker = self.workers.forget(identity)
         if worker is not None and not reason:
             reason = describe_exit(worker.status)

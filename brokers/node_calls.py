@@ -84,6 +84,8 @@ def _register(node: Node, process: Process, message: list[Any]) -> None:
 
 def _share(node: Node, process: Process, message: list[Any]) -> None:
     node.objects.share(process.identity, message[3], message[4], message[5], first=message[6])
+    if message[4] is not None:
+        node.dispatcher.stillborn(message[3], message[4])
 
 
 def _hold(node: Node, process: Process, message: list[Any]) -> None:
@@ -134,8 +136,12 @@ def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _watch_actor(node: Node, process: Process, message: list[Any]) -> None:
-    if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
-        return
+    if not node.dispatcher.knows(message[3]):
+        if node.not_yet(process, message):
+            return
+        if node.objects.is_pending(message[3]):
+            node.dispatcher.expect(process.identity, message[3])
+            return
     node.dispatcher.watch(process.identity, message[3])
 
 

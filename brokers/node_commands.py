@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
-from zray.protocol import messages
+from zray.protocol import messages, outcome
 from zray.serialization.exceptions import encode_exception
-from zray.protocol import outcome
 
 from . import directory, dispatcher, scheduling
 from .peers import Process
@@ -28,7 +27,7 @@ def perform_all(node: Node) -> None:
     scheduler, actors, objects = node.scheduler, node.dispatcher, node.objects
     while scheduler.commands or actors.commands or objects.commands:
         for machine in (scheduler, actors, objects):
-            commands: list[Any] = machine.commands  # type: ignore[assignment]
+            commands: list[Any] = machine.commands
             if commands:
                 machine.commands = []
                 told: dict[bytes, list[Any]] = {}
@@ -197,6 +196,10 @@ def _claim(node: Node, command: scheduling.Claim) -> None:
     node.scheduler.pump()
 
 
+def _withdraw(node: Node, command: dispatcher.Withdraw) -> None:
+    node.scheduler.withdraw(command.actor)
+
+
 # -- directory -------------------------------------------------------------------------------------
 
 
@@ -231,6 +234,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     scheduling.Claimed: _claimed, scheduling.Claim: _claim,
     dispatcher.End: _end, dispatcher.KillWorker: _kill_worker,
     dispatcher.ReleaseGrant: _release_grant, dispatcher.Record: _record,
+    dispatcher.Withdraw: _withdraw,
     directory.FreeExtent: _free_extent, directory.DeleteSpilled: _delete_spilled,
     directory.Restore: _restore, directory.Unreferenced: _unreferenced,
 }

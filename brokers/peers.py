@@ -7,9 +7,13 @@ Never   sends.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from zray.net.channel import Channel
+
+
+_GONE_MAX = 1000
 
 
 class Process:
@@ -42,6 +46,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.by_id: dict[bytes, Process] = {}
+        self._gone: deque[bytes] = deque(maxlen=_GONE_MAX)
         self.drivers: dict[bytes, Process] = {}
         self.starting: dict[bytes, float] = {}
         self.waiting_for_function: dict[bytes, list[Process]] = {}
@@ -80,9 +85,14 @@ class Processes:
 
     def leave(self, identity: bytes) -> None:
         """Forget a dead process."""
-        self.by_id.pop(identity, None)
+        if self.by_id.pop(identity, None) is not None:
+            self._gone.append(identity)
         self.drivers.pop(identity, None)
         self.starting.pop(identity, None)
+
+    def has_left(self, identity: bytes) -> bool:
+        """Return whether this process has died lately: a last message of its may still come."""
+        return identity in self._gone
 
     def drop_classes(self, identity: bytes) -> None:
         """Forget what a dead process waited for."""

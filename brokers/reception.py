@@ -10,6 +10,7 @@ Never   keeps a descriptor that a stranger sends, or more than a few bytes of wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
@@ -25,7 +26,9 @@ from zray.protocol.limits import (
 if TYPE_CHECKING:
     from .node import Node
 
-_REPORTED_MAX = 100
+_REPORTED_MAX = 5
+_REASONS_MAX = 20
+"""Lines in the log between two sweeps: of each reason, and reasons."""
 
 
 class Reception:
@@ -45,7 +48,7 @@ class Reception:
         self.refused = 0
         self._joined = joined
         self._waiting: dict[channel.Channel, float] = {}
-        self._reported = 0
+        self._reported: dict[str, int] = {}
         node.watch(self.listener.fileno(), self._accept)
 
     def _accept(self) -> None:
@@ -53,7 +56,7 @@ class Reception:
         while (stream := self.listener.accept()) is not None:
             stream.message_bytes_max = HELLO_BYTES_MAX
             self._waiting[stream] = self.node.now + HELLO_TIMEOUT_S
-            self.node.watch(stream.fileno(), lambda s=stream: self._read(s))
+            self.node.watch(stream.fileno(), partial(self._read, stream))
             if len(self._waiting) > UNNAMED_CONNECTIONS_MAX:
                 oldest = next(iter(self._waiting))
                 self._refuse(oldest, "too many connections that say nothing")
@@ -132,12 +135,15 @@ class Reception:
     def _count(self, count: int, reason: str) -> None:
         self.refused += count
         self.node.malformed += count
-        self._reported += 1
-        if self._reported <= _REPORTED_MAX:  # A flood of strangers must not fill the disk.
-            print(f"refused a connection: {reason}", flush=True)
+        reported = self._reported.get(reason, 0)
+        # A flood of strangers must not fill the disk, nor hide what is said of another.
+        if reported < _REPORTED_MAX and len(self._reported) < _REASONS_MAX:
+            self._reported[reason] = reported + 1
+            print(f"refused {count} connections: {reason}", flush=True)
 
     def sweep(self, now: float) -> None:
-        """Refuse those that have said nothing for too long."""
+        """Refuse those that have said nothing for too long; called twice a second."""
+        self._reported.clear()
         for stream in [stream for stream, until in self._waiting.items() if until < now]:
             self._refuse(stream, f"no HELLO within {HELLO_TIMEOUT_S} s")
 

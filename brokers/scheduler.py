@@ -98,9 +98,7 @@ class Scheduler:
     def _queue_others(self, work: Range, cancelled: set[int], *, front: bool) -> None:
         """Queue what is not cancelled of a range, tell of the rest."""
         found = sorted(item for item in cancelled if work.low <= item < work.high)
-        bounds = [work.low - 1, *found, work.high]
-        parts = [work.tail(low + 1).head(high)
-                 for low, high in zip(bounds, bounds[1:], strict=False) if low + 1 < high]
+        parts = work.without(found)
         for part in reversed(parts) if front else parts:
             self._append(part, front=front)
         if found:
@@ -428,6 +426,7 @@ class Scheduler:
         if not worker.outstanding:
             self._drained(worker)
         self.pump()
+        self._let_go(worker)
         if self.idle and not any(self.queued.values()):
             self._rebalance(now)
 
@@ -464,6 +463,13 @@ class Scheduler:
         if self.queued[worker.shape] and not worker.blocked and not self._others_wait(worker.shape):
             return  # pump() refills it without giving the resources back in between.
         self._free(worker)
+
+    def _let_go(self, worker: WorkerState) -> None:
+        """What was to refill a drained worker went elsewhere: it gives its resources back."""
+        if (not worker.outstanding and worker.state == RUNNING and worker.pooled
+                and worker.shape is not None):
+            self._free(worker)
+            self.pump()
 
     def _others_wait(self, shape: Shape) -> bool:
         return len(self.queues) > 1 and any(
@@ -552,6 +558,7 @@ class Scheduler:
         if not worker.outstanding:
             self._drained(worker)
         self.pump()
+        self._let_go(worker)
 
     def blocked(self, process: bytes) -> None:
         """BLOCKED: the task waits; its CPU and what is queued behind it go to others."""
@@ -647,7 +654,7 @@ class Scheduler:
                         worker.outstanding.append(part)
 
     def unknown(self, client: bytes, rows: list[list[int]]) -> list[list[int]]:
-        """RECONCILE: return the ranges [first, low, high] that are neither queued nor handed out."""
+        """RECONCILE: the ranges [first, low, high] that are neither queued nor handed out."""
         have: dict[int, list[tuple[int, int]]] = {}
         for queue in self.queues.values():
             for work in queue:
@@ -698,5 +705,6 @@ class Scheduler:
         for shape, workers in self.running.items():
             for worker in workers.values():
                 assert worker.shape == shape and worker.state == RUNNING
+                assert worker.outstanding or worker.blameless, "resources held for nothing"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from zray.protocol.limits import TASK_ESTIMATE_US
@@ -105,6 +106,11 @@ class Range:
         part.alone = self.alone
         return part
 
+    def without(self, items: list[int]) -> list[Range]:
+        """Return the parts between these items, which are sorted and of this range."""
+        bounds = [self.low - 1, *items, self.high]
+        return [self._part(low + 1, high) for low, high in pairwise(bounds) if low + 1 < high]
+
     def __repr__(self) -> str:
         return f"Range({self.task_class.name} {self.first}[{self.low}:{self.high}])"
 
@@ -112,10 +118,9 @@ class Range:
 class WorkerState:
     """One worker process as the scheduler sees it."""
 
-    __slots__ = ("backlog_us", "blameless", "blocked", "calls", "env", "grant", "idle_since", "known",
-                 "lessee", "outstanding", "patience_s", "pooled", "process", "recalled",
-                 "reclaim_at", "reclaiming",
-                 "reported", "retiring", "shape", "state")
+    __slots__ = ("backlog_us", "blameless", "blocked", "calls", "env", "grant", "idle_since",
+                 "known", "lessee", "outstanding", "patience_s", "pooled", "process", "recalled",
+                 "reclaim_at", "reclaiming", "reported", "retiring", "shape", "state")
 
     def __init__(self, process: bytes, env: Environment) -> None:
         self.process = process

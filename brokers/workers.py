@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from zray.net.channel import Channel
@@ -97,7 +98,7 @@ class Workers:
         self.by_process[process] = worker
         for descriptor in worker.pipes:
             os.set_blocking(descriptor, False)
-            self._watch(descriptor, lambda d=descriptor: self._read_output(worker, d))
+            self._watch(descriptor, partial(self._read_output, worker, descriptor))
         message = frames.pack(messages.FORK, process, {"env": dict(env)})
         while not self.channel.flush():
             self._wait_writable()

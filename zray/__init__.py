@@ -15,6 +15,7 @@ What    The public names, imported when first used, so that `import zray` costs 
             node_directory, node_address, observer
             cli, and what its commands do: cli_node, cli_status, cli_logs, cli_doctor, cli_bench
             runtime, client, objects, session/, net/, protocol/, serialization/, store/
+            brokers/, actors/  the node's processes and the workers', seen through links
 Caller  users.
 Never   imports zmq, numpy or cloudpickle itself.
 """

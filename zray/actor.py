@@ -12,14 +12,18 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import msgpack
-
 from zray import api, errors
 from zray.context import exit_actor
 from zray.options import ActorOptions, MethodOptions
 from zray.protocol import messages
 from zray.refs import ObjectRef, restore
-from zray.remote_function import packed_retry_types, positional, refs_of, returns_of
+from zray.remote_function import (
+    packed_retry_types,
+    packed_spec,
+    positional,
+    refs_of,
+    returns_of,
+)
 from zray.runtime import Runtime
 from zray.session.actors import ActorRoute
 
@@ -216,7 +220,7 @@ class ActorMethod:
         self._group = group
         self._call_name: str | bytes = f"{name}@{group}" if group else name
         if overrides:
-            self._call_name = msgpack.packb((name, group, overrides))
+            self._call_name = packed_spec((name, group, overrides))
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method; returns its ObjectRef (a list, a generator or None by num_returns)."""

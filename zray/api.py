@@ -337,9 +337,12 @@ def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = N
                          " at most their number")
     if not given:
         return [], []
+    client = _runtime
     for ref in given:
-        _refuse_member(ref, "wait")
-    distinct = {id(ref) if isinstance(ref, ObjectRefGenerator) else ref for ref in given}
+        if type(ref) is not ObjectRef or ref.client is not client:
+            _refuse_member(ref, "wait")
+    # Keys, not refs: whoever waits for one of n refs at a time comes here n times.
+    distinct = {ref.key if type(ref) is ObjectRef else ref for ref in given}
     if len(distinct) != len(given):
         raise ValueError("zray.wait() was given the same ref twice")
     return runtime().wait(given, num_returns, timeout)

@@ -11,6 +11,7 @@ Never   runs user code in its own thread.
 import contextlib
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,13 +31,14 @@ from zray.protocol.limits import (
     QUIET_US,
     RECONCILE_GRACE_S,
 )
-from zray.serialization.exceptions import encode_exception
+from zray.serialization.exceptions import decode_exception, encode_exception
 from zray.session.session import Session
 
 _LINGER_S = LINGER_US / 1e6
 _QUIET_S = QUIET_US / 1e6
 _WAIT_SLICE_MS = 500
 _ARMED_PERIODS = 20
+_REFUSALS_SHOWN = 3
 
 LifelineRule = Callable[[list[Any]], None]
 
@@ -195,17 +197,19 @@ class Client:
         if reply is None:
             self._node_lost("it closed the connection during a request")
             raise self._died_error()
-        error, value = frames.unpack(reply)[3:5]
-        if error is not None:
-            from zray.serialization.exceptions import decode_exception
-            raise decode_exception(error)
+        refusal, value = frames.unpack(reply)[3:5]
+        if refusal is not None:
+            raise decode_exception(refusal)
         return value
 
     def _take_answer(self) -> bytes | None:
         """Return the answer to the newest request, past those that an interrupt left unread."""
         reply: bytes | None = None
         while self._answers_owed:
-            reply = self.calls.receive()
+            try:
+                reply = self.calls.receive()
+            except OSError:
+                return None  # It died with words of ours unread: a reset instead of an end.
             if reply is None:
                 return None
             self._answers_owed -= 1
@@ -303,14 +307,20 @@ class Client:
             return
         if message[1] in _WORKER_KINDS:
             if self.worker_message is not None:
-                self.worker_message(sender, message, payloads)
+                try:
+                    self.worker_message(sender, message, payloads)
+                except Exception as error:  # Whoever sent it, our own work goes on.
+                    self._refuse(sender, message, error)
                 if self.waiters:
                     with self.turn:
                         self.turn.notify_all()
             return
         session = self.session
         with self.lock:
-            session.handle(sender, message, payloads)
+            try:
+                session.handle(sender, message, payloads)
+            except Exception as error:  # Whoever sent it, our own gets must go on.
+                self._refuse(sender, message, error)
             if session.held or session.callbacks:
                 session.after_arrival()
             if session.reconcile_wanted and self._reconcile_at is None:
@@ -321,6 +331,13 @@ class Client:
         if self.waiters:
             with self.turn:
                 self.turn.notify_all()
+
+    def _refuse(self, sender: bytes, message: list[Any], error: Exception) -> None:
+        self.session.unhandled += 1
+        if self.session.unhandled <= _REFUSALS_SHOWN:
+            name = messages.NAMES[message[1]]
+            print(f"zray: refused a malformed {name} of process {sender.hex()}: {error!r}",
+                  file=sys.stderr)
 
     def read_pending(self, messages_max: int = 1 << 30) -> bool:
         """Apply what has arrived, without waiting; False where there may be more.

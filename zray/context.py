@@ -41,14 +41,17 @@ class Current(Protocol):
     @property
     def place(self) -> CurrentPlace:
         """Where it runs."""
+        ...
 
     @property
     def task_id(self) -> bytes:
         """Its 16-byte id."""
+        ...
 
     @property
     def is_cancelled(self) -> bool:
         """Whether somebody has cancelled it."""
+        ...
 
 
 class ActorExit(SystemExit):

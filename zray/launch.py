@@ -96,5 +96,8 @@ def _wait_ready(descriptor: int, process: subprocess.Popen[bytes], log_path: str
 
 
 def _tail(path: str) -> str:
-    with open(path, "rb") as log:
-        return log.read()[-2000:].decode(errors="replace") or "(empty)"
+    try:
+        with open(path, "rb") as log:
+            return log.read()[-2000:].decode(errors="replace") or "(empty)"
+    except FileNotFoundError:
+        return "(gone: the node removed its directory)"

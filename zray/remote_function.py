@@ -39,6 +39,12 @@ def packed_retry_types(given: Any) -> bytes | None:
     return data
 
 
+def packed_spec(parts: Any) -> bytes:
+    """Pack plain values: a key to compare by, or a name that carries options."""
+    packed: Any = msgpack.packb(parts)
+    return bytes(packed)
+
+
 def refs_of(runtime: Runtime, number: int, returns: int) -> Any:
     """Return what ``.remote()`` gives for a task of ``returns`` returns."""
     if returns == 1:
@@ -138,15 +144,16 @@ class RemoteFunction:
             code.runtime, code.classes = runtime, {}
         resources = options.resource_request()
         runtime.check_resources(resources, self._name)
+        env_vars = {**runtime.env_vars, **options.env_vars}
         spec = [code.function_id, self._name, resources, self._returns, options.max_retries,
                 packed_retry_types(options.retry_exceptions), options.generator_backlog,
-                {**runtime.env_vars, **options.env_vars}, options.max_calls]
-        packed: bytes = msgpack.packb(spec)
+                env_vars, options.max_calls]
+        packed = packed_spec(spec)
         declared = code.classes.get(packed)
         if declared is None:
             with runtime.lock:
                 declared = runtime.session.tasks.declare(
-                    spec, shape=(*sorted(resources.items()), *sorted(spec[7].items())),
+                    spec, shape=(*sorted(resources.items()), *sorted(env_vars.items())),
                     returns=self._returns,
                     max_retries=options.max_retries)
                 declared.keep = code.refs

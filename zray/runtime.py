@@ -236,7 +236,6 @@ class Runtime(Client):
         with self.lock:
             number = session.tasks.take_numbers()
             actor = object_id(self.process, number)
-            session.references.created(number)
             route = session.actors.route(actor, details["pending"])
             route.watched = True
             route.keep = (keep, packed.keep)
@@ -245,18 +244,13 @@ class Runtime(Client):
         def create(data: bytes) -> None:
             session.outbox.call(messages.CREATE_ACTOR, actor, class_id, details, data)
 
-        if packed.slots:
+        if details["name"] is not None and not packed.slots:
             with self.lock:
-                session.resolve(
-                    packed.blob, packed.slots, create,
-                    lambda found: session.actors.state_changed(actor, "DEAD", None, None, 0,
-                                                               found))
-        elif details["name"] is not None:
+                session.references.created(number)
             self.request(messages.CREATE_ACTOR, actor, class_id, details, packed.blob)
             return ref, route
-        else:
-            with self.lock:
-                create(packed.blob)
+        with self.lock:
+            session.create_actor(route, number, packed.blob, packed.slots, create)
         self.submitted()
         return ref, route
 
@@ -285,8 +279,9 @@ class Runtime(Client):
 
     # -- actor calls ---------------------------------------------------------------------------
 
-    def call_actor(self, route: ActorRoute, method: str, returns: int, args: tuple[Any, ...],
-                   kwargs: dict[str, Any], retries: int, keep: object) -> int:
+    def call_actor(self, route: ActorRoute, method: str | bytes, returns: int,
+                   args: tuple[Any, ...], kwargs: dict[str, Any], retries: int,
+                   keep: object) -> int:
         """Call an actor; returns the number of the first return."""
         if not kwargs:
             for value in args:
@@ -300,7 +295,7 @@ class Runtime(Client):
         held = (keep, packed.keep) if packed.keep else keep
         return self._send_call(route, method, returns, packed.blob, packed.slots, held, retries)
 
-    def _send_call(self, route: ActorRoute, method: str, returns: int, data: bytes,
+    def _send_call(self, route: ActorRoute, method: str | bytes, returns: int, data: bytes,
                    slots: dict[Key, list[int | str]] | None, keep: object, retries: int) -> int:
         if self.closed:
             self.check_usable()
@@ -442,20 +437,40 @@ class Runtime(Client):
     def wait(self, refs: list[Any], num_returns: int,
              timeout_s: float | None) -> tuple[list[Any], list[Any]]:
         """Split refs into ready and not, at least num_returns ready unless time is over."""
-        pending = [ref for ref in refs if not self._settled(ref)]
-        if len(refs) - len(pending) < num_returns:
-            self._locate([ref.key for ref in pending if isinstance(ref, ObjectRef)])
+        ready, pending = self._split(refs, num_returns)
+        if len(ready) == num_returns:
+            return ready, pending
+        self._locate([ref.key for ref in pending if isinstance(ref, ObjectRef)])
+        spare = len(refs) - num_returns
+        pending.reverse()
 
-            def enough() -> bool:
-                nonlocal pending
-                pending = [ref for ref in pending if not self._settled(ref)]
-                return len(refs) - len(pending) >= num_returns
+        def enough() -> bool:
+            # Called for every message: it looks no further than to one unready ref too many, and
+            # never again at a ready one, so that a wait for all of n refs costs n looks, not n².
+            unready: list[Any] = []
+            while pending and len(unready) <= spare:
+                ref = pending.pop()
+                if not self._settled(ref):
+                    unready.append(ref)
+            pending.extend(reversed(unready))
+            return len(unready) <= spare
 
-            self.wait_until(enough, timeout_s)
-        waiting = {id(ref) for ref in pending}
-        ready = [ref for ref in refs if id(ref) not in waiting][:num_returns]
-        chosen = {id(ref) for ref in ready}
-        return ready, [ref for ref in refs if id(ref) not in chosen]
+        self.wait_until(enough, timeout_s)
+        return self._split(refs, num_returns)
+
+    def _split(self, refs: list[Any], ready_max: int) -> tuple[list[Any], list[Any]]:
+        """Return the first ready refs, at most ready_max, and the others; order kept."""
+        ready: list[Any] = []
+        others: list[Any] = []
+        for position, ref in enumerate(refs):
+            if not self._settled(ref):
+                others.append(ref)
+                continue
+            ready.append(ref)
+            if len(ready) == ready_max:
+                others += refs[position + 1 :]
+                break
+        return ready, others
 
     def _settled(self, ref: Any) -> bool:
         if isinstance(ref, ObjectRefGenerator):

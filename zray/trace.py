@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, overload
 
 from zray.state import ask
 
@@ -21,6 +21,10 @@ _NODE_TID = 0
 _EVENTS_MAX = 100_000
 
 
+@overload
+def timeline(filename: None = None) -> list[Span]: ...
+@overload
+def timeline(filename: str) -> None: ...
 def timeline(filename: str | None = None) -> list[Span] | None:
     """Return what tasks ran where and when, as Chrome trace events, oldest first.
 

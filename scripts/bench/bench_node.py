@@ -100,6 +100,11 @@ def queued_tasks() -> int:
     return int(scheduler()["queued_tasks"])
 
 
+def tasks_at_node() -> int:
+    """Return how many tasks wait at the node or at its workers, or run."""
+    return sum(int(row["count"]) for row in state.ask("tasks"))
+
+
 def idle_workers() -> int:
     """Return how many workers wait for work."""
     return int(scheduler()["workers"].get("idle", 0))

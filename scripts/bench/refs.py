@@ -8,16 +8,22 @@ Never   measures large values: see payload.py.
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import time
 from collections.abc import Callable
 from typing import Any
 
 import zray
+import zray.util
 from scripts.bench import measuring
 from scripts.bench.bench_node import Bench, started_node
 from scripts.bench.curve import Curve, Row, number
-from scripts.bench.driver import echo
+from scripts.bench.driver import Counter, echo
+from scripts.bench.limits import BATCH, Pipeline
+
+MEASURABLE = 10_000
+"""The memory of fewer refs hides in pages that a process has anyway."""
 
 TITLE = "Refs alive"
 ABOUT = """A ref is an object of the driver and, as long as nobody else knows it, nothing at the
@@ -55,7 +61,69 @@ def measure(bench: Bench) -> list[Curve]:
                 row,
                 {"raw µs": raw_us, "make ratio": number(row["make µs"]) / raw_us},
             )
-    return [curve]
+    return [curve, _waiting(bench)]
+
+
+def _waiting(bench: Bench) -> Curve:
+    curve = Curve(
+        "waiting",
+        "Waiting for many refs, by the way of waiting",
+        size="refs",
+        group="by",
+        per_unit=("µs per ref",),
+        plotted=("µs per ref", "raw µs"),
+        unit="µs per ref, submit to value",
+        note="Asynchronous tasks (calls of one actor where it says so), submitted at once, then "
+        "waited for. The raw limit is a bare pipeline of batches.",
+    )
+    with started_node(bench), Pipeline(bench.folder, "tasks") as pipeline:
+        pipeline.run_s(5000, BATCH)
+        counter: Any = Counter.remote()
+        for name, wait in _ways(counter).items():
+            for count in bench.sizes(100, 1_000, 10_000, quick=1_000):
+                each_s = measuring.median_s(
+                    lambda wait=wait, count=count: wait(count), budget_s=bench.seconds(0.5)
+                )
+                raw_us = pipeline.run_s(count, BATCH) * 1e6 / count
+                cost = each_s * 1e6 / count
+                curve.add(
+                    {
+                        "by": name,
+                        "refs": count,
+                        "µs per ref": cost,
+                        "raw µs": raw_us,
+                        "ratio": cost / raw_us,
+                    }
+                )
+    return curve
+
+
+def _ways(counter: Any) -> dict[str, Callable[[int], Any]]:
+    """Return ways to submit n calls and to wait for all of their values."""
+
+    def tasks(count: int) -> list[Any]:
+        return [echo.remote(item) for item in range(count)]
+
+    def one_by_one(count: int) -> None:
+        refs = tasks(count)
+        while refs:
+            ready, refs = zray.wait(refs)
+            zray.get(ready)
+
+    async def gather(refs: list[Any]) -> list[Any]:
+        return await asyncio.gather(*refs)
+
+    return {
+        "get(list)": lambda count: zray.get(tasks(count)),
+        "wait(all)": lambda count: zray.wait(tasks(count), num_returns=count),
+        "wait(half)": lambda count: zray.wait(tasks(count), num_returns=count // 2),
+        "wait(one) in a loop": one_by_one,
+        "as_completed": lambda count: list(zray.util.as_completed(tasks(count))),
+        "asyncio.gather": lambda count: asyncio.run(gather(tasks(count))),
+        "gather of an actor's": lambda count: asyncio.run(
+            gather([counter.add.remote() for _ in range(count)])
+        ),
+    }
 
 
 def _results(count: int) -> list[Any]:
@@ -91,8 +159,8 @@ def _alive(make: Callable[[int], list[Any]], count: int, node: int) -> Row:
         "make µs": (made - started) * 1e6 / count,
         "get µs": (got - began) * 1e6 / count,
         "drop µs": (dropped - dropping) * 1e6 / count,
-        "driver B": driver_bytes / count,
-        "node B": max(0, node_bytes) / count,
+        "driver B": driver_bytes / count if count >= MEASURABLE else None,
+        "node B": max(0, node_bytes) / count if count >= MEASURABLE else None,
     }
 
 

@@ -57,6 +57,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run the questions; returns the exit code: 1 where one failed."""
     given = parsed(arguments)
+    # As Ctrl-C does: what is started is ended on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if given.answer is not None:
         return answer_here(given.names[0], given.answer, quick=given.quick)
     answers = []
@@ -126,6 +128,10 @@ def _output_of(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Wait for the end; a process that hangs tells its stacks and is ended with its children."""
     try:
         return process.communicate(timeout=TIME_LIMIT_S)[0], f"exit code {process.returncode}"
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGUSR1)
     with contextlib.suppress(subprocess.TimeoutExpired):

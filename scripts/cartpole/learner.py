@@ -80,17 +80,18 @@ def improved(state: LearnerState, trajectories: Sequence[Trajectory]) -> Learner
     return LearnerState(weights, mean, square, step_count)
 
 
-@zray.remote
-class Learner:
+class Learner(zray.Actor):
     """The actor: one `LearnerState`, replaced by every call of `improve`."""
 
     def __init__(self, seed: int) -> None:
         self._state = initial_state(seed)
 
+    @zray.method
     def weights(self) -> Array:
         """Return the policy as it is now, float64 of shape (WEIGHTS_LEN,)."""
         return self._state.weights
 
+    @zray.method
     def improve(self, *trajectories: Trajectory) -> Array:
         """Learn from one generation of episodes and return the new policy."""
         self._state = improved(self._state, trajectories)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from learner import Learner
@@ -65,7 +65,7 @@ def play_generation(
         rollout.remote(weights, seed) for seed in training_seeds(plan.seed, number, plan.episodes)
     ]
     display.begin(number, plan.episodes)
-    pending = [evaluation, *rollouts]
+    pending: list[zray.ObjectRef[Any]] = [evaluation, *rollouts]
     while pending:
         # Short episodes finish first, and are shown first.
         ready, pending = zray.wait(pending, num_returns=1)

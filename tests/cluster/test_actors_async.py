@@ -13,6 +13,8 @@ import pytest
 import zray
 from tests.waiting import wait_until
 
+MOMENT_S = 0.01
+
 
 @pytest.fixture(scope="module", autouse=True)
 def node():
@@ -72,7 +74,7 @@ class Box:
         raise KeyError("missing")
 
     async def task_id(self):
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(MOMENT_S)
         return zray.get_runtime_context().get_task_id()
 
 

@@ -13,6 +13,8 @@ import pytest
 import zray
 from tests.waiting import wait_until
 
+MOMENT_S = 0.01
+
 
 @pytest.fixture(scope="module", autouse=True)
 def node():
@@ -23,7 +25,7 @@ def node():
 
 @zray.remote
 def later(value):
-    time.sleep(0.05)
+    time.sleep(MOMENT_S)
     return value
 
 
@@ -65,7 +67,7 @@ class Gate:
         return zray.get(later.remote(value))
 
     def task_id(self):
-        time.sleep(0.01)
+        time.sleep(MOMENT_S)
         return zray.get_runtime_context().get_task_id()
 
     def note(self, value):
@@ -81,7 +83,7 @@ class Gate:
     def until_cancelled(self):
         self._enter()
         while not zray.get_runtime_context().is_canceled():
-            time.sleep(0.005)
+            time.sleep(MOMENT_S)
         self._leave()
         return "saw it"
 

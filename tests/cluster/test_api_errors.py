@@ -96,26 +96,27 @@ def test_what_is_remote_already_or_async_is_not_decorated():
 
 
 @pytest.mark.parametrize(
-    ("make", "option"),
+    ("kind", "options", "named"),
     [
-        (lambda: add.options(num_cpu=1), "num_cpus"),
-        (lambda: add.options(max_restarts=1), "max_restarts"),
-        (lambda: Counter.options(max_retries=1), "max_retries"),
-        (lambda: add.options(num_cpus=-1), "num_cpus"),
-        (lambda: add.options(num_returns="dynamic"), "streaming"),
-        (lambda: add.options(retry_exceptions="all"), "retry_exceptions"),
-        (lambda: Counter.options(lifetime="forever"), "lifetime"),
-        (lambda: Counter.options(recovery="replay"), "journal"),
-        (lambda: Counter.options(get_if_exists=True), "name"),
-        (lambda: add.options(placement_group=object()), "placement"),
-        (lambda: add.options(runtime_env={"conda": "x"}), "env_vars"),
-        (lambda: zray.remote(speculate=True)(len), "speculate"),
-        (lambda: zray.method(num_cpus=1), "num_cpus"),
+        ("task", {"num_cpu": 1}, "num_cpus"),
+        ("task", {"max_restarts": 1}, "max_restarts"),
+        ("actor", {"max_retries": 1}, "max_retries"),
+        ("task", {"num_cpus": -1}, "num_cpus"),
+        ("task", {"num_returns": "dynamic"}, "streaming"),
+        ("task", {"retry_exceptions": "all"}, "retry_exceptions"),
+        ("actor", {"lifetime": "forever"}, "lifetime"),
+        ("actor", {"recovery": "replay"}, "journal"),
+        ("actor", {"get_if_exists": True}, "name"),
+        ("task", {"placement_group": object()}, "placement"),
+        ("task", {"runtime_env": {"conda": "x"}}, "env_vars"),
+        ("task", {"speculate": True}, "speculate"),
+        ("method", {"num_cpus": 1}, "num_cpus"),
     ],
 )
-def test_a_wrong_option_is_named(make, option):
-    with pytest.raises(errors.OptionError, match=option):
-        make()
+def test_a_wrong_option_is_named(kind, options, named):
+    take = {"task": add.options, "actor": Counter.options, "method": zray.method}[kind]
+    with pytest.raises(errors.OptionError, match=named):
+        take(**options)
 
 
 def test_a_task_that_can_never_run_says_so_at_once():

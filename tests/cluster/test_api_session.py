@@ -9,6 +9,7 @@ Never   shares a session between tests.
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -376,3 +377,18 @@ def test_a_program_that_ends_without_shutdown_leaves_nothing(tmp_path):
     assert done.stdout.strip() == "1", done.stderr
     assert not done.stderr
     assert not os.listdir(tmp_path)
+
+
+def test_a_node_that_is_killed_is_a_typed_error_and_the_next_session_works():
+    zray.init(num_cpus=1)
+    counter = Counter.remote()
+    zray.get(counter.add.remote())
+    late = wait_for.remote("/nowhere")
+    os.kill(zray.state.ask("status")["pid"], signal.SIGKILL)
+    for use in (lambda: zray.get(late), lambda: zray.put(np.ones(100_000)), lambda: zray.nodes(),
+                lambda: counter.add.remote(), lambda: zray.get(double.remote(1))):
+        with pytest.raises(errors.NodeDiedError, match="gone"):
+            use()
+    zray.shutdown()
+    zray.init(num_cpus=1)
+    assert zray.get(double.remote(1)) == 2

@@ -15,6 +15,9 @@ import zray
 from tests.waiting import wait_until
 from zray.exceptions import TaskCancelledError, TaskError
 
+MOMENT_S, SHORT_S, LONG_S = 0.01, 0.5, 60.0
+"""How long tasks and methods take; the tests themselves never sleep."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def node():
@@ -28,14 +31,14 @@ def touch_and_sleep(path, seconds=60):
     open(path, "w").close()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(MOMENT_S)
     return "slept"
 
 
 @zray.remote
 def one_long_sleep(path):
     open(path, "w").close()
-    time.sleep(60)
+    time.sleep(LONG_S)
 
 
 @zray.remote
@@ -100,7 +103,7 @@ def test_items_of_a_map_are_cancelled_one_by_one(tmp_path):
     def work(item):
         if item is None:
             open(path, "w").close()
-            time.sleep(60)
+            time.sleep(LONG_S)
         return item
 
     path = str(tmp_path / "began")
@@ -119,12 +122,8 @@ def test_children_and_their_children_are_cancelled(tmp_path):
     def nest(depth):
         open(paths[depth], "w").close()
         if depth == 2:
-            time.sleep(60)
+            time.sleep(LONG_S)
         return zray.get(nest.remote(depth + 1))
-
-    @zray.remote
-    def count_sleepers():
-        return sum(os.path.exists(path + ".ended") for path in paths)
 
     ref = nest.remote(0)
     wait_until(lambda: os.path.exists(paths[2]), timeout_s=20)
@@ -142,7 +141,7 @@ def test_a_task_that_catches_the_interrupt_returns_its_value(tmp_path):
     def stubborn(path):
         open(path, "w").close()
         try:
-            time.sleep(60)
+            time.sleep(LONG_S)
         except KeyboardInterrupt:
             return "caught", zray.get_runtime_context().is_canceled()
 
@@ -160,7 +159,7 @@ def test_force_ends_a_task_that_ignores_interrupts(tmp_path):
             out.write("x")
         while True:
             try:
-                time.sleep(60)
+                time.sleep(LONG_S)
             except KeyboardInterrupt:
                 continue
 
@@ -242,30 +241,27 @@ def test_a_call_in_an_actors_queue_never_runs():
     assert zray.get(stay, timeout=10) is None
 
 
-def test_a_running_call_of_a_sync_actor_is_told_and_not_interrupted():
+def test_a_running_call_of_a_sync_actor_is_told_and_not_interrupted(tmp_path):
     @zray.remote
     class Looking:
-        def look(self):
+        def look(self, path):
+            open(path, "w").close()
             while not zray.get_runtime_context().is_canceled():
-                time.sleep(0.005)
+                time.sleep(MOMENT_S)
             return "looked"
 
-        def ready(self):
-            return True
-
-    looking = Looking.remote()
-    zray.get(looking.ready.remote(), timeout=10)
-    ref = looking.look.remote()
-    time.sleep(0.05)
+    path = str(tmp_path / "began")
+    ref = Looking.remote().look.remote(path)
+    wait_until(lambda: os.path.exists(path))
     zray.cancel(ref)
-    assert zray.get(ref, timeout=10) in ("looked",)
+    assert zray.get(ref, timeout=10) == "looked"
 
 
 def test_force_on_a_call_names_kill():
     @zray.remote
     class Idle:
         def stay(self):
-            time.sleep(0.5)
+            time.sleep(SHORT_S)
 
     idle = Idle.remote()
     ref = idle.stay.remote()

@@ -24,8 +24,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("zray.detect*", "zray.configuration*", "zray.net*", "zray.node_*"),
     ("zray.observer", "zray.client*", "zray.objects*", "zray.refs*", "zray.logs*"),
     ("zray.launch*",),
-    ("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor",
-     "zray.context"),
+    (
+        *("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor"),
+        *("zray.context", "zray.state", "zray.trace"),
+    ),
     ("zray.util*", "zray.testing*", "zray.cli*", "zray"),
 )
 # What the two halves may see of zray: never each other, and a broker neither the client nor

@@ -134,7 +134,11 @@ class SimDriver(SimRuntime):
         values = yield from self.get_map(refs)
         for value, wanted in zip(values, wants, strict=True):
             try:
-                found = value if isinstance(value, dict) else self.value(*value)
+                found = value
+                if isinstance(value, int):
+                    while not self.ready(value):
+                        yield from self.await_keys([value])
+                    found = self.value(self.object_id(value), value, self.results[value])
             except SimError as error:
                 self._judge(error, wanted)
             else:

@@ -25,6 +25,7 @@ from zray.brokers.reception import Reception
 from zray.brokers.resources import ResourceSet
 from zray.brokers.scheduler import Scheduler
 from zray.brokers.store import Store
+from zray.net import channel
 from zray.protocol import frames
 from zray.store.segment import Segment
 
@@ -242,7 +243,8 @@ class SimSpill:
 
     def write(self, _identity: bytes, offset: int) -> int:
         self.count += 1
-        self.files[self.count] = self.world.memory[offset]
+        # Freed meanwhile: what is read then is thrown away.
+        self.files[self.count] = self.world.memory.get(offset, b"")
         return self.count
 
     def read_into(self, file: int, offset: int) -> None:
@@ -308,19 +310,6 @@ class SimListener:
         return self.pending.popleft() if self.pending else None
 
 
-class SimReception(Reception):
-    """The real door behind a simulated listener."""
-
-    def __init__(self, node: SimNode) -> None:
-        self.node = node
-        self.listener = SimListener()  # type: ignore[assignment]
-        self.refused = 0
-        self._joined = node._joined
-        self._waiting = {}
-        self._reported = 0
-        node.watch(0, self._accept)
-
-
 class SimPoller:
     """Says which streams are readable, in any order."""
 
@@ -366,8 +355,9 @@ class SimNode(Node):
         self.inbox = _Inbox()  # type: ignore[assignment]
         self.peers = SimPeers(world, self.process)  # type: ignore[assignment]
         self.processes = Processes()
-        self.reception = SimReception(self)
-        self.listener: SimListener = self.reception.listener  # type: ignore[assignment]
+        self.listener = SimListener()
+        with patch.object(channel, "Listener", lambda _path: self.listener):
+            self.reception = Reception(self, "", self._joined)
         self.streams[0] = self.listener
         self.on_ready = None
         self.output_log = None
@@ -486,5 +476,6 @@ class SimNode(Node):
             left.append(f"a shared host holds {hosts}")
         for name, total in self.resources.total.items():
             if self.resources.available[name] != total:
-                left.append(f"{name}: {self.resources.available[name]} of {total} free")
+                left.append(f"{name}: {self.resources.available[name]} of {total} free;"
+                            f" {self.state()}")
         return left

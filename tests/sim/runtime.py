@@ -168,7 +168,7 @@ class SimRuntime(SimProcess):
         return SimMap(self, batches, len(scripts))
 
     def get_map(self, refs: SimMap) -> Program:
-        """The values of a whole map: each a dict, or bytes of an outcome of its own."""
+        """The values of a whole map: each a dict, or the number of an object of its own."""
         values: list[Any] = []
         for batch in refs.batches:
             yield from self.wait_until(lambda batch=batch: batch.done.find(0) < 0)
@@ -177,8 +177,7 @@ class SimRuntime(SimProcess):
                 chunk[low : low + count] = unpack(data)
             for item, value in enumerate(chunk):
                 if value is None:
-                    number = batch.first + item
-                    chunk[item] = (self.object_id(number), number, self.results[number])
+                    chunk[item] = batch.first + item
             values.extend(chunk)
         return values
 
@@ -222,7 +221,6 @@ class SimRuntime(SimProcess):
         session = self.session
         number = session.tasks.take_numbers()
         actor = object_id(self.identity, number)
-        self.references.created(number)
         route = session.actors.route(actor, -1)
         route.watched = True
         route.keep = (None, keep)
@@ -232,11 +230,7 @@ class SimRuntime(SimProcess):
         def create(filled: bytes) -> None:
             outbox.call(messages.CREATE_ACTOR, actor, b"A", details, filled)
 
-        if slots:
-            session.resolve(data, slots, create, lambda found: session.actors.state_changed(
-                actor, "DEAD", None, None, 0, found))
-        else:
-            create(data)
+        session.create_actor(route, number, data, slots, create)
         self.submitted()
         return SimHandle(ref, route)
 

@@ -12,6 +12,7 @@ Spec    RFC 37/ZMTP: greeting, READY, message frames.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -31,6 +32,7 @@ _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + by
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _LENGTH = struct.Struct(">Q")
 _READ_BYTES = 256 * 1024
+_EDGE_ROUNDS = 4
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -139,18 +141,8 @@ class Edges:
         deadline = 0.0
         while True:
             events = self._epoll.poll(timeout)
-            for descriptor, event in events:
-                edge = self._by_fd.get(descriptor)
-                if edge is not None:
-                    if event & _OUT:
-                        self._flush(edge)
-                    if event & ~_OUT:
-                        self._read(edge)
-                elif descriptor == self._inbox_fd:
-                    while (message := self.inbox.receive()) is not None:
-                        ready.append(message)
-                elif descriptor == self._server_fd:
-                    self._accept()
+            if self._serve(events):
+                self._receive_from_node()
             if ready:
                 return ready.popleft()
             if not events or not blocking:
@@ -161,6 +153,38 @@ class Edges:
                 timeout = deadline - now
                 if timeout <= 0:
                     return None
+
+    def _serve(self, events: list[tuple[int, int]]) -> bool:
+        """Read, write and accept as polled; returns whether the node has sent something."""
+        from_node = False
+        for descriptor, event in events:
+            edge = self._by_fd.get(descriptor)
+            if edge is not None:
+                if event & _OUT:
+                    self._flush(edge)
+                if event & ~_OUT:
+                    self._read(edge)
+            elif descriptor == self._inbox_fd:
+                from_node = True
+            elif descriptor == self._server_fd:
+                self._accept()
+        return from_node
+
+    def _receive_from_node(self) -> None:
+        """Take what the node has sent, behind what peers had written before they told the node.
+
+        A worker's last replies would else be overtaken by the news of its actor's end.
+        """
+        received = []
+        while (message := self.inbox.receive()) is not None:
+            received.append(message)
+        for _ in range(_EDGE_ROUNDS if received else 0):
+            # A fresh edge takes two rounds: one accepts it, the next reads it.
+            events = [each for each in self._epoll.poll(0) if each[0] != self._inbox_fd]
+            if not events:
+                break
+            self._serve(events)
+        self._ready.extend(received)
 
     def has_message(self) -> bool:
         """Return whether receive() would return a message without looking at a socket."""
@@ -359,8 +383,7 @@ class Edges:
         self._by_peer.clear()
         self._server.close()
         self._epoll.close()
-        path = self._path(self.endpoint)
-        if os.path.exists(path):
-            os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # The node removes what the dead have left.
+            os.unlink(self._path(self.endpoint))
         self.inbox.close()
         self.peers.close()

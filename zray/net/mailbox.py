@@ -7,6 +7,7 @@ Caller  zray/client.py, brokers/node.py.
 Never   blocks in send: queues are bounded by credits above, not by high-water marks.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Inbox:
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAILBOX_MESSAGE_BYTES_MAX)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.socket.bind(endpoint)
-        self.descriptor = self.socket.get(zmq.FD)
+        self.descriptor = int(self.socket.get(zmq.FD))
 
     def receive(self, blocking: bool = False) -> Message | None:
         """Return (sender, header, payloads) of the next message, or None where there is none.
@@ -83,14 +84,13 @@ class Inbox:
 
     def has_message(self) -> bool:
         """Return whether receive() would return one now."""
-        return bool(self.socket.get(zmq.EVENTS) & POLLIN)
+        return bool(int(self.socket.get(zmq.EVENTS)) & POLLIN)
 
     def close(self) -> None:
         """Close the socket and remove its path."""
         self.socket.close(0)
-        path = self.endpoint.removeprefix("ipc://")
-        if os.path.exists(path):
-            os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # The node removes what the dead have left.
+            os.unlink(self.endpoint.removeprefix("ipc://"))
 
 
 class Peers:

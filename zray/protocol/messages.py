@@ -149,8 +149,8 @@ MESSAGES: tuple[Message, ...] = (
     Message(PUT_FUNCTION, "PUT_FUNCTION", _C, "client", "node", ("function", "code"), "",
             "Code by content hash into the GCS."),
     Message(GET_FUNCTION, "GET_FUNCTION", _C, "worker", "node", ("function",), "",
-            "Request: code by hash. Answered when it is there: [code, job]; job, at a worker's first"
-            " request, is what its driver imports from."),
+            "Request: code by hash. Answered when it is there: [code, job]; job, at a worker's"
+            " first request, is what its driver imports from."),
     Message(ALLOCATE, "ALLOCATE", _C, "process", "node", ("bytes",), "",
             "Request: an extent. Answer [offset, bytes, fresh, offsets of spare ones]."),
     Message(FREE, "FREE", _C, "process", "node", ("offsets",), "", "Extents given back."),
@@ -182,7 +182,8 @@ MESSAGES: tuple[Message, ...] = (
             "Request: [actor, class_id, options] or null."),
     Message(LIST_NAMED, "LIST_NAMED", _C, "process", "node", ("namespace",), "",
             "Request: names of living actors; namespace null: all."),
-    Message(CANCEL, "CANCEL", _C, "process", "node", ("worker", "first", "item", "force", "recursive"), "",
+    Message(CANCEL, "CANCEL", _C, "process", "node",
+            ("worker", "first", "item", "force", "recursive"), "",
             "Cancel a task of the sender; worker: whom it was sent to, where not to the node."),
     Message(RECLAIMED, "RECLAIMED", _C, "worker", "node", ("ranges",), "",
             "Ranges [client, first, low, high] that the worker has not begun."),

@@ -15,7 +15,7 @@ from typing import Any
 from zray.errors import NotInitializedError, SerializationError, ZrayError
 from zray.protocol.limits import FUNCTION_BYTES_MAX, FUNCTION_BYTES_WARN
 
-from . import collector
+from . import collector, reducers
 
 FUNCTION_ID_BYTES = 16
 
@@ -33,11 +33,9 @@ def export(code: Any) -> tuple[bytes, bytes, list[Any]]:
     Raises:
         SerializationError: it captures something that cannot be pickled, or is over 100 MiB.
     """
-    import cloudpickle
-
     hidden = collector.start()
     try:
-        data: bytes = cloudpickle.dumps(code, protocol=5)
+        data = reducers.dump_by_value(code)
     except NotInitializedError:
         raise  # It captures a reference of a session that has ended.
     except Exception as error:

@@ -75,7 +75,7 @@ def dump_plain(value: Any, keep: BufferCallback) -> bytes:
     return file.getvalue()
 
 
-def dump_by_value(value: Any, keep: BufferCallback) -> bytes:
+def dump_by_value(value: Any, keep: BufferCallback | None = None) -> bytes:
     """Pickle with cloudpickle: code of __main__, lambdas and closures travel with the value."""
     file = io.BytesIO()
     _by_value_pickler()(file, protocol=5, buffer_callback=keep).dump(value)
@@ -93,9 +93,22 @@ def _by_value_pickler() -> Any:
         """cloudpickle's Pickler with our table before its own."""
 
         # A class attribute: the C base reads it once, when an instance is made.
-        dispatch_table: ClassVar[Any] = ChainMap[Any, Any](custom_reducers, table)
+        dispatch_table: ClassVar[Any] = ChainMap[Any, Any](
+            custom_reducers, {type(lru_cache(len)): _reduce_cached}, table)
 
     return ByValuePickler
+
+
+def _reduce_cached(function: Any) -> Any:
+    """A cached function of __main__ by value, with an empty cache: its own way is by name."""
+    if getattr(function, "__module__", None) != "__main__":
+        return function.__reduce__()
+    parameters = function.cache_parameters()
+    return _rebuild_cached, (function.__wrapped__, parameters["maxsize"], parameters["typed"])
+
+
+def _rebuild_cached(function: Any, maxsize: int | None, typed: bool) -> Any:
+    return lru_cache(maxsize, typed)(function)
 
 
 def learn_reducers(inband: bytes) -> bool:

@@ -24,7 +24,7 @@ class ActorCall:
 
     __slots__ = ("arguments", "arrived", "keep", "method", "number", "retries_left", "returns")
 
-    def __init__(self, number: int, method: str, returns: int, arguments: bytes | None,
+    def __init__(self, number: int, method: str | bytes, returns: int, arguments: bytes | None,
                  keep: object, retries_left: int) -> None:
         self.number = number
         self.method = method
@@ -39,7 +39,8 @@ class ActorCall:
 class ActorRoute:
     """What this process knows of one actor, and its calls under way."""
 
-    __slots__ = ("actor", "cause", "incarnation", "keep", "outgoing", "pending", "pending_calls_max",
+    __slots__ = ("actor", "cause", "incarnation", "keep", "outgoing", "pending",
+                 "pending_calls_max",
                  "process", "state", "unready", "watched")
 
     def __init__(self, actor: ActorId, pending_calls_max: int) -> None:

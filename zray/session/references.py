@@ -81,7 +81,11 @@ class References:
 
     def created(self, number: int) -> None:
         """CREATE_ACTOR counts as our first hold; no outcome of this number will come."""
-        self.units[number] = 1
+        self.units[number] = self.units.get(number, 0) + 1
+        self.publish.discard(number)
+        if number in self.dropped:
+            self.dropped.discard(number)
+            self.garbage.append(number)  # The last handle went while it waited for its arguments.
         self.adopted.add(number)
 
     def restore(self, key: Key) -> None:

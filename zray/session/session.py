@@ -8,14 +8,14 @@ Spec    docs/reference/protocol.md.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 
 from zray.protocol import messages, outcome
 from zray.protocol.ids import ProcessId, return_number
 
-from .actors import ActorCall, ActorCalls, ActorRoute
+from .actors import DEAD, ActorCall, ActorCalls, ActorRoute
 from .outbox import Outbox
 from .references import Key, References
 from .streams import Streams
@@ -91,9 +91,7 @@ class Session:
             if self._fill(held, key) is False:
                 self.held.setdefault(key, []).append(held)
                 self.references.locate(key)
-        if held.slots:
-            return False
-        return True
+        return not held.slots
 
     def _fill(self, held: HeldCall, key: Key) -> bool | None:
         """True: filled. False: not here yet. None: the call is over (an argument failed)."""
@@ -119,6 +117,8 @@ class Session:
         """Serve those who waited for what has just arrived. Cheap when nobody waits."""
         while self.held and self._serve_held():
             continue  # One that failed is the outcome that another waited for.
+        if self.actors.dirty:
+            self.actors.flush()  # Into the outbox: the shell looks there, and nobody else calls.
         if self.callbacks:
             for key in [key for key in self.callbacks if key in self.results]:
                 if self.results[key][0] == outcome.ELSEWHERE:
@@ -156,6 +156,22 @@ class Session:
 
         self.held_tasks[number] = fail
         self.resolve(blob, slots, complete, fail)
+
+    def create_actor(self, route: ActorRoute, number: int, blob: bytes,
+                     slots: dict[Key, list[int | str]] | None, create: Complete) -> None:
+        """Create an actor, now or as soon as its constructor's arguments are here."""
+        def complete(arguments: bytes) -> None:
+            create(arguments)
+            self.references.created(number)
+
+        def fail(found: bytes) -> None:
+            self.references.arrived(number, found)
+            self.actors.state_changed(route.actor, DEAD, None, None, 0, found)
+
+        if slots:
+            self.resolve(blob, slots, complete, fail)
+        else:
+            complete(blob)
 
     def cancel_unsent(self, number: int, found: bytes) -> bool:
         """End a task or call that has not left this process; False: it has."""
@@ -234,6 +250,7 @@ class Session:
         for batch in self.tasks.worker_died(process, reason):
             self._crash(batch, 0, batch.count, reason)
         self.actors.process_died(process, self.error_outcome("actor", reason))
+        self.streams.process_died(process)
         if self.tasks.batches:
             self.reconcile_wanted = True
 
@@ -288,7 +305,7 @@ class Session:
     def _ping(self, _sender: bytes, _message: list[Any], _payloads: list[bytes]) -> None:
         return
 
-    _RULES: "dict[int, Callable[[Session, bytes, list[Any], list[bytes]], None]]" = {
+    _RULES: ClassVar[dict[int, Callable[[Any, bytes, list[Any], list[bytes]], None]]] = {
         messages.RESULTS: _results,
         messages.MAP_RESULTS: _map_results,
         messages.REPLIES: _replies,

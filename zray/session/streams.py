@@ -9,15 +9,18 @@ Never   waits.
 
 from zray.protocol import messages
 from zray.protocol.ids import ProcessId, return_number
+from zray.protocol.limits import GENERATOR_BACKLOG_MAX
 
 from .outbox import Outbox
 from .references import References
+
+_CLOSED_KEPT = 256
 
 
 class Stream:
     """One generator task as its consumer sees it."""
 
-    __slots__ = ("arrived", "consumed", "number", "owed", "worker")
+    __slots__ = ("arrived", "consumed", "doubtful", "number", "owed", "worker")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -25,6 +28,8 @@ class Stream:
         self.consumed = 0
         self.worker: ProcessId | None = None
         self.owed = 0
+        self.doubtful = False
+        """Its worker has died: it may have made items that nobody will hear of."""
 
 
 class Streams:
@@ -34,6 +39,8 @@ class Streams:
         self.references = references
         self.outbox = outbox
         self.open: dict[int, Stream] = {}
+        self.closed: dict[int, Stream] = {}
+        """The last ones whose consumer has gone: their workers may still be making items."""
 
     def start(self, number: int) -> Stream:
         """Follow the items of generator task ``number``."""
@@ -70,11 +77,28 @@ class Streams:
             stream.owed = 0
             self.outbox.message(stream.worker, messages.CONSUMED, stream.number, stream.consumed)
 
+    def process_died(self, process: ProcessId) -> None:
+        """A worker is gone, perhaps between making an item and sending word of it."""
+        for stream in self.open.values():
+            if stream.worker is None or stream.worker == process:
+                stream.doubtful = True
+        for number in [n for n, stream in self.closed.items() if stream.worker == process]:
+            self._void_rest(self.closed.pop(number))
+
+    def _void_rest(self, stream: Stream) -> None:
+        for index in range(stream.arrived, stream.arrived + GENERATOR_BACKLOG_MAX):
+            self.references.void(return_number(stream.number, index + 1))
+
     def close(self, stream: Stream) -> None:
         """The consumer has gone: the generator may stop, its items go."""
         if self.open.pop(stream.number, None) is None:
             return
         for index in range(stream.consumed, stream.arrived):
             self.references.garbage.append(return_number(stream.number, index + 1))
+        if stream.doubtful:
+            self._void_rest(stream)
+        self.closed[stream.number] = stream
+        if len(self.closed) > _CLOSED_KEPT:
+            del self.closed[next(iter(self.closed))]
         if stream.worker is not None:
             self.outbox.message(stream.worker, messages.CONSUMED, stream.number, -1)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray import api
 from zray.refs import ObjectRef
-from zray.remote_function import RemoteFunction
+
+if TYPE_CHECKING:
+    from zray.signatures import RemoteFunction
 
 
 def as_completed(refs: Sequence[ObjectRef[Any]], *, chunk_size: int = 10,
@@ -48,8 +50,9 @@ def _take(waiting: list[ObjectRef[Any]],
     return ready, rest
 
 
-def map_unordered(fn: RemoteFunction, items: Iterable[Any], *, backpressure_size: int | None = 100,
-                  chunk_size: int = 10, yield_obj_refs: bool = False) -> Iterator[Any]:
+def map_unordered(fn: RemoteFunction[..., Any], items: Iterable[Any], *,
+                  backpressure_size: int | None = 100, chunk_size: int = 10,
+                  yield_obj_refs: bool = False) -> Iterator[Any]:
     """Call a remote function for each item; yield results as they arrive.
 
     Args:
@@ -70,8 +73,8 @@ def map_unordered(fn: RemoteFunction, items: Iterable[Any], *, backpressure_size
     return _unordered(fn, iter(items), backpressure_size, chunk_size, yield_obj_refs)
 
 
-def _unordered(fn: RemoteFunction, items: Iterator[Any], limit: int | None, chunk_size: int,
-               yield_obj_refs: bool) -> Iterator[Any]:
+def _unordered(fn: RemoteFunction[..., Any], items: Iterator[Any], limit: int | None,
+               chunk_size: int, yield_obj_refs: bool) -> Iterator[Any]:
     waiting = [fn.remote(item) for item in islice(items, limit)]
     while waiting:
         ready, waiting = _take(waiting, chunk_size)

@@ -8,6 +8,8 @@ Never   starts a process.
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -70,3 +72,16 @@ def test_code_that_needs_a_missing_module_says_so() -> None:
     data = pickle.dumps(functions.export, 5).replace(b"functions", b"functionz")
     with pytest.raises(SerializationError, match="functionz"):
         functions.load(data)
+
+
+def test_a_cached_function_of_main_travels_by_value():
+    source = (
+        "import functools, sys\n"
+        "from zray.serialization import functions\n"
+        "@functools.lru_cache\n"
+        "def double(x):\n"
+        "    return 2 * x\n"
+        "sys.stdout.buffer.write(functions.export(double)[1])\n"
+    )
+    data = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True).stdout
+    assert functions.load(data)(21) == 42
