@@ -202,7 +202,7 @@ class Directory:
     def _resolve(self, identity: ObjectId, entry: Entry, found: bytes) -> None:
         entry.outcome = found
         waiters, entry.waiters = entry.waiters, set()
-        for process in waiters:
+        for process in sorted(waiters):
             self._tell(process, identity, entry)
 
     def _tell(self, process: ProcessId, identity: ObjectId, entry: Entry) -> None:
@@ -287,7 +287,7 @@ class Directory:
     def process_died(self, process: ProcessId) -> None:
         """Drop all that a dead process held; what it never published is lost."""
         self.alive.discard(process)
-        for identity in list(self.held_by.pop(process, ())):
+        for identity in sorted(self.held_by.pop(process, ())):
             entry = self.entries.get(identity)
             if entry is not None:
                 entry.holders.pop(process, None)
@@ -359,7 +359,7 @@ class Directory:
             return
         entry.restoring = False
         waiters, entry.waiters = entry.waiters, set()
-        for process in waiters:
+        for process in sorted(waiters):
             self.commands.append(Locate(process, identity, found))
         self._settle(identity, entry)
 

@@ -248,7 +248,8 @@ class Dispatcher:
 
     def _changed(self, actor: Actor) -> None:
         self.commands.append(Record(actor.actor))
-        for process in actor.watchers:
+        # Sorted, here as elsewhere: same events, same commands, in the same order.
+        for process in sorted(actor.watchers):
             self.commands.append(Tell(process, actor.actor))
 
     # -- death -----------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ class Dispatcher:
     def worker_died(self, worker: ProcessId, cause: bytes) -> None:
         """Its actors restart where they may; else they are dead."""
         self.hosts.pop(worker, None)
-        for identity in list(self.by_worker.pop(worker, ())):
+        for identity in sorted(self.by_worker.pop(worker, ())):
             actor = self.actors[identity]
             self._leave(actor)
             self._restart_or_end(actor, cause)

@@ -101,7 +101,7 @@ def _workers(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _tasks(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for queue in node.scheduler.queues.values():
+    for queue in node.scheduler.queues.by_shape.values():
         for work in queue:
             rows.append({"name": work.task_class.name, "state": "QUEUED",
                          "count": work.high - work.low, "client": work.task_class.client.hex()})

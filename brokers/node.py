@@ -374,7 +374,7 @@ class Node:
     def _tell_of_death(self, identity: bytes, reason: str, process: Process | None) -> None:
         text = f"worker {identity.hex()} died: {reason}"
         if process is not None:
-            for other in process.acquainted:
+            for other in sorted(process.acquainted):
                 self.send(other, messages.PROCESS_DIED, identity, text)
         self.scheduler.worker_died(identity, text)
         cause = error_outcome(errors.ActorDiedError(f"its {text}"))

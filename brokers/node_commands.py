@@ -83,6 +83,11 @@ def _reclaim(node: Node, command: scheduling.Reclaim) -> None:
     node.tell(command.worker, messages.RECLAIM, command.count)
 
 
+def _suspect(node: Node, command: scheduling.Suspect) -> None:
+    if node.workers.is_stopped(command.worker):
+        node.scheduler.seize(command.worker)
+
+
 def _recall(node: Node, command: scheduling.Recall) -> None:
     node.tell(command.client, messages.RECALL, command.worker)
 
@@ -229,6 +234,7 @@ def _unreferenced(node: Node, command: directory.Unreferenced) -> None:
 
 _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     scheduling.Run: _run, scheduling.Reclaim: _reclaim, scheduling.Recall: _recall,
+    scheduling.Suspect: _suspect,
     scheduling.Granted: _granted, scheduling.Fork: _fork, scheduling.Kill: _kill,
     scheduling.Cancelled: _cancelled_early, scheduling.Fail: _fail,
     scheduling.Claimed: _claimed, scheduling.Claim: _claim,

@@ -69,7 +69,7 @@ class Reception:
 
     def _read(self, stream: channel.Channel) -> None:
         try:
-            received, alive = stream.drain()
+            received, alive = stream.drain(messages_max=1)
             if not received and alive:
                 return
             if not received:
@@ -82,10 +82,8 @@ class Reception:
         self.node.unwatch(stream.fileno())
         stream.message_bytes_max = CHANNEL_MESSAGE_BYTES_MAX
         self._joined(stream, role, identity, pid, details)
-        for packed in received[1:]:
-            process = self.node.processes.by_id.get(identity)
-            if process is not None and role == "calls":
-                self.node.handle_call(process, packed)
+        # What came right behind its HELLO has been read from the socket, and no poll tells of it.
+        self.node.callbacks[stream.fileno()]()
 
     def _check(self, message: list[Any]) -> tuple[str, bytes, int, dict[str, Any]]:
         """Return (role, identity, pid, details), or raise RemoteProtocolError."""

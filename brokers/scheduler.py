@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from zray.protocol.limits import (
+    RECLAIM_TIMEOUT_S,
     WORKER_BACKLOG_TASKS_MAX,
     WORKER_BACKLOG_US,
     WORKERS_MAX,
@@ -41,11 +43,13 @@ from .scheduling import (
     Reclaim,
     Run,
     Shape,
+    Suspect,
     TaskClass,
     WorkerState,
     is_plain,
     job_of,
 )
+from .task_queues import TaskQueues
 
 _STUCK_S = 0.005
 """A worker that has not reported for this long is inside a task longer than its estimate."""
@@ -62,15 +66,13 @@ class Scheduler:
         self.pool_size = pool_size
         self.commands: list[Command] = []
         self.classes: dict[tuple[bytes, int], TaskClass] = {}
-        self.queues: dict[Shape, deque[Range]] = {}
-        self.queued: dict[Shape, int] = {}
+        self.queues = TaskQueues()
         self.workers: dict[bytes, WorkerState] = {}
         self.idle: dict[tuple[tuple[str, str], ...], list[WorkerState]] = {}
         self.running: dict[Shape, dict[bytes, WorkerState]] = {}
         self.claims: deque[Claim] = deque()
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
         self.now = 0.0
-        self.cancelled: dict[tuple[bytes, int], set[int]] = {}
         """Items of batches (client, first) that must not be queued (again)."""
 
     # -- clients ---------------------------------------------------------------------------------
@@ -88,40 +90,13 @@ class Scheduler:
         self.pump()
 
     def _queue(self, work: Range, *, front: bool = False) -> None:
-        if self.cancelled:
-            items = self.cancelled.get((work.task_class.client, work.first))
-            if items is not None:
-                self._queue_others(work, items, front=front)
-                return
-        self._append(work, front=front)
-
-    def _queue_others(self, work: Range, cancelled: set[int], *, front: bool) -> None:
-        """Queue what is not cancelled of a range, tell of the rest."""
-        found = sorted(item for item in cancelled if work.low <= item < work.high)
-        parts = work.without(found)
-        for part in reversed(parts) if front else parts:
-            self._append(part, front=front)
-        if found:
-            self.commands.append(Cancelled(work.task_class.client, work.first, found))
-
-    def _append(self, work: Range, *, front: bool) -> None:
-        shape = work.task_class.shape
-        queue = self.queues.get(shape)
-        if queue is None:
-            queue = self.queues[shape] = deque()
-            self.queued[shape] = 0
-        if front:
-            queue.appendleft(work)
-        else:
-            queue.append(work)
-        self.queued[shape] += work.high - work.low
+        cancelled = self.queues.add(work, front=front)
+        if cancelled:
+            self.commands.append(Cancelled(work.task_class.client, work.first, cancelled))
 
     def client_died(self, client: bytes) -> None:
         """Drop what a dead process had submitted; end the workers that still run it."""
-        for shape, queue in self.queues.items():
-            kept = deque(work for work in queue if work.task_class.client != client)
-            self.queues[shape] = kept
-            self.queued[shape] = sum(work.high - work.low for work in kept)
+        self.queues.drop_client(client)
         for worker in list(self.workers.values()):
             if any(work.task_class.client == client for work in worker.outstanding):
                 worker.outstanding = deque(
@@ -133,8 +108,6 @@ class Scheduler:
                 self.commands.append(Kill(worker.process, "its caller is gone"))
         for key in [key for key in self.classes if key[0] == client]:
             del self.classes[key]
-        for key in [key for key in self.cancelled if key[0] == client]:
-            del self.cancelled[key]
         self.pump()
 
     # -- workers ---------------------------------------------------------------------------------
@@ -242,10 +215,10 @@ class Scheduler:
             pool = self.idle.pop(env)
             while pool:
                 self._end_idle(pool)
-        for queues in (self.queues, self.queued, self.running):
-            for shape in [shape for shape in queues if job_of(shape.env) == job
-                          and not self.queues.get(shape) and not self.running.get(shape)]:
-                del queues[shape]
+        self.queues.drop_shapes(job)
+        for shape in [shape for shape, workers in self.running.items()
+                      if not workers and job_of(shape.env) == job]:
+            del self.running[shape]
 
     # -- claims of the dispatcher ----------------------------------------------------------------
 
@@ -312,8 +285,8 @@ class Scheduler:
         """Hand out all that can be handed out now."""
         if self.claims:
             self._serve_claims()
-        for shape in [shape for shape, queue in self.queues.items() if queue]:
-            queue = self.queues[shape]
+        for shape in self.queues.shapes_waiting():
+            queue = self.queues.by_shape[shape]
             served = False
             while queue:
                 worker = self._place(shape)
@@ -322,8 +295,8 @@ class Scheduler:
                     break
                 self._hand(worker, shape, queue)
                 served = True
-            if served and queue and len(self.queues) > 1:
-                self.queues[shape] = self.queues.pop(shape)  # The others' turn is next.
+            if served and queue:
+                self.queues.rotate(shape)
 
     def _place(self, shape: Shape) -> WorkerState | None:
         """Return the worker that should get the next range: an idle one, else the least busy."""
@@ -335,7 +308,7 @@ class Scheduler:
             worker.backlog_us = 0.0
             self.running.setdefault(shape, {})[worker.process] = worker
             return worker
-        if self._others_wait(shape):
+        if self.queues.others_wait(shape):
             return None  # A worker that is refilled before it is idle never makes room for them.
         best = None
         for worker in self.running.get(shape, {}).values():
@@ -344,7 +317,7 @@ class Scheduler:
             if worker.retiring:
                 continue
             if worker.outstanding and (worker.outstanding[0].alone
-                                       or self.queues[shape][0].alone
+                                       or self.queues.by_shape[shape][0].alone
                                        or self.now - worker.reported > _STUCK_S * 4):
                 continue
             if best is None or worker.backlog_us < best.backlog_us:
@@ -357,7 +330,7 @@ class Scheduler:
         estimate = task_class.estimate_us
         room = int((WORKER_BACKLOG_US - worker.backlog_us) / estimate)
         slots = len(self.running[shape]) + self._more_slots(shape)
-        share = -(-self.queued[shape] // max(1, slots))
+        share = -(-self.queues.counts[shape] // max(1, slots))
         count = max(1, min(room, share, WORKER_BACKLOG_TASKS_MAX, work.high - work.low))
         if work.alone or work.retries == 0:
             count = 1
@@ -369,7 +342,7 @@ class Scheduler:
         else:
             part = queue.popleft()
         part.alone = work.alone or work.retries == 0
-        self.queued[shape] -= count
+        self.queues.counts[shape] -= count
         if not worker.outstanding:
             worker.reported = self.now
         worker.outstanding.append(part)
@@ -398,7 +371,7 @@ class Scheduler:
     def _make_room(self, shape: Shape) -> None:
         """Nothing can take the next range: fork where resources are free, else recall leases."""
         if self.resources.fits(shape.amounts):
-            wanted = min(self.queued[shape], self._more_slots(shape))
+            wanted = min(self.queues.counts[shape], self._more_slots(shape))
             env = () if is_plain(shape.env) else shape.env
             self._fork(env, wanted - self.forking.get(env, 0))
             return
@@ -427,7 +400,7 @@ class Scheduler:
             self._drained(worker)
         self.pump()
         self._let_go(worker)
-        if self.idle and not any(self.queued.values()):
+        if self.idle and not self.queues.task_count:
             self._rebalance(now)
 
     def function_names(self, process: bytes, reports: Iterable[list[Any]]) -> list[str]:
@@ -460,7 +433,7 @@ class Scheduler:
         if worker.retiring:
             self._free(worker)
             return
-        if self.queued[worker.shape] and not worker.blocked and not self._others_wait(worker.shape):
+        if self.queues.counts.get(worker.shape) and not worker.blocked and not self.queues.others_wait(worker.shape):
             return  # pump() refills it without giving the resources back in between.
         self._free(worker)
 
@@ -470,10 +443,6 @@ class Scheduler:
                 and worker.shape is not None):
             self._free(worker)
             self.pump()
-
-    def _others_wait(self, shape: Shape) -> bool:
-        return len(self.queues) > 1 and any(
-            queue and other is not shape for other, queue in self.queues.items())
 
     def _free(self, worker: WorkerState) -> None:
         if worker.shape is not None:
@@ -508,9 +477,13 @@ class Scheduler:
     def _rebalance(self, now: float) -> None:
         """Take tasks back from a worker that does not get to them while resources are free."""
         for shape, workers in self.running.items():
-            spare = not self.queued.get(shape) and self.resources.fits(shape.amounts)
+            spare = not self.queues.counts.get(shape) and self.resources.fits(shape.amounts)
             for worker in workers.values():
                 waiting = sum(work.high - work.low for work in worker.outstanding) - 1
+                if waiting >= 1 and worker.reclaiming and (
+                        now - worker.reclaiming_since > RECLAIM_TIMEOUT_S):
+                    worker.reclaiming_since = now
+                    self.commands.append(Suspect(worker.process))
                 if waiting < 1 or worker.reclaiming:
                     continue
                 if worker.blocked:
@@ -519,8 +492,7 @@ class Scheduler:
                     continue
                 stuck = now - worker.reported > _STUCK_S
                 if stuck or worker.backlog_us > WORKER_BACKLOG_US:
-                    worker.reclaiming = True
-                    self.commands.append(Reclaim(worker.process, None if stuck else waiting // 2))
+                    self._reclaim(worker, None if stuck else waiting // 2)
 
     def _reclaim_again(self, worker: WorkerState, now: float) -> None:
         """A blocked worker has kept tasks: they reached it after the word that took them back.
@@ -530,8 +502,33 @@ class Scheduler:
         if now >= worker.reclaim_at:
             worker.reclaim_at = now + worker.patience_s
             worker.patience_s = min(1.0, worker.patience_s * 2)
-            worker.reclaiming = True
-            self.commands.append(Reclaim(worker.process, None))
+            self._reclaim(worker, None)
+
+    def _reclaim(self, worker: WorkerState, count: int | None) -> None:
+        worker.reclaiming = True
+        worker.reclaiming_since = self.now
+        self.commands.append(Reclaim(worker.process, count))
+
+    def seize(self, process: bytes) -> None:
+        """A worker has been stopped (SIGSTOP, a debugger): others run what it has not begun.
+
+        It runs them as well if it goes on, so only those are seized that may run twice.
+        """
+        worker = self.workers.get(process)
+        if worker is None:
+            return
+        kept: deque[Range] = deque()
+        for position, work in reversed(list(enumerate(worker.outstanding))):
+            begun = 1 if position == 0 else 0
+            if work.retries == 0 or work.high - work.low <= begun:
+                kept.appendleft(work)
+                continue
+            self._queue(work.tail(work.low + begun), front=True)
+            if begun:
+                work.high = work.low + 1
+                kept.appendleft(work)
+        worker.outstanding = kept
+        self.pump()
 
     def reclaimed(self, process: bytes, rows: list[list[Any]]) -> None:
         """RECLAIMED: the worker has not begun these ranges [client, first, low, high]."""
@@ -570,8 +567,7 @@ class Scheduler:
         if worker.grant is not None:
             self.resources.lend(worker.grant)
         if sum(work.high - work.low for work in worker.outstanding) > 1:
-            worker.reclaiming = True
-            self.commands.append(Reclaim(worker.process, None))
+            self._reclaim(worker, None)
         self.pump()
 
     def unblocked(self, process: bytes) -> None:
@@ -590,7 +586,7 @@ class Scheduler:
         task_class = self.classes.get((client, class_number))
         worker: WorkerState | None = None
         if (task_class is not None and not task_class.max_calls
-                and not self.claims and not any(self.queued.values())
+                and not self.claims and not self.queues.task_count
                 and "GPU" not in task_class.shape.amounts):
             if self.resources.fits(task_class.shape.amounts):
                 worker = self._take_idle(task_class.shape.env)
@@ -614,30 +610,15 @@ class Scheduler:
 
         One that is not here is remembered: its batch may be on its way, or come back unrun.
         """
-        for shape, queue in self.queues.items():
-            for work in list(queue):
-                if (work.task_class.client == client and work.first == first
-                        and work.low <= item < work.high):
-                    at = queue.index(work)
-                    del queue[at]
-                    for part in (work.tail(item + 1), work.head(item)):
-                        if part.low < part.high:
-                            queue.insert(at, part)
-                    self.queued[shape] -= 1
-                    return True, None
+        if self.queues.remove(client, first, item):
+            return True, None
         for worker in self.workers.values():
             for work in worker.outstanding:
-                if (work.task_class.client == client and work.first == first
-                        and work.low <= item < work.high):
-                    self._remember_cancel(client, first, item)
+                if work.holds(client, first, item):
+                    self.queues.remember_cancel(client, first, item)
                     return False, worker.process
-        self._remember_cancel(client, first, item)
+        self.queues.remember_cancel(client, first, item)
         return False, None
-
-    def _remember_cancel(self, client: bytes, first: int, item: int) -> None:
-        self.cancelled.setdefault((client, first), set()).add(item)
-        if len(self.cancelled) > _CANCELS_MAX:
-            del self.cancelled[next(iter(self.cancelled))]
 
     def forgive(self, process: bytes, client: bytes, first: int, item: int) -> None:
         """A worker is about to be killed for this task: it must not run again."""
@@ -646,24 +627,17 @@ class Scheduler:
             return
         worker.blameless = True
         for work in list(worker.outstanding):
-            if (work.task_class.client == client and work.first == first
-                    and work.low <= item < work.high):
+            if work.holds(client, first, item):
                 worker.outstanding.remove(work)
-                for part in (work.head(item), work.tail(item + 1)):
-                    if part.low < part.high:
-                        worker.outstanding.append(part)
+                worker.outstanding.extend(work.without([item]))
 
     def unknown(self, client: bytes, rows: list[list[int]]) -> list[list[int]]:
         """RECONCILE: the ranges [first, low, high] that are neither queued nor handed out."""
         have: dict[int, list[tuple[int, int]]] = {}
-        for queue in self.queues.values():
-            for work in queue:
-                if work.task_class.client == client:
-                    have.setdefault(work.first, []).append((work.low, work.high))
-        for worker in self.workers.values():
-            for work in worker.outstanding:
-                if work.task_class.client == client:
-                    have.setdefault(work.first, []).append((work.low, work.high))
+        for work in chain(self.queues.all_ranges(),
+                          *(worker.outstanding for worker in self.workers.values())):
+            if work.task_class.client == client:
+                have.setdefault(work.first, []).append((work.low, work.high))
         missing = []
         for first, low, high in rows:
             at = low
@@ -685,7 +659,7 @@ class Scheduler:
         for worker in self.workers.values():
             name = "blocked" if worker.blocked else worker.state.lower()
             states[name] = states.get(name, 0) + 1
-        return {"queued_tasks": sum(self.queued.values()), "workers": states,
+        return {"queued_tasks": self.queues.task_count, "workers": states,
                 "pending_actors": len(self.claims),
                 "running_tasks": sum(bool(worker.outstanding) or worker.state == LEASED
                                      for worker in self.workers.values())}
@@ -693,9 +667,7 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
         self.resources.check()
-        for shape, queue in self.queues.items():
-            assert self.queued[shape] == sum(work.high - work.low for work in queue)
-            assert all(work.low < work.high <= work.count for work in queue)
+        self.queues.check()
         idle = [worker for pool in self.idle.values() for worker in pool]
         assert len({worker.process for worker in idle}) == len(idle), "idle twice"
         for worker in idle:

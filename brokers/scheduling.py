@@ -106,6 +106,11 @@ class Range:
         part.alone = self.alone
         return part
 
+    def holds(self, client: bytes, first: int, item: int) -> bool:
+        """Return whether this task is in the range."""
+        return (self.task_class.client == client and self.first == first
+                and self.low <= item < self.high)
+
     def without(self, items: list[int]) -> list[Range]:
         """Return the parts between these items, which are sorted and of this range."""
         bounds = [self.low - 1, *items, self.high]
@@ -120,7 +125,7 @@ class WorkerState:
 
     __slots__ = ("backlog_us", "blameless", "blocked", "calls", "env", "grant", "idle_since",
                  "known", "lessee", "outstanding", "patience_s", "pooled", "process", "recalled",
-                 "reclaim_at", "reclaiming", "reported", "retiring", "shape", "state")
+                 "reclaim_at", "reclaiming", "reclaiming_since", "reported", "retiring", "shape", "state")
 
     def __init__(self, process: bytes, env: Environment) -> None:
         self.process = process
@@ -139,6 +144,7 @@ class WorkerState:
         """It has had its max_calls of one: it ends when it has run them."""
         self.blocked = False
         self.reclaiming = False
+        self.reclaiming_since = 0.0
         self.reclaim_at = 0.0
         self.patience_s = 0.0
         """While it is blocked: when to ask again for what it has not begun, and then again."""
@@ -179,6 +185,13 @@ class Reclaim:
 
     worker: bytes
     count: int | None
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A worker does not answer: seize() what it has not begun if it has been stopped."""
+
+    worker: bytes
 
 
 @dataclass(slots=True)

@@ -149,7 +149,7 @@ class Store:
             if identity in self.spilling or entry.copies:
                 continue
             if entry.pinned:
-                for process in entry.pinned:
+                for process in sorted(entry.pinned):
                     pinned.setdefault(process, []).append(identity)
                 continue
             self._spill(identity, entry.offset, entry.nbytes)
@@ -163,7 +163,7 @@ class Store:
             name = f"private to or cached by process {process.hex()}"
             held[name] = held.get(name, 0) + extent_bytes
         for _identity, entry in self.directory.stored():
-            for process in entry.pinned:
+            for process in sorted(entry.pinned):
                 name = f"mapped by process {process.hex()}"
                 held[name] = held.get(name, 0) + entry.nbytes
         rows = "; ".join(f"{name}: {amount} bytes" for name, amount in

@@ -206,6 +206,17 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signum)
 
+    def is_stopped(self, process: bytes) -> bool:
+        """Return whether a signal or a debugger has stopped this worker, where /proc tells."""
+        worker = self.by_process.get(process)
+        if worker is None or not worker.pid:
+            return False
+        try:
+            with open(f"/proc/{worker.pid}/stat", "rb") as stat:
+                return stat.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+        except OSError:
+            return False
+
     def forget(self, process: bytes) -> WorkerProcess | None:
         """A worker is gone: read what it printed last, close its pipes."""
         self._read_zygote()

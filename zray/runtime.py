@@ -437,23 +437,24 @@ class Runtime(Client):
     def wait(self, refs: list[Any], num_returns: int,
              timeout_s: float | None) -> tuple[list[Any], list[Any]]:
         """Split refs into ready and not, at least num_returns ready unless time is over."""
+        references = self.session.references
+        seen = references.arrivals
         ready, pending = self._split(refs, num_returns)
         if len(ready) == num_returns:
             return ready, pending
         self._locate([ref.key for ref in pending if isinstance(ref, ObjectRef)])
-        spare = len(refs) - num_returns
-        pending.reverse()
+        countable = all(type(ref) is ObjectRef for ref in pending)
+        missing = num_returns - len(ready)
 
         def enough() -> bool:
-            # Called for every message: it looks no further than to one unready ref too many, and
-            # never again at a ready one, so that a wait for all of n refs costs n looks, not n².
-            unready: list[Any] = []
-            while pending and len(unready) <= spare:
-                ref = pending.pop()
-                if not self._settled(ref):
-                    unready.append(ref)
-            pending.extend(reversed(unready))
-            return len(unready) <= spare
+            # Called for every message. It looks at all refs only when as many outcomes have come
+            # in as it misses, so that a wait for k of n refs costs n looks, not n a message.
+            nonlocal seen, missing
+            if countable and references.arrivals < seen + missing:
+                return False
+            seen = references.arrivals
+            missing = num_returns - len(self._split(refs, num_returns)[0])
+            return missing == 0
 
         self.wait_until(enough, timeout_s)
         return self._split(refs, num_returns)
@@ -462,8 +463,14 @@ class Runtime(Client):
         """Return the first ready refs, at most ready_max, and the others; order kept."""
         ready: list[Any] = []
         others: list[Any] = []
+        outcome_of = self.results.get
         for position, ref in enumerate(refs):
-            if not self._settled(ref):
+            if type(ref) is ObjectRef:  # As _settled(), without its two calls: this is a hot loop.
+                found = outcome_of(ref.key)
+                settled = found is not None and found[0] != _ELSEWHERE
+            else:
+                settled = ref.next_ready()
+            if not settled:
                 others.append(ref)
                 continue
             ready.append(ref)

@@ -182,11 +182,6 @@ def copy_s(size_bytes: int, budget_s: float) -> float:
     return measuring.median_s(lambda: np.copyto(target, source), budget_s=budget_s)
 
 
-def interpreter_s() -> float:
-    """Return the seconds from starting a Python that does nothing to its end."""
-    return measuring.median_s(lambda: python_s("pass"), budget_s=0.2)
-
-
 def python_s(program: str) -> float:
     """Return the seconds that a new interpreter takes for ``program``."""
     return measuring.elapsed_s(lambda: subprocess.run([sys.executable, "-c", program], check=True))

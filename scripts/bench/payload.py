@@ -50,7 +50,7 @@ def measure(bench: Bench) -> list[Curve]:
     sizes = [
         size
         for size in bench.sizes(
-            0, KIB, 64 * KIB, 65 * KIB, 256 * KIB, MIB, 16 * MIB, 128 * MIB, GIB, quick=MIB
+            0, KIB, 60 * KIB, 65 * KIB, 256 * KIB, MIB, 16 * MIB, 128 * MIB, GIB, quick=MIB
         )
         if size * COPIES < free / 2
     ]
@@ -79,7 +79,7 @@ def measure(bench: Bench) -> list[Curve]:
                 {f"{name} µs": cost * 1e6 for name, cost in found.items()},
                 {"raw copy µs": copy_s * 1e6},
             )
-            if size < 64 * KIB:
+            if size < 60 * KIB:
                 continue
             per_s = {name: size / cost / 1e9 for name, cost in found.items() if name != "get"}
             rates.add(

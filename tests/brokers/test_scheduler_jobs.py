@@ -90,7 +90,7 @@ def test_the_workers_of_a_job_end_with_it_and_fresh_ones_take_their_place() -> N
     assert [(fork.env, fork.count) for fork in scheduler.commands if type(fork) is Fork] == [
         ((), 1)]
     _start_forked(scheduler)
-    assert not scheduler.queues, "the queues of a job are forgotten with it"
+    assert not scheduler.queues.by_shape, "the queues of a job are forgotten with it"
 
 
 def test_idle_workers_of_a_job_are_kept_up_to_the_size_of_the_pool() -> None:
@@ -124,4 +124,4 @@ def test_jobs_take_turns_while_both_have_queued_work() -> None:
         if B in done:
             break
     assert B in done
-    assert any(scheduler.queued.values()), "job A was over: nothing was shown"
+    assert scheduler.queues.task_count, "job A was over: nothing was shown"

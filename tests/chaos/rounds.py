@@ -72,8 +72,8 @@ class Chaos:
         try:
             wait_until(self._returned, SETTLE_TIMEOUT_S)
         except AssertionError:
-            raise AssertionError(f"round {number} left traces: {self._difference()};"
-                                 f" {self._log()}") from None
+            raise AssertionError(f"round {number} ({report}) left traces: {self._difference()} of"
+                                 f" {self._traces()}; {self._log()}") from None
         return f"round {number}: {report}"
 
     def _drive(self, seed: int, *, kill: int, kill_driver: bool) -> str:

@@ -243,6 +243,20 @@ def test_a_member_with_an_oversize_length_prefix_is_disconnected(node, member, s
     wait_for_one_driver()
 
 
+def test_a_large_message_right_behind_hello_is_no_stranger(node):
+    member = Member(node["directory"])
+    value = os.urandom(5 * HELLO_BYTES_MAX)
+    member.calls.send(frames.pack(messages.KV, "put", ["n", b"key", value, True]))
+    assert member.calls.receive() is not None
+    member.calls.send(frames.pack(messages.KV, "get", ["n", b"key"]))
+    # The answer is larger than the socket's buffer: the node must not wait for its reader.
+    assert zray.get(double.remote(2), timeout=20) == 4
+    reply = member.calls.receive()
+    member.close()
+    assert reply is not None
+    assert frames.unpack(reply)[4] == value
+
+
 # -- the mailbox -----------------------------------------------------------------------------------
 
 

@@ -68,10 +68,10 @@ class Stream:
     def readable(self) -> bool:
         return bool(self.inbound) or not self.open
 
-    def drain(self) -> tuple[list[bytes], bool]:
-        received = list(self.inbound)
-        self.inbound.clear()
-        return received, self.open
+    def drain(self, messages_max: int | None = None) -> tuple[list[bytes], bool]:
+        count = len(self.inbound) if messages_max is None else messages_max
+        received = [self.inbound.popleft() for _ in range(min(count, len(self.inbound)))]
+        return received, self.open or bool(self.inbound)
 
     def queue(self, packed: bytes, _descriptors: tuple[int, ...] = ()) -> None:
         """The node writes: the process reads it a little later, in order."""
@@ -149,6 +149,10 @@ class SimWorkers:
         delay = self.world.rng.uniform(0.001, 0.004)
         self.world.after(delay, "fork", lambda: self._start(process))
         return self.by_process[process]
+
+    def is_stopped(self, _process: bytes) -> bool:
+        """Return False: nobody stops a process here."""
+        return False
 
     def kill(self, process: bytes) -> None:
         self.world.tell(f"node kills {self.world.name(process)}")
@@ -445,7 +449,7 @@ class SimNode(Node):
     def state(self) -> str:
         """Say what the scheduler has, when somebody waits too long."""
         scheduler = self.scheduler
-        queues = {repr(shape): list(queue) for shape, queue in scheduler.queues.items() if queue}
+        queues = {repr(shape): list(queue) for shape, queue in scheduler.queues.by_shape.items() if queue}
         workers = [f"{self.world.name(worker.process)} {worker.state}"
                    f"{' blocked' if worker.blocked else ''}"
                    f"{' reclaiming' if worker.reclaiming else ''} {list(worker.outstanding)}"
@@ -468,8 +472,8 @@ class SimNode(Node):
                         f" {self.store.leased}")
         if self.store.files:
             left.append(f"spill files {self.store.files}")
-        if sum(self.scheduler.queued.values()) or self.scheduler.claims:
-            left.append(f"queued {self.scheduler.queues}, claims {self.scheduler.claims}")
+        if self.scheduler.queues.task_count or self.scheduler.claims:
+            left.append(f"queued {self.scheduler.queues.by_shape}, claims {self.scheduler.claims}")
         hosts = [self.scheduler.workers[host].grant for host in self.dispatcher.hosts]
         if self.resources.available != self.resources.total and not all(
                 grant is None or not grant.amounts for grant in hosts):

@@ -105,13 +105,15 @@ class Channel:
         """Bytes kept because the peer does not read."""
         return len(self._outbound)
 
-    def drain(self) -> tuple[list[bytes], bool]:
+    def drain(self, messages_max: int = 1 << 30) -> tuple[list[bytes], bool]:
         """Read all there is without blocking: (messages, whether the peer is still there).
+
+        Beyond messages_max they stay here, and the descriptor does not tell of them.
 
         Raises RemoteProtocolError where a message is longer than message_bytes_max.
         """
         alive = True
-        left = _DRAIN_BYTES_MAX
+        left = min(_DRAIN_BYTES_MAX, self.message_bytes_max)
         try:
             while left > 0:
                 got = self._read()
@@ -124,8 +126,8 @@ class Channel:
             pass
         except OSError:
             alive = False
-        messages = []
-        while (message := self._next()) is not None:
+        messages: list[bytes] = []
+        while len(messages) < messages_max and (message := self._next()) is not None:
             messages.append(message)
         return messages, alive
 

@@ -38,6 +38,9 @@ WORKER_BACKLOG_TASKS_MAX = 4096
 TASK_ESTIMATE_US = 500
 """Estimated duration of a function that has not run yet."""
 
+RECLAIM_TIMEOUT_S = 1.0
+"""A worker that has not given tasks back by then is looked at: it may have been stopped."""
+
 LEASE_IDLE_S = 0.2
 """A lease on a worker that its caller has not used for this long is given back."""
 

@@ -172,6 +172,7 @@ class ActorCalls:
                 continue
             if plain:
                 results[number] = found
+                references.arrivals += 1
             else:
                 references.arrived(number, found)
 

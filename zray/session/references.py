@@ -46,6 +46,8 @@ class References:
         self.located: set[Key] = set()
         self.adopted: set[Key] = set()
         """Own numbers that came home from elsewhere: only the node knows their value."""
+        self.arrivals = 0
+        """Outcomes that came in: a wait looks at its refs again when enough more have come."""
         self.free_private: Callable[[int], None] = lambda _number: None
         """Set by the store client: give the extent of a private object back."""
         self.register_private: Callable[[int, list[ObjectId]], None] = lambda _number, _held: None
@@ -77,6 +79,7 @@ class References:
         known = self.results.get(key)
         if known is None or known[0] == outcome.ELSEWHERE:
             self.results[key] = known = place
+            self.arrivals += 1
         return known
 
     def created(self, number: int) -> None:
@@ -190,6 +193,7 @@ class References:
             self.registered.add(number)
             _contained, found = outcome.held(found)
         self.results[number] = found
+        self.arrivals += 1
         if number in self.publish:
             self.publish.discard(number)
             if tag != outcome.STORED:
@@ -230,6 +234,7 @@ class References:
         self.located.discard(key)
         if self.is_shared(key):
             self.results[key] = outcome_bytes
+            self.arrivals += 1
 
     # -- for people and tests --------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Never   opens a socket, reads a clock, starts a thread, pickles.
 Spec    docs/reference/protocol.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgpack
@@ -58,6 +58,8 @@ class Session:
         self.callbacks: dict[Key, list[Callable[[], None]]] = {}
         self.reconcile_wanted = False
         self.unhandled = 0
+        self.arrived: Sequence[int] | None = None
+        """Numbers that the message being handled brought; None: not known, look at all."""
 
     @property
     def needs_service(self) -> bool:
@@ -115,21 +117,33 @@ class Session:
 
     def after_arrival(self) -> None:
         """Serve those who waited for what has just arrived. Cheap when nobody waits."""
-        while self.held and self._serve_held():
-            continue  # One that failed is the outcome that another waited for.
+        arrived, self.arrived = self.arrived, None
+        while self.held and self._serve_held(arrived):
+            arrived = None  # One that failed is the outcome that another waited for.
         if self.actors.dirty:
             self.actors.flush()  # Into the outbox: the shell looks there, and nobody else calls.
         if self.callbacks:
-            for key in [key for key in self.callbacks if key in self.results]:
+            for key in self._here(self.callbacks, arrived):
                 if self.results[key][0] == outcome.ELSEWHERE:
                     self.references.locate(key)
                     continue
                 for callback in self.callbacks.pop(key):
                     callback()
 
-    def _serve_held(self) -> bool:
+    def _here(self, waiting: Mapping[Key, object], arrived: Sequence[int] | None) -> list[Key]:
+        """Return the keys waited for that have an outcome.
+
+        With thousands of awaits a look at each for every message would cost their square, so
+        where it is known what has arrived only that is looked at.
+        """
+        results = self.results
+        if arrived is not None and len(arrived) < len(waiting):
+            return [key for key in arrived if key in waiting and key in results]
+        return [key for key in waiting if key in results]
+
+    def _serve_held(self, arrived: Sequence[int] | None) -> bool:
         served = False
-        for key in [key for key in self.held if key in self.results]:
+        for key in self._here(self.held, arrived):
             if self.results[key][0] == outcome.ELSEWHERE:
                 self.references.locate(key)
                 continue
@@ -225,17 +239,22 @@ class Session:
         if rule is None:
             self.unhandled += 1
             return
+        self.arrived = None
         rule(self, sender, message, payloads)
 
     def _results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
-        self.tasks.results_arrived(message[3], message[4], message[5],
-                                   msgpack.unpackb(payloads[0]), message[6])
+        outcomes = msgpack.unpackb(payloads[0])
+        self.tasks.results_arrived(message[3], message[4], message[5], outcomes, message[6])
+        if len(outcomes) == message[5]:  # One return each: the objects are the tasks' own numbers.
+            first = message[3] + message[4]
+            self.arrived = range(first, first + message[5])
 
     def _map_results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
         self.tasks.map_arrived(message[3], message[4], message[5], payloads[0])
 
     def _replies(self, _sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
         self.actors.replied(message[3], message[4], message[5])
+        self.arrived = message[3]
 
     def _actor_state(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
         if sender == self.node:

@@ -261,6 +261,7 @@ class Tasks:
                 references.arrived(number + position, found)
         else:
             self.results.update(zip(range(number, number + count), outcomes, strict=True))
+            references.arrivals += count
         if batch.abandoned:
             self.references.garbage.extend(
                 number + item for item in range(count) if low + item not in batch.watched)

@@ -24,7 +24,7 @@ def as_completed(refs: Sequence[ObjectRef[Any]], *, chunk_size: int = 10,
 
     Args:
         refs: distinct refs.
-        chunk_size: how many to take at once where that many are there.
+        chunk_size: how many to take at once where that many are there; more of very many refs.
         yield_obj_refs: yield the refs, each ready, in place of the values.
 
     Raises what the task raised, at its turn.
@@ -43,8 +43,10 @@ def _completed(waiting: list[ObjectRef[Any]], chunk_size: int,
 
 def _take(waiting: list[ObjectRef[Any]],
           chunk_size: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-    """Return up to chunk_size ready refs, at least one, and the rest."""
-    ready, rest = api.wait(waiting, num_returns=min(chunk_size, len(waiting)), timeout=0)
+    """Return up to chunk_size ready refs (an eighth of many), at least one, and the rest."""
+    # Each look costs as much as there are refs: the more there are, the more are taken by one.
+    many = min(len(waiting), max(chunk_size, len(waiting) // 8))
+    ready, rest = api.wait(waiting, num_returns=many, timeout=0)
     if not ready:
         ready, rest = api.wait(waiting, num_returns=1)
     return ready, rest
