@@ -175,9 +175,11 @@ class Dispatcher:
         else:
             self._place(actor, host, None)
 
-    def claimed(self, identity: ActorId, worker: ProcessId, grant: Grant) -> None:
-        """The scheduler has served a claim."""
-        env = self.hosts_claimed.pop(identity, None)
+    def claimed(self, identity: ActorId, worker: ProcessId, grant: Grant, *,
+                in_host: bool) -> None:
+        """The scheduler has served a claim, of a worker or (in_host) of resources in one."""
+        # An actor that claimed a host may have entered another one before its own was there.
+        env = None if in_host else self.hosts_claimed.pop(identity, None)
         if env is not None:
             self.hosts[worker] = env
             self.by_worker.setdefault(worker, set())
@@ -190,7 +192,7 @@ class Dispatcher:
             return
         actor = self.actors.get(identity)
         if actor is None:
-            if worker in self.hosts:
+            if in_host:
                 self.commands.append(ReleaseGrant(grant))
             else:
                 self.commands.append(KillWorker(worker, "its actor was ended before it started"))

@@ -22,7 +22,7 @@ from typing import Any
 
 from zray import detect, errors, node_directory
 from zray.net import channel, mailbox
-from zray.net.poller import READABLE, WRITABLE, Poller
+from zray.net.poller import READABLE, WRITABLE, new_poller
 from zray.net.wake import Wake
 from zray.protocol import frames, messages, outcome
 from zray.protocol.limits import (
@@ -74,7 +74,7 @@ class Node:
         self.process = os.urandom(8)
         self.started_at = time.time()
         self.stopping: str | None = None
-        self.poller = Poller()
+        self.poller = new_poller()
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.wake = Wake()
         self.watch(self.wake.fileno(), self.wake.clear)
@@ -234,6 +234,11 @@ class Node:
         if self.on_ready is not None and (self.scheduler.idle or now > self._ready_by):
             on_ready, self.on_ready = self.on_ready, None
             on_ready()
+        while self.workers.exited:
+            worker = self.workers.exited.popleft()
+            if worker.process in self.processes.starting:
+                # It died before its HELLO: no lifeline tells of it.
+                self.process_gone(worker.process, describe_exit(worker.status))
         self.store.settle()
         if self.store.waiting:
             self.store.serve(now)

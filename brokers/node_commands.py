@@ -128,7 +128,8 @@ def _cancelled_early(node: Node, command: scheduling.Cancelled) -> None:
 
 
 def _claimed(node: Node, command: scheduling.Claimed) -> None:
-    node.dispatcher.claimed(command.actor, command.worker, command.grant)
+    node.dispatcher.claimed(command.actor, command.worker, command.grant,
+                            in_host=command.in_host)
 
 
 # -- dispatcher ------------------------------------------------------------------------------------

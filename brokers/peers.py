@@ -85,10 +85,10 @@ class Processes:
 
     def leave(self, identity: bytes) -> None:
         """Forget a dead process."""
-        if self.by_id.pop(identity, None) is not None:
+        started = self.starting.pop(identity, None) is not None
+        if self.by_id.pop(identity, None) is not None or started:
             self._gone.append(identity)
         self.drivers.pop(identity, None)
-        self.starting.pop(identity, None)
 
     def has_left(self, identity: bytes) -> bool:
         """Return whether this process has died lately: a last message of its may still come."""

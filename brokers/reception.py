@@ -31,6 +31,10 @@ _REASONS_MAX = 20
 """Lines in the log between two sweeps: of each reason, and reasons."""
 
 
+class _DiedEarlyError(errors.RemoteProtocolError):
+    """A process was killed before it could say who it is: no fault of its."""
+
+
 class Reception:
     """Connections that have not said HELLO.
 
@@ -73,8 +77,13 @@ class Reception:
             if not received and alive:
                 return
             if not received:
-                raise errors.RemoteProtocolError("it closed before HELLO")
+                if not stream.inbound_bytes:
+                    raise _DiedEarlyError("it closed before HELLO")
+                raise errors.RemoteProtocolError("it closed in the midst of HELLO")
             role, identity, pid, details = self._check(frames.unpack(received[0]))
+        except _DiedEarlyError:
+            self._drop(stream)
+            return
         except errors.RemoteProtocolError as error:
             self._refuse(stream, str(error))
             return
@@ -95,6 +104,8 @@ class Reception:
         if type(details) is not dict or not all(type(name) is str for name in details):
             raise errors.RemoteProtocolError("HELLO with malformed details")
         processes = self.node.processes
+        if processes.has_left(identity):
+            raise _DiedEarlyError("its other connection has told of its death")
         known = processes.by_id.get(identity)
         if role == "calls":
             if known is None or known.calls is not None:
@@ -125,10 +136,13 @@ class Reception:
             raise errors.RemoteProtocolError("HELLO with malformed env_vars")
 
     def _refuse(self, stream: channel.Channel, reason: str) -> None:
+        self._drop(stream)
+        self._count(1, reason)
+
+    def _drop(self, stream: channel.Channel) -> None:
         del self._waiting[stream]
         self.node.unwatch(stream.fileno())
         stream.close()
-        self._count(1, reason)
 
     def _count(self, count: int, reason: str) -> None:
         self.refused += count

@@ -72,6 +72,7 @@ class Scheduler:
         self.running: dict[Shape, dict[bytes, WorkerState]] = {}
         self.claims: deque[Claim] = deque()
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
+        self.ended_jobs: set[str] = set()
         self.now = 0.0
         """Items of batches (client, first) that must not be queued (again)."""
 
@@ -196,8 +197,10 @@ class Scheduler:
         """End workers that have been idle for long beyond the pool's size."""
         self.now = now
         spare = sum(len(pool) for env, pool in self.idle.items() if is_plain(env)) - self.pool_size
+        # Of an ended job only detached actors give work still; its last workers go by and by.
+        self.ended_jobs &= {job_of(worker.env) for worker in self.workers.values()}
         for env, pool in list(self.idle.items()):
-            plain = is_plain(env)
+            plain = is_plain(env) and job_of(env) not in self.ended_jobs
             while (pool and now - pool[0].idle_since > idle_s and (spare > 0 or not plain)):
                 self._end_idle(pool)
                 spare -= plain
@@ -211,6 +214,7 @@ class Scheduler:
 
     def job_ended(self, job: str) -> None:
         """End the idle workers of a job: nobody else may use what they have imported."""
+        self.ended_jobs.add(job)
         for env in [env for env in self.idle if job_of(env) == job]:
             pool = self.idle.pop(env)
             while pool:
@@ -243,7 +247,8 @@ class Scheduler:
             if claim.shared_host is not None:
                 grant = self.resources.acquire(claim.resources)
                 assert grant is not None
-                self.commands.append(Claimed(claim.actor, claim.shared_host, grant))
+                self.commands.append(Claimed(claim.actor, claim.shared_host, grant,
+                                             in_host=True))
                 continue
             worker = self._take_idle(claim.env)
             if worker is None:

@@ -125,7 +125,8 @@ class WorkerState:
 
     __slots__ = ("backlog_us", "blameless", "blocked", "calls", "env", "grant", "idle_since",
                  "known", "lessee", "outstanding", "patience_s", "pooled", "process", "recalled",
-                 "reclaim_at", "reclaiming", "reclaiming_since", "reported", "retiring", "shape", "state")
+                 "reclaim_at", "reclaiming", "reclaiming_since", "reported", "retiring", "shape",
+                 "state")
 
     def __init__(self, process: bytes, env: Environment) -> None:
         self.process = process
@@ -241,11 +242,12 @@ class Fail:
 
 @dataclass(slots=True)
 class Claimed:
-    """A claim is served: the worker is the actor's."""
+    """A claim is served: the worker is the actor's, or in_host: its share of one is."""
 
     actor: bytes
     worker: bytes
     grant: Grant
+    in_host: bool = False
 
 
 @dataclass(slots=True)
@@ -257,4 +259,4 @@ class Cancelled:
     items: list[int]
 
 
-Command = Cancelled | Run | Reclaim | Recall | Granted | Fork | Kill | Fail | Claimed
+Command = Cancelled | Run | Reclaim | Recall | Granted | Fork | Kill | Fail | Claimed | Suspect

@@ -35,6 +35,7 @@ _DISK_RETRY_S = 0.2
 class Request:
     """An allocation that waits for room."""
 
+    process: bytes
     nbytes: int
     deadline: float
     done: Callable[[Extent | None, Exception | None], None]
@@ -96,7 +97,7 @@ class Store:
             if extent is not None:
                 leased(extent, None)
                 return
-        self.waiting.append(Request(nbytes, now + STORE_FULL_WAIT_S, leased))
+        self.waiting.append(Request(process, nbytes, now + STORE_FULL_WAIT_S, leased))
         self._asked_at = -1.0
         self.serve(now)
 
@@ -200,7 +201,10 @@ class Store:
         self.allocator.free(offset)
 
     def process_died(self, process: bytes) -> None:
-        """Free every extent that a dead process had leased."""
+        """Free every extent that a dead process had leased, or waits for."""
+        if any(request.process == process for request in self.waiting):
+            self.waiting = deque(request for request in self.waiting
+                                 if request.process != process)
         for offset in [offset for offset, lease in self.leased.items() if lease[0] == process]:
             self._take_back(offset)
 

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -82,6 +83,8 @@ class Workers:
         self._watch = watch
         self._unwatch = unwatch
         self._early: dict[int, int] = {}
+        self.exited: deque[WorkerProcess] = deque()
+        """Reaped since the node looked last."""
         self.zygote = zygote.process
         self.channel = zygote.channel
         self.zygote_gone = False
@@ -135,11 +138,13 @@ class Workers:
                 self.by_pid[worker.pid] = worker
                 if worker.pid in self._early:
                     worker.status = self._early.pop(worker.pid)
+                    self.exited.append(worker)
         elif kind == messages.CHILD_EXITED:
             pid, status = message[3], message[4]
             worker = self.by_pid.pop(pid, None)
             if worker is not None:
                 worker.status = status
+                self.exited.append(worker)
             else:
                 self._early[pid] = status
 

@@ -60,13 +60,11 @@ def started_node(bench: Bench, *, connect: bool = True) -> Iterator[int]:
         bench: says where.
         connect: False leaves this process without a driver.
     """
-    told = subprocess.run(
-        [COMMAND, "start", "--dir", bench.address, "--num-cpus", str(NUM_CPUS), "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=WAIT_S,
-        check=True,
-    )
+    command = [COMMAND, "start", "--dir", bench.address, "--num-cpus", str(NUM_CPUS), "--json"]
+    # Standard error is inherited: the node itself would hold a pipe open for ever.
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
+    if told.returncode != 0:
+        raise RuntimeError(f"zray-node start failed: {told.stdout}")
     try:
         if connect:
             zray.init(address=bench.address, log_to_driver=False)

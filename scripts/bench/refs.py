@@ -85,7 +85,9 @@ def _waiting(bench: Bench) -> Curve:
                 if name == ONE_BY_ONE and count > 1_000:
                     continue  # Each call looks at all refs that are left: quadratic by its nature.
                 each_s = measuring.median_s(
-                    lambda wait=wait, count=count: wait(count), budget_s=bench.seconds(0.5)
+                    lambda wait=wait, count=count: wait(count),
+                    budget_s=bench.seconds(0.4),
+                    at_least=1,
                 )
                 raw_us = pipeline.run_s(count, BATCH) * 1e6 / count
                 cost = each_s * 1e6 / count

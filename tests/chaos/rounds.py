@@ -73,7 +73,7 @@ class Chaos:
             wait_until(self._returned, SETTLE_TIMEOUT_S)
         except AssertionError:
             raise AssertionError(f"round {number} ({report}) left traces: {self._difference()} of"
-                                 f" {self._traces()}; {self._log()}") from None
+                                 f" {self._traces()}; {self._rows()}; {self._log()}") from None
         return f"round {number}: {report}"
 
     def _drive(self, seed: int, *, kill: int, kill_driver: bool) -> str:
@@ -127,6 +127,10 @@ class Chaos:
         with Observer(self.directory) as observer:
             status: dict[str, Any] = observer.ask("status")
             return status
+
+    def _rows(self) -> list[Any]:
+        with Observer(self.directory) as observer:
+            return [*observer.ask("workers"), *observer.ask("objects")[:10]]
 
     def _traces(self) -> dict[str, Any]:
         status = self._status()

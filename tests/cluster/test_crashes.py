@@ -22,6 +22,8 @@ from zray.errors import ActorDiedError, NodeDiedError, WorkerCrashedError
 pytestmark = pytest.mark.cluster
 PROMISED_DELAY_S = 0.1
 ROUNDS = 7
+WORK_S = 0.01
+FOREVER_S = 60.0
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def die_once(path, result):
 @zray.remote
 def wait_for(path):
     while not os.path.exists(path):
-        time.sleep(0.002)
+        time.sleep(WORK_S)
     return os.getpid()
 
 
@@ -144,7 +146,7 @@ def test_a_killed_worker_in_the_middle_of_nested_tasks_is_made_good(node, tmp_pa
 def test_killing_all_workers_again_and_again_loses_no_task(node):
     @zray.remote(max_retries=-1)
     def slow(i):
-        time.sleep(0.01)
+        time.sleep(WORK_S)
         return i
 
     refs = [slow.remote(i) for i in range(100)]
@@ -166,7 +168,7 @@ def test_an_actor_without_restarts_dies_with_its_worker_and_its_calls_say_so(nod
             return os.getpid()
 
         def wait(self):
-            time.sleep(60)
+            time.sleep(FOREVER_S)
 
     actor = Actor.remote()
     worker = zray.get(actor.pid.remote(), timeout=20)
@@ -264,6 +266,20 @@ def test_a_worker_killed_in_the_midst_of_a_put_gives_its_extent_back(node):
     wait_until(lambda: store()["leased_bytes"] == 0)
     array = np.full(60_000_000, 3, "u1")
     assert (zray.get(zray.put(array)) == 3).all()
+
+
+def test_workers_killed_before_their_hello_are_replaced_at_once(node):
+    zygote = psutil.Process(node_pid()).children()[0]
+    for _ in range(5):
+        for worker in zygote.children():
+            worker.kill()
+        wait_until(lambda: zygote.children(), interval_s=0.0005)
+        for worker in zygote.children():  # Just forked, these have not come to say HELLO.
+            worker.kill()
+    began = time.monotonic()
+    assert len(zray.get([pid.remote() for _ in range(50)], timeout=25)) == 50
+    assert time.monotonic() - began < 5
+    wait_until(lambda: ask("status")["scheduler"]["workers"].get("starting", 0) == 0, 5)
 
 
 def test_objects_of_a_dead_worker_that_others_refer_to_stay_or_are_a_typed_error(node):

@@ -148,7 +148,7 @@ def framed(data: bytes) -> bytes:
 
 ID = b"12345678"
 STRANGE_HELLOS = [
-    b"", b"\0", os.urandom(300), framed(b""), framed(os.urandom(100)), framed(b"\xc1"),
+    b"\0", os.urandom(300), framed(b""), framed(os.urandom(100)), framed(b"\xc1"),
     framed(msgpack.packb([PROTOCOL_VERSION + 1, messages.HELLO, 0, ID, "driver", 1, {}])),
     framed(msgpack.packb([PROTOCOL_VERSION, messages.SUBMIT, 0, []])),
     framed(msgpack.packb([PROTOCOL_VERSION, messages.HELLO, 0, ID, "driver"])),
@@ -169,11 +169,10 @@ STRANGE_HELLOS = [
 @pytest.mark.parametrize("data", STRANGE_HELLOS, ids=range(len(STRANGE_HELLOS)))
 def test_a_connection_that_says_anything_but_a_right_hello_is_closed_and_counted(node, data):
     before = malformed()
-    with connect(node) as sock:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-            assert sock.recv(100) == b""
+    with connect(node) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100) == b""
     wait_until(lambda: malformed() > before)
 
 

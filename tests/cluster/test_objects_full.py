@@ -158,11 +158,9 @@ def test_a_full_disk_is_an_error_of_its_own_and_nothing_is_lost(small_disk):
     zray.init(num_cpus=1, object_store_memory=32 * MB, spill_directory=small_disk)
     try:
         refs = []
-        with pytest.raises(OutOfDiskError, match="spill") as caught:
-            for i in range(20):
-                refs.append(zray.put(made(i, 4 * MB - 4096)))
+        with pytest.raises(OutOfDiskError, match="spill"):
+            refs.extend(zray.put(made(i, 4 * MB - 4096)) for i in range(20))
         assert len(refs) >= 8
-        del caught
         kept = len(refs)
         assert all(right(zray.get(ref), i) for i, ref in enumerate(refs[-6:], kept - 6))
         del refs[-8:]

@@ -102,7 +102,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif isinstance(command, scheduling.Cancelled):
             for item in command.items:
                 self.open.remove((command.client, command.first, item))
-        else:
+        elif isinstance(command, scheduling.Claimed):
             self.claimed[command.actor] = command.grant
             self.workers[command.worker].actor = True
 
@@ -274,7 +274,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def every_task_is_in_one_place(self) -> None:
         queued = [(work.task_class.client, work.first, item)
-                  for queue in self.scheduler.queues.values() for work in queue
+                  for work in self.scheduler.queues.all_ranges()
                   for item in range(work.low, work.high)]
         placed = [task for worker in self.workers.values() for task in worker.tasks()]
         everywhere = queued + placed
@@ -291,7 +291,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_fits_is_handed_out_or_a_worker_is_on_its_way(self) -> None:
-        for shape, queue in self.scheduler.queues.items():
+        for shape, queue in self.scheduler.queues.by_shape.items():
             if queue and self.resources.fits(shape.amounts):
                 assert not self.scheduler.idle.get(()), "an idle worker and a task that fits"
                 assert self.scheduler.forking.get((), 0) > 0, "nobody comes for a task that fits"

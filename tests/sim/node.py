@@ -138,6 +138,7 @@ class SimWorkers:
         self.world = world
         self.by_process: dict[bytes, SimWorkerProcess] = {}
         self.zygote_gone = False
+        self.exited: list[Any] = []
         self._start = start
         self._count = 0
 
@@ -165,6 +166,9 @@ class SimWorkers:
 
     def read_output(self) -> None:
         return None
+
+    def is_stopped(self, _process: bytes) -> bool:
+        return False
 
     def forget(self, process: bytes) -> SimWorkerProcess | None:
         return self.by_process.pop(process, None)

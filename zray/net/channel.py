@@ -101,6 +101,11 @@ class Channel:
         return True
 
     @property
+    def inbound_bytes(self) -> int:
+        """Bytes of a message that is not complete."""
+        return len(self._inbound)
+
+    @property
     def outbound_bytes(self) -> int:
         """Bytes kept because the peer does not read."""
         return len(self._outbound)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import struct
 import threading
@@ -27,13 +26,14 @@ from zray.protocol.limits import EDGE_MESSAGE_BYTES_MAX
 
 from .channel import same_user
 from .mailbox import Inbox, Message, Peers
+from .poller import READABLE, WRITABLE, new_poller
 
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _LENGTH = struct.Struct(">Q")
 _READ_BYTES = 256 * 1024
 _EDGE_ROUNDS = 4
-_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+_IN, _OUT = READABLE, WRITABLE
 
 
 def _frame(flags: int, body: bytes) -> bytes:
@@ -110,7 +110,7 @@ class Edges:
         self._by_peer: dict[bytes, Edge] = {}
         self._by_fd: dict[int, Edge] = {}
         self._ready: deque[Message] = deque()
-        self._epoll = select.epoll()
+        self._epoll = new_poller()
         self._inbox_fd = inbox.descriptor
         self._epoll.register(self._inbox_fd, _IN)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -41,7 +41,7 @@ class ActorRoute:
 
     __slots__ = ("actor", "cause", "incarnation", "keep", "outgoing", "pending",
                  "pending_calls_max",
-                 "process", "state", "unready", "watched")
+                 "process", "resent", "state", "unready", "watched")
 
     def __init__(self, actor: ActorId, pending_calls_max: int) -> None:
         self.actor = actor
@@ -56,6 +56,8 @@ class ActorRoute:
         self.outgoing: list[list[Any]] = []
         self.unready: deque[ActorCall] = deque()
         self.watched = False
+        self.resent = False
+        """Calls of a dead incarnation wait to be sent again: a late reply may still end them."""
 
 
 class ActorCalls:
@@ -144,6 +146,7 @@ class ActorCalls:
             _actor, route = dirty.popitem()
             if route.process is not None and route.outgoing:
                 calls, route.outgoing = route.outgoing, []
+                route.resent = False
                 self.outbox.message(route.process, messages.CALL, calls)
             return
         by_worker: dict[ProcessId, list[list[Any]]] = {}
@@ -151,6 +154,7 @@ class ActorCalls:
             if route.process is not None and route.outgoing:
                 by_worker.setdefault(route.process, []).extend(route.outgoing)
                 route.outgoing = []
+                route.resent = False
         dirty.clear()
         for worker, calls in by_worker.items():
             self.outbox.message(worker, messages.CALL, calls)
@@ -170,11 +174,20 @@ class ActorCalls:
             elif not self._one_of_several(route, call, number):
                 references.arrived_again(number, found)
                 continue
+            if route.resent and call.number not in route.pending:
+                self._not_again(route, call.number)
             if plain:
                 results[number] = found
                 references.arrivals += 1
             else:
                 references.arrived(number, found)
+
+    def _not_again(self, route: ActorRoute, number: int) -> None:
+        """The reply to a call that was to be sent again has come after all."""
+        left = [row for row in route.outgoing if row[1] != number]
+        if route.process is None:
+            self.waiting_for_place -= len(route.outgoing) - len(left)
+        route.outgoing = left
 
     def _one_of_several(self, route: ActorRoute, call: ActorCall, number: int) -> bool:
         """Count a return; False: a first execution delivered it."""
@@ -228,6 +241,7 @@ class ActorCalls:
             call.retries_left -= 1 if call.retries_left > 0 else 0
             again.append([route.actor, number, call.method, call.returns, call.arguments])
         route.outgoing = again + route.outgoing
+        route.resent = bool(again)
         self.waiting_for_place += len(route.outgoing)
 
     def _died(self, route: ActorRoute, cause: bytes) -> None:

@@ -285,7 +285,9 @@ class Tasks:
         if batch.done.find(1, low, low + count) >= 0:
             for item in range(count):
                 if not batch.done[low + item]:
-                    self.references.arrived(first + low + item, self.split_values(values, item))
+                    if not batch.abandoned or low + item in batch.watched:
+                        self.references.arrived(first + low + item,
+                                                self.split_values(values, item))
                     self._mark(batch, low + item, 1)
             return
         if batch.values is not None and not batch.abandoned:
