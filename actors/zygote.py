@@ -45,7 +45,8 @@ def serve(descriptor: int, directory: str) -> int:
         received, alive = channel.drain()
         for packed in received:
             message = frames.unpack(packed)
-            _fork(channel, children, message[3], message[4], directory)
+            if message[1] == messages.FORK:
+                _fork(channel, children, message[3], message[4], directory)
         alive = _reap(channel, children) and alive
     for pid in children:
         with contextlib.suppress(ProcessLookupError):

@@ -9,7 +9,15 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
 
     __main__.py     S  argument parsing; starts the node
     node.py         S  the router loop: messages in, machines, commands out
+    reception.py    S  new connections: HELLO, who may stay
+    peers.py        S  the processes that are connected
+    validation.py   S  fields of a message, checked before a rule sees them
+    node_mailbox.py S  rules of messages from the inbox
+    node_calls.py   S  rules of calls from the unix streams
+    node_commands.py S what a machine's command does
+    inspection.py   S  what a node tells people of itself
     scheduler.py    P  tasks: ready queue, workers, credit, retries
+    task_queues.py  P  what waits for a worker, by shape
     scheduling.py   P  what the scheduler is told, what it keeps, what it commands
     dispatcher.py   P  actors: placement, incarnations, names, restart budget
     directory.py    P  objects: who holds, who refers, what is lost

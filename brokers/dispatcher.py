@@ -202,6 +202,19 @@ class Dispatcher:
         else:
             self._place(actor, worker, grant)
 
+    def claim_lost(self, identity: ActorId) -> None:
+        """The worker that was to serve a claim has died: claim again."""
+        actor = self.actors.get(identity)
+        if self.hosts_claimed.pop(identity, None) is not None:
+            # A host would have served all who wait, even if who claimed it is gone.
+            waiting = [each for each in self.waiting_for_host if each not in self.hosts_claimed]
+            self.waiting_for_host = [each for each in self.waiting_for_host
+                                     if each in self.hosts_claimed]
+            for each in waiting:
+                self._seek_shared(self.actors[each])
+        elif actor is not None and actor.worker is None:
+            self._seek_place(actor)
+
     def _place(self, actor: Actor, worker: ProcessId, grant: Grant | None) -> None:
         actor.worker = worker
         actor.grant = grant if actor.shared else None

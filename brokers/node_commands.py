@@ -94,8 +94,10 @@ def _recall(node: Node, command: scheduling.Recall) -> None:
 
 def _granted(node: Node, command: scheduling.Granted) -> None:
     endpoint = None
-    if command.worker is not None:
-        process = node.processes.by_id[command.worker]
+    process = node.processes.by_id.get(command.worker or b"")
+    if process is None:
+        command.worker = None  # It has died in this very wake.
+    else:
         process.acquainted.add(command.client)
         endpoint = process.details["endpoint"]
     node.send(command.client, messages.LEASED, command.class_number, command.worker, endpoint)
@@ -128,6 +130,12 @@ def _cancelled_early(node: Node, command: scheduling.Cancelled) -> None:
 
 
 def _claimed(node: Node, command: scheduling.Claimed) -> None:
+    if command.worker not in node.scheduler.workers:
+        # It has died in this very wake. What it held is free, but for the share of a host.
+        if command.in_host:
+            _release_grant(node, dispatcher.ReleaseGrant(command.grant))
+        node.dispatcher.claim_lost(command.actor)
+        return
     node.dispatcher.claimed(command.actor, command.worker, command.grant,
                             in_host=command.in_host)
 

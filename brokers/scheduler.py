@@ -87,7 +87,9 @@ class Scheduler:
         for row, payload in zip(rows, payloads, strict=True):
             class_number, first, count, low, high, mode, retries = row
             task_class = self.classes[(client, class_number)]
-            self._queue(Range(task_class, first, count, low, high, mode, payload, retries))
+            work = Range(task_class, first, count, low, high, mode, payload, retries)
+            work.alone = retries == 0
+            self._queue(work)
         self.pump()
 
     def _queue(self, work: Range, *, front: bool = False) -> None:
@@ -241,7 +243,7 @@ class Scheduler:
     def _serve_claims(self) -> None:
         for _ in range(len(self.claims)):
             claim = self.claims.popleft()
-            if not self.resources.fits(claim.placement):
+            if not (self.resources.fits(claim.placement) and self.resources.fits(claim.resources)):
                 self.claims.append(claim)
                 continue
             if claim.shared_host is not None:
@@ -337,7 +339,7 @@ class Scheduler:
         slots = len(self.running[shape]) + self._more_slots(shape)
         share = -(-self.queues.counts[shape] // max(1, slots))
         count = max(1, min(room, share, WORKER_BACKLOG_TASKS_MAX, work.high - work.low))
-        if work.alone or work.retries == 0:
+        if work.alone:
             count = 1
         if task_class.max_calls:
             count = self._within_max_calls(worker, task_class, count)
@@ -346,7 +348,7 @@ class Scheduler:
             work.low += count
         else:
             part = queue.popleft()
-        part.alone = work.alone or work.retries == 0
+        part.alone = work.alone
         self.queues.counts[shape] -= count
         if not worker.outstanding:
             worker.reported = self.now
@@ -438,7 +440,8 @@ class Scheduler:
         if worker.retiring:
             self._free(worker)
             return
-        if self.queues.counts.get(worker.shape) and not worker.blocked and not self.queues.others_wait(worker.shape):
+        more = bool(self.queues.counts.get(worker.shape)) and not worker.blocked
+        if more and not self.queues.others_wait(worker.shape):
             return  # pump() refills it without giving the resources back in between.
         self._free(worker)
 

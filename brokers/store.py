@@ -59,7 +59,7 @@ class Store:
                  unpin: Callable[[dict[bytes, list[bytes]]], None],
                  wake: Callable[[], None], spill_shared: bool = False) -> None:
         self.segment = Segment.create(capacity_bytes)
-        self.allocator = Allocator(capacity_bytes)
+        self.allocator = Allocator(self.segment.capacity_bytes)  # In whole pages by now.
         self.directory = directory
         self.spill = SpillStore(spill_directory, shared=spill_shared)
         self.leased: dict[int, tuple[bytes, int, bool]] = {}

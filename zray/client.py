@@ -110,7 +110,10 @@ class Client:
         if reply is None:
             raise errors.NodeStartError("the node closed the connection at HELLO: another user's"
                                         " process, another version, or it is shutting down")
-        self.welcome: dict[str, Any] = frames.unpack(reply)[3]
+        welcome = frames.unpack(reply)
+        if welcome[1] != messages.WELCOME:
+            raise errors.RemoteProtocolError(f"the answer to HELLO was message {welcome[1]}")
+        self.welcome: dict[str, Any] = welcome[3]
         self.node: bytes = self.welcome["node"]
         self.calls = channel.connect(path)
         self.calls.send(frames.pack(messages.HELLO, self.process, "calls", self.pid, {}))
@@ -197,7 +200,10 @@ class Client:
         if reply is None:
             self._node_lost("it closed the connection during a request")
             raise self._died_error()
-        refusal, value = frames.unpack(reply)[3:5]
+        answer = frames.unpack(reply)
+        if answer[1] != messages.ANSWER:
+            raise errors.RemoteProtocolError(f"a request was answered by message {answer[1]}")
+        refusal, value = answer[3:5]
         if refusal is not None:
             raise decode_exception(refusal)
         return value

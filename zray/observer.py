@@ -8,6 +8,7 @@ Never   imports zmq: `zray-node status` answers in a tenth of a second.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from types import TracebackType
 from typing import Any, Self
@@ -67,8 +68,11 @@ class Observer:
         return value
 
     def stop(self, reason: str) -> None:
-        """Ask the node to end; returns at once."""
+        """Ask the node to end; returns when it has begun to, at the latest after 10 s."""
         self._calls.send(frames.pack(messages.STOP, reason))
+        # Closing our lifeline at once could overtake the question, which ends with us.
+        with contextlib.suppress(OSError):
+            self._calls.receive()
 
     def close(self) -> None:
         """Disconnect."""

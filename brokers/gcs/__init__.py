@@ -8,6 +8,7 @@ Spec    docs/explanation/architecture.md, "The GCS and lineage".
 
 Map (P = pure: data and rules; S = shell: files)
 
+    catalog.py      S  all of it as the node uses it: writes gathered, batches packed
     store.py        P  the interface: Transaction, Lease, Watch, Store
     tables.py       P  functions, jobs, nodes and key-value over a Store; `Tables` has them all
     actor_table.py  P  actors and the names they hold, over a Store

@@ -72,19 +72,24 @@ def started_node(bench: Bench, *, connect: bool = True) -> Iterator[int]:
         yield int(json.loads(told.stdout)["pid"])
     finally:
         zray.shutdown()
-        stop_node(bench.folder)
+        complaint = stop_node(bench.folder)
+        if complaint:
+            raise RuntimeError(complaint)
 
 
-def stop_node(folder: Path) -> None:
-    """End the node of this folder, if it runs; all its processes are gone after that."""
-    if (folder / "node").exists():
-        # Exit code 0 where none runs: a node that a benchmark has ended itself is no error.
-        subprocess.run(
-            [COMMAND, "stop", "--dir", str(folder / "node"), "--json"],
-            stdout=subprocess.DEVNULL,
-            timeout=WAIT_S,
-            check=False,
-        )
+def stop_node(folder: Path) -> str:
+    """End the node of this folder, if it runs, with all its processes.
+
+    Returns what `zray-node stop` complained of before force was used; "" as it should be.
+    """
+    if not (folder / "node").exists():
+        return ""
+    command = [COMMAND, "stop", "--dir", str(folder / "node"), "--json"]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
+    if told.returncode == 0:
+        return ""
+    subprocess.run([*command, "--force"], stdout=subprocess.DEVNULL, timeout=WAIT_S, check=False)
+    return f"zray-node stop failed: {told.stdout}"
 
 
 def scheduler() -> dict[str, Any]:
@@ -106,6 +111,11 @@ def tasks_at_node() -> int:
 def idle_workers() -> int:
     """Return how many workers wait for work."""
     return int(scheduler()["workers"].get("idle", 0))
+
+
+def living_actors() -> int:
+    """Return how many actors there are, those included that start."""
+    return sum(state.ask("status")["actor_counts"].values())
 
 
 def worker_pids() -> list[int]:

@@ -46,7 +46,7 @@ def measure(bench: Bench) -> list[Curve]:
 
 
 def _single(bench: Bench) -> Curve:
-    seconds = bench.seconds(1.5)
+    seconds = bench.seconds(1.2)
     counter: Any = Counter.remote()
     curve = Curve(
         "one-driver",
@@ -123,7 +123,7 @@ def _drivers(bench: Bench) -> Curve:
         "processes that send 100 B there and back, one at a time; the asynchronous kinds "
         "beat it because a batch is one message.",
     )
-    seconds = bench.seconds(1.0)
+    seconds = bench.seconds(0.8)
     raw: dict[int, float] = {}
     for kind in ("actor_sync", "task_sync", "actor_calls", "tasks"):
         for count in bench.sizes(1, 2, 4, 8, quick=2):
@@ -162,7 +162,7 @@ def _callers(bench: Bench) -> Curve:
         "cost of a call must not. The raw limit is one echo process with as many client "
         "processes.",
     )
-    seconds = bench.seconds(1.0)
+    seconds = bench.seconds(0.8)
     shared: Any = Counter.options(name=SHARED_ACTOR, namespace=NAMESPACE).remote()
     zray.get(shared.add.remote())
     raw: dict[int, float] = {}

@@ -12,6 +12,7 @@ import asyncio
 import pickle
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import zray
@@ -51,7 +52,7 @@ def measure(bench: Bench) -> list[Curve]:
         "escaped": lambda count: _escaped([zray.put(item) for item in range(count)]),
     }
     for kind, make in kinds.items():
-        for count in bench.sizes(1_000, 10_000, 100_000, quick=10_000):
+        for count in bench.sizes(1_000, 10_000, 100_000, quick=1_000):
             # A node and a driver each time: memory that an earlier size gave back hides a later's.
             with started_node(bench) as node:
                 _alive(make, 200, node)
@@ -85,9 +86,7 @@ def _waiting(bench: Bench) -> Curve:
                 if name == ONE_BY_ONE and count > 1_000:
                     continue  # Each call looks at all refs that are left: quadratic by its nature.
                 each_s = measuring.median_s(
-                    lambda wait=wait, count=count: wait(count),
-                    budget_s=bench.seconds(0.4),
-                    at_least=1,
+                    partial(wait, count), budget_s=bench.seconds(0.4), at_least=1
                 )
                 raw_us = pipeline.run_s(count, BATCH) * 1e6 / count
                 cost = each_s * 1e6 / count

@@ -36,6 +36,10 @@ look at whether everything works: `scripts/bench/run --quick`. What a call costs
 [architecture](architecture.md).
 """
 
+QUICK = """**This was a quick run**: small sizes and short times, which show that everything works
+and little more.
+"""
+
 
 @dataclass
 class Answer:
@@ -112,7 +116,9 @@ def show(answer: Answer) -> None:
         console.print(table)
 
 
-def page(answers: list[Answer], *, root: Path, plots: dict[str, Path], beside: Path) -> str:
+def page(
+    answers: list[Answer], *, root: Path, plots: dict[str, Path], beside: Path, quick: bool
+) -> str:
     """Return the report as markdown.
 
     Args:
@@ -120,12 +126,14 @@ def page(answers: list[Answer], *, root: Path, plots: dict[str, Path], beside: P
         root: the project's folder, whose commit is named.
         plots: the picture of each question that has one.
         beside: the folder of the page: links to pictures start there.
+        quick: the run was a quick one, and the page says so.
     """
     seconds = sum(answer.seconds for answer in answers)
     parts = [
         INTRODUCTION.format(
             growth_max=GROWTH_MAX, machine=machine(), commit=commit(root), seconds=seconds
         ),
+        *([QUICK] if quick else []),
         _summary(answers),
     ]
     for answer in answers:

@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
         drawn = {each.name: draw(each.name, each.curves, given.plots) for each in answers}
         plots = {name: path for name, path in drawn.items() if path is not None}
     if given.report is not None:
-        text = page(answers, root=ROOT, plots=plots, beside=given.report.parent)
+        text = page(answers, root=ROOT, plots=plots, beside=given.report.parent, quick=given.quick)
         given.report.write_text(text, encoding="utf-8")
     if given.json:
         print(json.dumps(plain(answers), indent=2))
@@ -150,7 +150,9 @@ def _folder() -> Iterator[Path]:
     finally:
         from scripts.bench.bench_node import stop_node
 
-        stop_node(folder)
+        complaint = stop_node(folder)
+        if complaint:
+            print(complaint, file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -16,6 +16,7 @@ from scripts.bench.bench_node import (
     NUM_CPUS,
     Bench,
     idle_workers,
+    living_actors,
     started_node,
     worker_pids,
 )
@@ -160,8 +161,9 @@ def _shared(bench: Bench, node: int) -> Curve:
         per_unit=("µs per actor", "host kB per actor", "node kB per actor", "driver kB per actor"),
         plotted=("µs per actor", "call µs", "raw fork µs"),
         unit="µs per actor",
-        note="From the first .remote() to the last answer of a method, isolation="
-        '"shared". Call: another call of each. Kill: by dropping all handles.',
+        note="From the first .remote() to the last answer of a method, "
+        'isolation="shared". Call: another call of each. Drop: of all handles, until the '
+        "last actor has ended.",
     )
     raw_us = limits.forks_s(bench.folder, 10, nested=False) * 1e6 / 10
     for count in (10, *bench.sizes(100, 1_000, 10_000, 20_000, quick=1_000)):
@@ -199,7 +201,7 @@ def _shared_actors(count: int, node: int) -> dict[str, float]:
 
     def drop() -> None:
         actors.clear()
-        zray.nodes()
+        measuring.wait_until(lambda: living_actors() <= 0, "the end of all actors")
 
     dropped_s = measuring.elapsed_s(drop)
     host, node_kb, driver = (

@@ -172,6 +172,15 @@ def test_a_full_disk_is_an_error_of_its_own_and_nothing_is_lost(small_disk):
     assert os.listdir(small_disk) == []
 
 
+def test_a_store_of_any_size_starts():
+    zray.init(num_cpus=1, object_store_memory=int(20.3e6))
+    try:
+        assert store()["capacity_bytes"] % 4096 == 0
+        assert right(zray.get(zray.put(made(1))), 1)
+    finally:
+        zray.shutdown()
+
+
 def test_two_nodes_share_a_spill_directory_with_a_users_files(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     program = textwrap.dedent(f"""

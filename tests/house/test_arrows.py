@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # anything that unpickles. The layout of the shared segment is one for both its sides.
 BROKERS_MAY = (
     *("zray.brokers", "zray.protocol", "zray.net", "zray.errors"),
+    "zray.serialization.exceptions",  # To encode errors of the node itself; it decodes none.
     *("zray.store", "zray.detect", "zray.node_directory"),
 )
 ACTORS_MAY_NOT = ("zray.brokers", "zray.cli", "zray.launch", "zray.testing")
@@ -48,6 +49,12 @@ PURE = (
     "zray.brokers.dispatch*",
     "zray.brokers.resources",
     "zray.brokers.schedul*",
+    "zray.brokers.task_queues",
+    "zray.brokers.gcs.actor_table",
+    "zray.brokers.gcs.history",
+    "zray.brokers.gcs.records",
+    "zray.brokers.gcs.store",
+    "zray.brokers.gcs.tables",
 )
 IMPURE_LIBRARIES = {
     *("asyncio", "datetime", "fcntl", "lmdb", "mmap", "multiprocessing", "os", "pathlib"),

@@ -42,6 +42,7 @@ class Client:
         self.held: dict[Key, int] = {}
         self.pending: dict[int, int] = {}
         """Numbers of tasks, and how many executions have not delivered yet."""
+        self.kinds: dict[int, str] = {}
         self.views: list[Any] = []
         self.mail: deque[list[Any]] = deque()
         self.next_number = 1
@@ -156,6 +157,8 @@ class ReferencesMachine(RuleBasedStateMachine):
         if not client.pending:
             return
         number = data.draw(st.sampled_from(sorted(client.pending)))
+        # A second execution returns what the first did, or fails.
+        kind = kind if kind == "error" else client.kinds.setdefault(number, kind)
         found = self.make(client, number, kind)
         left = client.pending[number] = client.pending[number] - 1
         if left and lost:
@@ -266,7 +269,6 @@ class ReferencesMachine(RuleBasedStateMachine):
         for client in self.clients:
             for number in list(client.pending):
                 if number not in self.delivered(client):
-                    client.references.void(number)
                     client.references.arrived(number, ERROR)
             for gone in client.views:
                 gone()

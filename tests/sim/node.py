@@ -167,9 +167,6 @@ class SimWorkers:
     def read_output(self) -> None:
         return None
 
-    def is_stopped(self, _process: bytes) -> bool:
-        return False
-
     def forget(self, process: bytes) -> SimWorkerProcess | None:
         return self.by_process.pop(process, None)
 

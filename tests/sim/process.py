@@ -137,6 +137,7 @@ class SimProcess:
         self._sweeping = False
         self._armed = False
         self._interrupt: str | None = None
+        self._interruptible = True
         self.main: Program = self.program()
         world.processes[identity] = self
         self.lifeline = node.connect(self._lifeline_arrived)
@@ -334,7 +335,7 @@ class SimProcess:
         if turn != self._turn or self.done:
             return
         try:
-            if self._interrupt is not None and self.in_user_code:
+            if self._interrupt is not None and self.in_user_code and self._interruptible:
                 kind, self._interrupt = self._interrupt, None
                 wait = self.main.throw(SimError(kind))
             else:
@@ -348,6 +349,8 @@ class SimProcess:
             self.done = True
             return
         self._waiting = wait
+        # A request to the node is never left half done.
+        self._interruptible = wait.reads or wait.ready is None
         self._turn += 1
         mine = self._turn
         if wait.seconds is not None:

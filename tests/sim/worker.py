@@ -81,6 +81,7 @@ class SimWorker(SimRuntime):
         self.classes: dict[tuple[bytes, int], TaskClass] = {}
         self.instances: dict[bytes, Instance] = {}
         self.early: dict[bytes, list[ActorCall]] = {}
+        self.ended: set[bytes] = set()
         self.exiting = False
         self.current: tuple[bytes, int] | None = None
         self.step: Step | None = None
@@ -369,6 +370,7 @@ class SimWorker(SimRuntime):
             instance.error = user_error(error.kind)
         finally:
             self.in_user_code = False
+        self.ended.discard(start.actor)
         self.instances[start.actor] = instance
         self.session.outbox.message(self.node, messages.ACTOR_STARTED,
                                     [[start.actor, start.incarnation, instance.error]])
@@ -379,7 +381,8 @@ class SimWorker(SimRuntime):
     def _call(self, call: ActorCall) -> Program:
         instance = self.instances.get(call.actor)
         if instance is None:
-            self.early.setdefault(call.actor, []).append(call)
+            if call.actor not in self.ended:
+                self.early.setdefault(call.actor, []).append(call)
             return
         if call.number <= instance.last.get(call.client, 0):
             return
@@ -410,8 +413,11 @@ class SimWorker(SimRuntime):
             self.outbound.reply(call.client, return_number(call.number, index), found, True)
 
     def _end(self, end: SimEnd) -> None:
+        incarnation, killed = end.fields
         instance = self.instances.get(end.actor)
-        if instance is None or end.fields[0] not in ("", instance.start.incarnation):
+        if instance is None or incarnation != instance.start.incarnation:
             return
         del self.instances[end.actor]
-        self.call(messages.ACTOR_EXIT, end.actor, b"")
+        self.ended.add(end.actor)
+        if not killed:
+            self.call(messages.ACTOR_EXIT, end.actor, b"")

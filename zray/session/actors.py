@@ -204,6 +204,9 @@ class ActorCalls:
         route = self.routes.get(actor)
         if route is None or incarnation < route.incarnation or route.state == DEAD:
             return
+        if -1 < route.incarnation < incarnation and route.process == process is not None:
+            # It restarts where it was: what the old incarnation had is lost all the same.
+            self._lost(route, cause)
         route.incarnation = incarnation
         route.state = state
         if state == DEAD:
@@ -259,7 +262,6 @@ class ActorCalls:
         call = route.pending.pop(number)
         self.by_number.pop(number, None)
         for index in range(call.arrived, max(1, call.returns)):
-            self.references.void(return_number(number, index))
             self.references.arrived(return_number(number, index), outcome_bytes)
 
     # -- for people and tests ------------------------------------------------------------------

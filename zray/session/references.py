@@ -192,6 +192,9 @@ class References:
         elif tag == outcome.HOLDING:
             self.registered.add(number)
             _contained, found = outcome.held(found)
+        elif tag == outcome.ERROR:
+            # An execution before this one may have died between making a result and saying so.
+            self.voided.append(self.id_of(number))
         self.results[number] = found
         self.arrivals += 1
         if number in self.publish:

@@ -108,6 +108,8 @@ class Tasks:
         self.batches: dict[int, TaskBatch] = {}
         self.leases: dict[tuple[tuple[str, int | str], ...], Lease | None] = {}
         self._streak = 0
+        self._recalled_early: set[ProcessId] = set()
+        """Workers of leases that were recalled before we heard that we have them."""
         self.split_values: Callable[[bytes, int], bytes] = lambda values, _item: values
         """Set by the shell: pick one item out of a pickled list, as an outcome."""
 
@@ -320,7 +322,6 @@ class Tasks:
             return
         number = batch.first + item
         for index in range(max(1, batch.task_class.returns)):
-            self.references.void(return_number(number, index))
             self.references.arrived(return_number(number, index), outcome_bytes)
         if batch.abandoned and item not in batch.watched:
             self.references.garbage.append(number)
@@ -350,7 +351,10 @@ class Tasks:
             self.leases.pop(shape, None)
             self._streak = -16  # Refused: do not ask again with every call.
             return
-        self.leases[shape] = Lease(worker)
+        lease = self.leases[shape] = Lease(worker)
+        if worker in self._recalled_early:
+            self._recalled_early.discard(worker)
+            self._unlease(shape, lease)
 
     def recalled(self, worker: ProcessId) -> None:
         """RECALL: give the lease back, at once or when its task has ended."""
@@ -359,6 +363,11 @@ class Tasks:
                 lease.recalled = True
                 if lease.batch is None:
                     self._unlease(shape, lease)
+                return
+        # RECALL comes on the lifeline and may overtake LEASED; the node recalls a lease once, so
+        # whoever waits for the worker would wait until we are idle. Where it has crossed our
+        # UNLEASE instead, all that the mark costs is one lease of that worker, given back unused.
+        self._recalled_early.add(worker)
 
     def sweep_leases(self) -> bool:
         """Give back leases not used since the last sweep; returns whether any is left."""

@@ -5,6 +5,7 @@ What    actor_pool       ActorPool: spread calls over a few actors
         multiprocessing  Pool: multiprocessing.Pool on actors
         completion       as_completed and map_unordered: results in the order they come
         naming           list_named_actors
+        kv               the key-value table of the GCS
 Caller  users; the names are Ray's.
 Never   imports any of it before it is used.
 """
