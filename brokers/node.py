@@ -30,6 +30,7 @@ from zray.protocol.limits import (
     SHUTDOWN_GRACE_S,
     WORKER_IDLE_S,
     WORKER_START_TIMEOUT_S,
+    WORKER_STARTS_FAILED_MAX,
 )
 from zray.serialization.exceptions import encode_exception
 from zray.store.segment import default_capacity_bytes
@@ -382,6 +383,9 @@ class Node:
             for other in sorted(process.acquainted):
                 self.send(other, messages.PROCESS_DIED, identity, text)
         self.scheduler.worker_died(identity, text)
+        if self.scheduler.failed_starts >= WORKER_STARTS_FAILED_MAX:
+            self.stop(f"{WORKER_STARTS_FAILED_MAX} workers in a row died while they started; the"
+                      f" last one: {reason}")
         cause = error_outcome(errors.ActorDiedError(f"its {text}"))
         self.dispatcher.worker_died(identity, cause)
         self.dispatcher.process_died(identity)

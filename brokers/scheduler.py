@@ -49,7 +49,7 @@ from .scheduling import (
     is_plain,
     job_of,
 )
-from .task_queues import TaskQueues
+from .task_queues import TaskQueues, missing_ranges
 
 _STUCK_S = 0.005
 """A worker that has not reported for this long is inside a task longer than its estimate."""
@@ -74,6 +74,9 @@ class Scheduler:
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
         self.ended_jobs: set[str] = set()
         self.now = 0.0
+        self.failed_starts = 0
+        """Workers in a row that died before they were ready; the next one waits longer."""
+        self.fork_again_at = 0.0
         """Items of batches (client, first) that must not be queued (again)."""
 
     # -- clients ---------------------------------------------------------------------------------
@@ -120,6 +123,8 @@ class Scheduler:
         self._fork((), self.pool_size)
 
     def _fork(self, env: tuple[tuple[str, str], ...], count: int) -> None:
+        if self.now < self.fork_again_at:
+            return
         count = min(count, WORKERS_MAX - len(self.workers) - sum(self.forking.values()))
         if count > 0:
             self.forking[env] = self.forking.get(env, 0) + count
@@ -133,6 +138,7 @@ class Scheduler:
         """HELLO: a worker takes work from here on."""
         worker = self.workers[process]
         if worker.state == STARTING:
+            self.failed_starts, self.fork_again_at = 0, 0.0
             self._started(worker)
             self._to_idle(worker)
             self.pump()
@@ -158,6 +164,9 @@ class Scheduler:
             return None
         if worker.state == STARTING:
             self._started(worker)
+            if not worker.blameless:
+                self.failed_starts += 1
+                self.fork_again_at = self.now + min(5.0, 0.05 * 2 ** self.failed_starts)
         pool = self.idle.get(worker.env)
         if pool is not None and worker in pool:
             pool.remove(worker)
@@ -198,6 +207,9 @@ class Scheduler:
     def retire(self, now: float, idle_s: float) -> None:
         """End workers that have been idle for long beyond the pool's size."""
         self.now = now
+        if self.failed_starts and now >= self.fork_again_at:
+            self._keep_pool()
+            self.pump()
         spare = sum(len(pool) for env, pool in self.idle.items() if is_plain(env)) - self.pool_size
         # Of an ended job only detached actors give work still; its last workers go by and by.
         self.ended_jobs &= {job_of(worker.env) for worker in self.workers.values()}
@@ -641,23 +653,10 @@ class Scheduler:
 
     def unknown(self, client: bytes, rows: list[list[int]]) -> list[list[int]]:
         """RECONCILE: the ranges [first, low, high] that are neither queued nor handed out."""
-        have: dict[int, list[tuple[int, int]]] = {}
-        for work in chain(self.queues.all_ranges(),
-                          *(worker.outstanding for worker in self.workers.values())):
-            if work.task_class.client == client:
-                have.setdefault(work.first, []).append((work.low, work.high))
-        missing = []
-        for first, low, high in rows:
-            at = low
-            for start, end in sorted(have.get(first, ())):
-                if start > at:
-                    missing.append([first, at, min(start, high)])
-                at = max(at, end)
-                if at >= high:
-                    break
-            if at < high:
-                missing.append([first, at, high])
-        return missing
+        mine = [work for work in chain(
+            self.queues.all_ranges(), *(worker.outstanding for worker in self.workers.values()))
+            if work.task_class.client == client]
+        return missing_ranges(mine, rows)
 
     # -- for people and tests --------------------------------------------------------------------
 

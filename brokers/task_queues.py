@@ -113,3 +113,22 @@ class TaskQueues:
         for shape, queue in self.by_shape.items():
             assert self.counts[shape] == sum(work.high - work.low for work in queue)
             assert all(work.low < work.high <= work.count for work in queue)
+
+
+def missing_ranges(have: list[Range], rows: list[list[int]]) -> list[list[int]]:
+    """Return the parts [first, low, high] of ``rows`` that no range of ``have`` covers."""
+    bounds: dict[int, list[tuple[int, int]]] = {}
+    for work in have:
+        bounds.setdefault(work.first, []).append((work.low, work.high))
+    missing = []
+    for first, low, high in rows:
+        at = low
+        for start, end in sorted(bounds.get(first, ())):
+            if start > at:
+                missing.append([first, at, min(start, high)])
+            at = max(at, end)
+            if at >= high:
+                break
+        if at < high:
+            missing.append([first, at, high])
+    return missing

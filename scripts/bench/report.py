@@ -31,9 +31,9 @@ Made with
 scripts/bench/run --plots docs/explanation/plots --report docs/explanation/benchmarks.md
 ```
 
-on {machine}, commit {commit}, in {seconds:.0f} s. One question alone: `scripts/bench/run calls`; a
-look at whether everything works: `scripts/bench/run --quick`. What a call costs step by step is in
-[architecture](architecture.md).
+on {machine}, commit {commit}, in {seconds:.0f} s.
+One question alone: `scripts/bench/run calls`; a look at whether everything works:
+`scripts/bench/run --quick`. What a call costs step by step is in [architecture](architecture.md).
 """
 
 QUICK = """**This was a quick run**: small sizes and short times, which show that everything works

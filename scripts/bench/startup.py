@@ -102,7 +102,7 @@ def _actors(bench: Bench, node: int) -> Curve:
         "process-actors",
         "Actors with a process each",
         size="actors",
-        per_unit=("ms per actor", "PSS MB per actor", "node kB per actor"),
+        per_unit=("ms per actor", "PSS MB per actor"),
         plotted=("ms per actor", "raw fork ms"),
         unit="ms per actor",
         note="From the first .remote() to the last answer of a method. Kill: until the "
@@ -166,7 +166,7 @@ def _shared(bench: Bench, node: int) -> Curve:
         "last actor has ended.",
     )
     raw_us = limits.forks_s(bench.folder, 10, nested=False) * 1e6 / 10
-    for count in (10, *bench.sizes(100, 1_000, 10_000, 20_000, quick=1_000)):
+    for count in (10, *bench.sizes(1_000, 5_000, 10_000, 20_000, quick=1_000)):
         row = _shared_actors(count, node)
         if count > 10:  # The first have started the process that all of them share.
             curve.add(

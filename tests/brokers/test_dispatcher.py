@@ -154,7 +154,7 @@ def test_an_actor_without_handles_runs_what_was_sent_then_ends(actors: Actors) -
     assert A not in actors.dispatcher.actors
 
 
-# -- shared actors -----------------------------------------------------------------------------------
+# -- shared actors -------------------------------------------------------------------------------
 
 
 def test_shared_actors_take_turns_over_the_hosts(actors: Actors) -> None:
@@ -213,7 +213,7 @@ def test_a_hosts_death_restarts_all_its_actors(actors: Actors) -> None:
     assert {actor.incarnation for actor in actors.dispatcher.actors.values()} == {1}
 
 
-# -- watching ----------------------------------------------------------------------------------------
+# -- watching ------------------------------------------------------------------------------------
 
 
 def test_who_watches_is_told_now_and_at_every_change(actors: Actors) -> None:

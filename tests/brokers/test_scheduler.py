@@ -120,7 +120,7 @@ def test_what_is_done_gives_its_resources_back(node: Node) -> None:
     assert node.scheduler.statistics()["workers"] == {"idle": 1}
 
 
-# -- crashes -----------------------------------------------------------------------------------------
+# -- crashes -------------------------------------------------------------------------------------
 
 
 def test_a_dead_workers_tasks_run_again(node: Node) -> None:
@@ -189,7 +189,7 @@ def test_the_work_of_a_dead_client_ends_with_it(node: Node) -> None:
     assert [work.task_class.client for work in node.scheduler.queues.all_ranges()] == [OTHER]
 
 
-# -- taking back -------------------------------------------------------------------------------------
+# -- taking back ---------------------------------------------------------------------------------
 
 
 def test_what_waits_behind_a_long_task_is_taken_back_when_resources_are_free(node: Node) -> None:
@@ -241,7 +241,7 @@ def test_a_blocked_worker_is_asked_again_for_what_reached_it_late(node: Node) ->
     assert node.items(W1) == [0]
 
 
-# -- leases, cancels, questions ----------------------------------------------------------------------
+# -- leases, cancels, questions ------------------------------------------------------------------
 
 
 def test_a_lease_is_granted_where_nobody_waits_and_refused_where_somebody_does(node: Node) -> None:

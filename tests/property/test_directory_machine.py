@@ -58,7 +58,7 @@ class DirectoryMachine(RuleBasedStateMachine):
             self.directory.process_joined(process)
             self.alive.append(process)
 
-    # -- what the directory commands ---------------------------------------------------------------
+    # -- what the directory commands --------------------------------------------------------------
 
     def settle(self) -> None:
         """Drop what nobody holds from the model, then compare the commands with it."""
@@ -109,7 +109,7 @@ class DirectoryMachine(RuleBasedStateMachine):
         found = sorted(identity for identity in self.objects if self.holds(process, identity))
         return data.draw(st.sampled_from(found)) if found else None
 
-    # -- owners and workers ------------------------------------------------------------------------
+    # -- owners and workers -----------------------------------------------------------------------
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), pending=st.booleans(), nested=st.booleans())
@@ -166,7 +166,7 @@ class DirectoryMachine(RuleBasedStateMachine):
                                 [inner] if inner is not None else [], owner_of(identity))
         self.settle()
 
-    # -- holders -----------------------------------------------------------------------------------
+    # -- holders ----------------------------------------------------------------------------------
 
     @precondition(lambda self: self.alive and self.objects)
     @rule(data=st.data(), certain=st.booleans())
@@ -242,7 +242,7 @@ class DirectoryMachine(RuleBasedStateMachine):
         self.directory.process_died(process)
         self.settle()
 
-    # -- spilling ----------------------------------------------------------------------------------
+    # -- spilling ---------------------------------------------------------------------------------
 
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:
@@ -289,7 +289,7 @@ class DirectoryMachine(RuleBasedStateMachine):
             self.directory.restore_failed(identity, LOST)
         self.settle()
 
-    # -- what must hold ----------------------------------------------------------------------------
+    # -- what must hold ---------------------------------------------------------------------------
 
     @invariant()
     def the_machine_is_sound(self) -> None:

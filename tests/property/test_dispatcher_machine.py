@@ -80,7 +80,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         found = sorted(self.dispatcher.actors)
         return data.draw(st.sampled_from(found)) if found else None
 
-    # -- birth -------------------------------------------------------------------------------------
+    # -- birth ------------------------------------------------------------------------------------
 
     @rule(shared=st.booleans(), restarts=st.sampled_from((0, 1, -1)), seats=st.integers(0, 1))
     def create(self, shared: bool, restarts: int, seats: int) -> None:
@@ -131,7 +131,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             self.perform()
             assert (actor.state == ALIVE) != fails
 
-    # -- death -------------------------------------------------------------------------------------
+    # -- death ------------------------------------------------------------------------------------
 
     @rule(data=st.data(), no_restart=st.booleans())
     def kill(self, data: st.DataObject, no_restart: bool) -> None:
@@ -195,7 +195,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.dispatcher.claimed(claim.actor, host, grant, in_host=True)
         return False
 
-    # -- watching ----------------------------------------------------------------------------------
+    # -- watching ---------------------------------------------------------------------------------
 
     @rule(data=st.data())
     def watch(self, data: st.DataObject) -> None:
@@ -221,7 +221,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.perform()
         assert created or (FRIEND, identity) in self.told
 
-    # -- what must hold ----------------------------------------------------------------------------
+    # -- what must hold ---------------------------------------------------------------------------
 
     @invariant()
     def the_machine_is_sound(self) -> None:

@@ -82,7 +82,7 @@ class ReferencesMachine(RuleBasedStateMachine):
     def client(self, which: bool) -> Client:
         return self.clients[int(which)]
 
-    # -- the node ----------------------------------------------------------------------------------
+    # -- the node ---------------------------------------------------------------------------------
 
     def flush(self, client: Client) -> None:
         """Calls at once; messages wait until deliver()."""
@@ -121,15 +121,16 @@ class ReferencesMachine(RuleBasedStateMachine):
                 assert command.outcome != LOST, "what is held was said to be gone"
                 client.references.found(command.object, command.outcome)
 
-    # -- making ------------------------------------------------------------------------------------
+    # -- making -----------------------------------------------------------------------------------
 
     @rule(which=st.booleans(), data=st.data(), stored=st.booleans())
     def put(self, which: bool, data: st.DataObject, stored: bool) -> None:
         client = self.client(which)
-        inner = sorted(client.held, key=repr)
+        inner: list[Key] = sorted(client.held, key=repr)
         number, client.next_number = client.next_number, client.next_number + 1
-        if inner and data.draw(st.booleans()):
-            key = data.draw(st.sampled_from(inner))
+        nested: bool = data.draw(st.booleans())
+        if inner and nested:
+            key: Key = data.draw(st.sampled_from(inner))
             client.references.share(key)
             client.references.contained[number] = [Contained(client, key)]
         if stored:
@@ -193,7 +194,7 @@ class ReferencesMachine(RuleBasedStateMachine):
             return outcome.holding([inner], PLAIN)
         return ERROR if kind == "error" else PLAIN
 
-    # -- passing on and dropping -------------------------------------------------------------------
+    # -- passing on and dropping ------------------------------------------------------------------
 
     @rule(which=st.booleans(), data=st.data(), back=st.booleans())
     def pass_on(self, which: bool, data: st.DataObject, back: bool) -> None:
@@ -256,7 +257,7 @@ class ReferencesMachine(RuleBasedStateMachine):
             self.directory.release(client.process, message[3], message[4])
             self.settle()
 
-    # -- what must hold ----------------------------------------------------------------------------
+    # -- what must hold ---------------------------------------------------------------------------
 
     @invariant()
     def the_machines_are_sound(self) -> None:

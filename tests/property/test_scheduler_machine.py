@@ -96,10 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.workers[command.worker].lessee = command.client
         elif isinstance(command, scheduling.Kill):
             self.doomed.append(command.worker)
-        elif isinstance(command, scheduling.Fail):
-            for item in command.items:
-                self.open.remove((command.client, command.first, item))
-        elif isinstance(command, scheduling.Cancelled):
+        elif isinstance(command, scheduling.Fail) or isinstance(command, scheduling.Cancelled):
             for item in command.items:
                 self.open.remove((command.client, command.first, item))
         elif isinstance(command, scheduling.Claimed):
@@ -110,7 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         found = [process for process, worker in self.workers.items() if condition(worker)]
         return data.draw(st.sampled_from(found)) if found else None
 
-    # -- clients -----------------------------------------------------------------------------------
+    # -- clients ----------------------------------------------------------------------------------
 
     @precondition(lambda self: self.clients)
     @rule(data=st.data(), kind=st.integers(0, len(KINDS) - 1), count=st.integers(1, 20))
@@ -149,7 +146,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert process in self.doomed, "its work for the dead goes on"
                 worker.ranges = [each for each in worker.ranges if each[0] != client]
 
-    # -- workers -----------------------------------------------------------------------------------
+    # -- workers ----------------------------------------------------------------------------------
 
     @rule(data=st.data())
     def worker_says_hello(self, data: st.DataObject) -> None:
@@ -194,7 +191,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         worker = self.workers.get(process)
         if worker is None:
             return
-        rows, left = [], 1 << 30 if count is None else count
+        rows: list[list[Any]] = []
+        left = 1 << 30 if count is None else count
         for position, work in reversed(list(enumerate(worker.ranges))):
             begun = work[2] + (1 if position == 0 else 0)
             low = max(begun, work[3] - left)
@@ -232,7 +230,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.retire(self.now, 5.0)
         self.perform()
 
-    # -- leases and actors -------------------------------------------------------------------------
+    # -- leases and actors ------------------------------------------------------------------------
 
     @precondition(lambda self: self.clients)
     @rule(data=st.data(), kind=st.integers(0, len(KINDS) - 1))
@@ -265,7 +263,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def withdraw(self, number: int) -> None:
         self.scheduler.withdraw(b"actor%011d" % number)
 
-    # -- what must hold ----------------------------------------------------------------------------
+    # -- what must hold ---------------------------------------------------------------------------
 
     @invariant()
     def the_machine_is_sound(self) -> None:

@@ -47,7 +47,7 @@ class ProcessExitError(BaseException):
 class Wait:
     """What a program yields: go on when the condition holds, or the time is over."""
 
-    __slots__ = ("ready", "reads", "seconds")
+    __slots__ = ("reads", "ready", "seconds")
 
     def __init__(self, ready: Callable[[], bool] | None, seconds: float | None, *,
                  reads: bool = True) -> None:
@@ -149,7 +149,7 @@ class SimProcess:
         """What the main thread does."""
         raise AssertionError("a process without a program")
 
-    # -- the shell: sending ------------------------------------------------------------------------
+    # -- the shell: sending -----------------------------------------------------------------------
 
     def flush(self) -> None:
         """Send all that has gathered: connections, calls, then messages."""
@@ -204,7 +204,7 @@ class SimProcess:
             raise SimError(type(decode_exception(error)).__name__)
         return value
 
-    # -- the shell: reading ------------------------------------------------------------------------
+    # -- the shell: reading -----------------------------------------------------------------------
 
     def mail_arrived(self, envelope: Envelope) -> None:
         """The inbox has one more message."""
@@ -272,7 +272,7 @@ class SimProcess:
         self.session.tasks.sweep_leases()
         self.flush()
 
-    # -- the shell: the lifeline ---------------------------------------------------------------------
+    # -- the shell: the lifeline ------------------------------------------------------------------
 
     def _lifeline_arrived(self, packed: bytes) -> None:
         if self.dead:
@@ -384,7 +384,7 @@ class SimProcess:
         """The invariants of this process's machines."""
         self.session.check()
 
-    # -- values ------------------------------------------------------------------------------------
+    # -- values -----------------------------------------------------------------------------------
 
     def _free_private(self, number: int) -> None:
         offset = self._private.pop(number, None)

@@ -7,6 +7,7 @@ Never   decides anything the session should decide.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tests.sim.process import (
@@ -171,7 +172,7 @@ class SimRuntime(SimProcess):
         """The values of a whole map: each a dict, or the number of an object of its own."""
         values: list[Any] = []
         for batch in refs.batches:
-            yield from self.wait_until(lambda batch=batch: batch.done.find(0) < 0)
+            yield from self.wait_until(partial(_is_over, batch))
             chunk: list[Any] = [None] * batch.count
             for low, count, data in batch.values or ():
                 chunk[low : low + count] = unpack(data)
@@ -263,3 +264,7 @@ class SimRuntime(SimProcess):
     def sleep(self, seconds: float) -> Program:
         """Let time pass without reading the inbox."""
         yield Wait(None, seconds, reads=False)
+
+
+def _is_over(batch: TaskBatch) -> bool:
+    return batch.done.find(0) < 0

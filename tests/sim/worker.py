@@ -36,7 +36,6 @@ from zray.protocol.ids import object_id, return_number
 from zray.runtime import STREAMING, Runtime
 from zray.session.tasks import MODE_MAP
 
-
 BACKLOG = 2
 """Items a generator runs ahead: fewer than a consumer acknowledges at once."""
 
@@ -90,7 +89,7 @@ class SimWorker(SimRuntime):
         self.before_flush = self.outbound.gather
         self.scripts = Scripts(self)
 
-    # -- the loop of host.py -----------------------------------------------------------------------
+    # -- the loop of host.py ----------------------------------------------------------------------
 
     def program(self) -> Program:
         items: deque[Any] = self.queue.items
@@ -120,7 +119,7 @@ class SimWorker(SimRuntime):
         if self.outbound.unsent and self.world.rng.random() < 0.3:
             self.flush()
 
-    # -- what arrives ------------------------------------------------------------------------------
+    # -- what arrives -----------------------------------------------------------------------------
 
     def worker_message(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> bool:
         kind = message[1]
@@ -167,7 +166,7 @@ class SimWorker(SimRuntime):
             self.exiting = True
         elif kind == messages.END_ACTOR:
             self.read_all()
-            self.queue.items.append(SimEnd(message[3], message[4:]))
+            self.queue.items.append(SimEnd(message[3], message[4:]))  # type: ignore[arg-type]
         else:
             super().on_lifeline(message)
 
@@ -179,7 +178,7 @@ class SimWorker(SimRuntime):
             if work.client == client and work.first == first and work.next <= item < work.high:
                 work.cancelled = (work.cancelled or set()) | {item}
 
-    # -- tasks -------------------------------------------------------------------------------------
+    # -- tasks ------------------------------------------------------------------------------------
 
     def _run(self, work: TaskRange) -> Program:
         self.queue.running = work
@@ -296,7 +295,7 @@ class SimWorker(SimRuntime):
                 lambda: outbound.has_room(client, number, index + 1, BACKLOG))
         return not outbound.is_abandoned(client, number)
 
-    # -- values ------------------------------------------------------------------------------------
+    # -- values -----------------------------------------------------------------------------------
 
     def _load_arguments(self, data: bytes) -> Program:
         """Return (script, values of the arguments)."""
@@ -355,7 +354,7 @@ class SimWorker(SimRuntime):
             return outcome.holding(held, pack(plain))
         return pack(plain)
 
-    # -- actors ------------------------------------------------------------------------------------
+    # -- actors -----------------------------------------------------------------------------------
 
     def _start(self, start: ActorStart) -> Program:
         owner, endpoint = start.owner

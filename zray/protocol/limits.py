@@ -53,6 +53,9 @@ WORKER_IDLE_S = 5.0
 WORKER_START_TIMEOUT_S = 30.0
 """A forked worker that has not said HELLO by then is killed and replaced."""
 
+WORKER_STARTS_FAILED_MAX = 8
+"""So many workers in a row that die while they start, and the node ends: it can run nothing."""
+
 WORKERS_MAX = 4000
 """Worker processes of one node, blocked ones included."""
 

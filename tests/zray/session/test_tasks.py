@@ -37,14 +37,15 @@ class Client:
         self.double = self.declare(retries=0, returns=2)
 
     def declare(self, *, retries: int, returns: int = 1) -> TaskClass:
-        return self.tasks.declare([b"f"], shape=(), returns=returns, max_retries=retries)
+        spec = [b"f", "f", {}, returns, retries, None, 0, {}, 0]
+        return self.tasks.declare(spec, shape=(), returns=returns, max_retries=retries)
 
     def submit(self, count: int = 1, task_class: TaskClass | None = None) -> TaskBatch:
         """Submit tasks in one batch."""
-        first = [self.tasks.submit(task_class or self.plain, b"arguments", None)
-                 for _ in range(count)][0]
+        numbers = [self.tasks.submit(task_class or self.plain, b"arguments", None)
+                   for _ in range(count)]
         self.tasks.close_open()
-        return self.tasks.batches[first]
+        return self.tasks.batches[numbers[0]]
 
     def submit_map(self, count: int) -> TaskBatch:
         batch = self.tasks.map_batch(self.plain, b"items", count, [])
@@ -151,7 +152,7 @@ def test_an_item_that_is_looked_at_becomes_an_object(client: Client) -> None:
     assert batch.mode == MODE_MAP
 
 
-# -- retries -----------------------------------------------------------------------------------------
+# -- retries -------------------------------------------------------------------------------------
 
 
 def test_each_task_has_retries_of_its_own(client: Client) -> None:
@@ -186,7 +187,7 @@ def test_what_the_node_should_have_is_what_is_not_done(client: Client) -> None:
     assert client.tasks.unfinished() == [[1, 0, 1], [1, 3, 5]]
 
 
-# -- leases ------------------------------------------------------------------------------------------
+# -- leases --------------------------------------------------------------------------------------
 
 
 def lease(client: Client) -> None:
