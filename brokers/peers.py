@@ -12,7 +12,6 @@ from typing import Any
 
 from zray.net.channel import Channel
 
-
 _GONE_MAX = 1000
 
 

@@ -678,12 +678,15 @@ class Scheduler:
         idle = [worker for pool in self.idle.values() for worker in pool]
         assert len({worker.process for worker in idle}) == len(idle), "idle twice"
         for worker in idle:
-            assert worker.state == IDLE and worker.grant is None and not worker.outstanding
+            assert worker.state == IDLE
+            assert worker.grant is None
+            assert not worker.outstanding
         for worker in self.workers.values():
             assert (worker.grant is None) == (worker.state in (IDLE, STARTING)), worker.state
         for shape, workers in self.running.items():
             for worker in workers.values():
-                assert worker.shape == shape and worker.state == RUNNING
+                assert worker.shape == shape
+                assert worker.state == RUNNING
                 assert worker.outstanding or worker.blameless, "resources held for nothing"
 
 

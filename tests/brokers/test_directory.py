@@ -8,6 +8,7 @@ Never   touches memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -124,7 +125,7 @@ def test_a_result_on_its_way_holds_what_it_contains(objects: Objects) -> None:
 def test_a_chain_of_containers_goes_at_once(objects: Objects) -> None:
     chain = [object_id(OWNER, number) for number in range(1, 6)]
     objects.share(chain[0])
-    for inner, outer in zip(chain, chain[1:], strict=False):
+    for inner, outer in itertools.pairwise(chain):
         objects.share(outer, PLAIN, [inner])
         objects.release(OWNER, inner)
     assert len(objects.directory.entries) == 5

@@ -31,7 +31,8 @@ class Node:
             self.declare(client, 0, {"CPU": ONE})
 
     def declare(self, client: bytes, number: int, resources: dict[str, int]) -> None:
-        self.scheduler.declare(client, number, [b"f", f"f{number}", resources, 1, 3, None, 0, {}, 0])
+        spec = [b"f", f"f{number}", resources, 1, 3, None, 0, {}, 0]
+        self.scheduler.declare(client, number, spec)
 
     def submit(self, first: int, count: int, *, client: bytes = CLIENT, number: int = 0,
                retries: int = 3) -> None:

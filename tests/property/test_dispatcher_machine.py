@@ -33,7 +33,7 @@ def details(*, shared: bool, restarts: int, seats: int, detached: bool = False) 
 
 
 class DispatcherMachine(RuleBasedStateMachine):
-    """``workers`` maps each living worker to the (actor, incarnation) pairs it was told to start."""
+    """``workers`` maps each living worker to what it was told to start: (actor, incarnation)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -96,7 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.workers[command.worker].lessee = command.client
         elif isinstance(command, scheduling.Kill):
             self.doomed.append(command.worker)
-        elif isinstance(command, scheduling.Fail) or isinstance(command, scheduling.Cancelled):
+        elif isinstance(command, scheduling.Fail | scheduling.Cancelled):
             for item in command.items:
                 self.open.remove((command.client, command.first, item))
         elif isinstance(command, scheduling.Claimed):

@@ -103,7 +103,8 @@ class SimDriver(SimRuntime):
 
     def _put(self) -> Program:
         inner = self._some(self.rng.choice((0, 0, 1, 2)))
-        value: dict[str, Any] = {"v": self.rng.randint(1, 99), "wants": [held.wanted for held in inner]}
+        wants = [held.wanted for held in inner]
+        value: dict[str, Any] = {"v": self.rng.randint(1, 99), "wants": wants}
         ref = yield from self.put(value, [held.ref for held in inner],
                                   stored=self.rng.random() < 0.5)
         self.held.append(Held(ref, value["v"]))

@@ -450,7 +450,7 @@ class SimNode(Node):
     def state(self) -> str:
         """Say what the scheduler has, when somebody waits too long."""
         scheduler = self.scheduler
-        queues = {repr(shape): list(queue) for shape, queue in scheduler.queues.by_shape.items() if queue}
+        queues = list(scheduler.queues.all_ranges())
         workers = [f"{self.world.name(worker.process)} {worker.state}"
                    f"{' blocked' if worker.blocked else ''}"
                    f"{' reclaiming' if worker.reclaiming else ''} {list(worker.outstanding)}"

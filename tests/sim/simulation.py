@@ -94,10 +94,10 @@ class Simulation:
 
     def _step(self, what: str) -> None:
         world = self.world
-        assert world.now < TIME_MAX_S and world.events < EVENTS_MAX, (
-            f"{what} at {world.now:.1f} s after {world.events} events: "
-            + "; ".join(f"{driver.name} {driver.held_for()}" for driver in self.drivers)
-            + f"; node: {self.node.state()}")
+        if world.now > TIME_MAX_S or world.events > EVENTS_MAX:
+            drivers = "; ".join(f"{driver.name} {driver.held_for()}" for driver in self.drivers)
+            raise AssertionError(f"{what} at {world.now:.1f} s after {world.events} events:"
+                                 f" {drivers}; node: {self.node.state()}")
         world.step()
 
 

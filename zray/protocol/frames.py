@@ -9,22 +9,20 @@ Spec    docs/reference/protocol.md.
 
 from typing import Any
 
-import msgpack
-
 from zray.errors import RemoteProtocolError
 
 from .limits import PROTOCOL_VERSION
 from .messages import MESSAGES, NAMES
+from .packing import packb, unpackb
 
 _FIELD_COUNT = {row.kind: len(row.fields) for row in MESSAGES}
-_unpack = msgpack.unpackb
+_unpack = unpackb
 
 
 def pack(kind: int, *fields: Any, payloads: int = 0) -> bytes:
     """Return the header frame of a message with ``payloads`` frames behind it."""
     # Not a shared Packer, though it saves 0.2 us: the collector may run a __del__ that packs.
-    packed: bytes = msgpack.packb((PROTOCOL_VERSION, kind, payloads, *fields))
-    return packed
+    return packb((PROTOCOL_VERSION, kind, payloads, *fields))
 
 
 def unpack(header: bytes) -> list[Any]:

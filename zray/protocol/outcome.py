@@ -8,7 +8,7 @@ Never   unpickles.
 
 from typing import Any
 
-import msgpack
+from .packing import packb, unpackb
 
 PICKLE = 0x80
 BLOB = 0x01
@@ -31,35 +31,35 @@ def error(encoded_exception: bytes) -> bytes:
 
 def stored(offset: int, nbytes: int) -> bytes:
     """Outcome that lies in the node's segment."""
-    packed: bytes = msgpack.packb((offset, nbytes))
+    packed: bytes = packb((offset, nbytes))
     return _STORED + packed
 
 
 def stored_location(outcome: bytes) -> tuple[int, int]:
     """Return (offset, nbytes) of a STORED outcome."""
-    offset, nbytes = msgpack.unpackb(outcome[1:])
+    offset, nbytes = unpackb(outcome[1:])
     return offset, nbytes
 
 
 def holding(contained: list[bytes], outcome: bytes) -> bytes:
     """Outcome whose value contains references; their holds travel with it."""
-    packed: bytes = msgpack.packb((contained, outcome))
+    packed: bytes = packb((contained, outcome))
     return _HOLDING + packed
 
 
 def held(outcome: bytes) -> tuple[list[bytes], bytes]:
     """Return (contained ids, inner outcome) of a HOLDING outcome."""
-    contained, inner = msgpack.unpackb(outcome[1:])
+    contained, inner = unpackb(outcome[1:])
     return contained, inner
 
 
 def arguments(blob: bytes, filled: dict[Any, Any]) -> bytes:
     """Arguments of which some, by position or name, are [object id, outcome] pairs."""
-    packed: bytes = msgpack.packb((blob, filled))
+    packed: bytes = packb((blob, filled))
     return _ARGUMENTS + packed
 
 
 def arguments_parts(packed: bytes) -> tuple[bytes, dict[Any, Any]]:
     """Return (blob, {position or name: [object id, outcome]})."""
-    blob, filled = msgpack.unpackb(packed[1:], strict_map_key=False)
+    blob, filled = unpackb(packed[1:], strict_map_key=False)
     return blob, filled

@@ -9,12 +9,10 @@ Never   sends.
 
 from typing import Any
 
-import msgpack
-
 from zray.protocol import frames
 from zray.protocol.limits import PROTOCOL_VERSION
+from zray.protocol.packing import packb
 
-_packb = msgpack.packb
 MailboxMessage = tuple[bytes, bytes, tuple[bytes, ...]]
 
 
@@ -36,7 +34,7 @@ class Outbox:
                 payloads: tuple[bytes, ...] = ()) -> None:
         """Queue a message to a process's mailbox."""
         # frames.pack() spelled out: this is the one message in every call's way.
-        header = _packb((PROTOCOL_VERSION, kind, len(payloads), *fields))
+        header = packb((PROTOCOL_VERSION, kind, len(payloads), *fields))
         self.messages.append((peer, header, payloads))
 
     def connect(self, peer: bytes, endpoint: str) -> None:

@@ -254,10 +254,9 @@ class References:
         assert all(count > 0 for count in self.views.values()), "a count of no views"
         for number in self.publish:
             assert number not in self.results, f"{number:x} is here and not published"
-        for number in self.dropped:
-            assert number not in self.results, f"{number:x} is kept for nobody"
-            assert number not in self.units, f"{number:x} is dropped and held"
-            assert number not in self.registered, f"{number:x} is dropped and registered"
+        for key in self.dropped:
+            assert key not in self.results, f"{key!r} is kept for nobody"
+            assert not self.is_shared(key), f"{key!r} is dropped and held"
         assert self.adopted <= self.units.keys(), "adopted without a hold"
         assert self.registered <= self.results.keys(), "a result is registered and not here"
         for key, found in self.results.items():

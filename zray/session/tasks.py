@@ -11,12 +11,11 @@ Never   reads a clock: the shell says when to flush and when to reconcile.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgpack
-
 from zray.errors import RemoteProtocolError
 from zray.protocol import messages
 from zray.protocol.ids import ProcessId, return_number
 from zray.protocol.limits import BATCH_BYTES_MAX, BATCH_TASKS_MAX
+from zray.protocol.packing import packb
 
 from .outbox import Outbox
 from .references import Key, References
@@ -150,7 +149,7 @@ class Tasks:
     def submit_numbered(self, task_class: TaskClass, number: int, arguments: bytes,
                         keep: object) -> None:
         """Submit a task whose number was taken earlier, while it waited for its arguments."""
-        payload = msgpack.packb([arguments])
+        payload = packb([arguments])
         self._send(TaskBatch(task_class, number, 1, MODE_CALLS, payload, [keep]))
 
     def map_batch(self, task_class: TaskClass, items: bytes, count: int,
@@ -192,7 +191,7 @@ class Tasks:
         del self.open[task_class.number]
         if self.next_number == first + BATCH_TASKS_MAX:
             self.next_number = first + len(calls)
-        payload = msgpack.packb(calls)
+        payload = packb(calls)
         batch = TaskBatch(task_class, first, len(calls), MODE_CALLS, payload, task_class.open_keep)
         task_class.open_calls, task_class.open_keep, task_class.open_bytes = [], [], 0
         self._send(batch)
