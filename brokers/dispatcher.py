@@ -157,7 +157,8 @@ class Dispatcher:
         env = actor.env
         hosts = [host for host, its in self.hosts.items() if its == env]
         claimed = sum(its == env for its in self.hosts_claimed.values())
-        if len(hosts) + claimed < self.shared_hosts:
+        if (len(hosts) + claimed < self.shared_hosts
+                and actor.actor not in self.hosts_claimed):  # One claim an actor: it names it.
             self.hosts_claimed[actor.actor] = env
             self.commands.append(Claim(actor.actor, {}, {}, env, None))
             self.waiting_for_host.append(actor.actor)

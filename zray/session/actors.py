@@ -204,8 +204,9 @@ class ActorCalls:
         route = self.routes.get(actor)
         if route is None or incarnation < route.incarnation or route.state == DEAD:
             return
-        if -1 < route.incarnation < incarnation and route.process == process is not None:
-            # It restarts where it was: what the old incarnation had is lost all the same.
+        if (-1 < route.incarnation < incarnation and process is not None
+                and route.process is not None):
+            # It lives again before anybody heard of its end: what the old incarnation had is lost.
             self._lost(route, cause)
         route.incarnation = incarnation
         route.state = state

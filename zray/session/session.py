@@ -192,7 +192,8 @@ class Session:
         fail = self.held_tasks.get(number)
         if fail is not None:
             fail(found)
-        elif not self.actors.cancel_unsent(number, found):
+        elif not (self.actors.cancel_unsent(number, found)
+                  or self.tasks.cancel_parked(number, found)):
             return False
         self.after_arrival()
         return True

@@ -107,6 +107,8 @@ class Tasks:
         self.batches: dict[int, TaskBatch] = {}
         self.leases: dict[tuple[tuple[str, int | str], ...], Lease | None] = {}
         self._streak = 0
+        self._parked: dict[tuple[tuple[str, int | str], ...], TaskBatch] = {}
+        """Batches of one that wait for the answer to a LEASE."""
         self._recalled_early: set[ProcessId] = set()
         """Workers of leases that were recalled before we heard that we have them."""
         self.split_values: Callable[[bytes, int], bytes] = lambda values, _item: values
@@ -208,8 +210,12 @@ class Tasks:
                 return
             self._streak += 1
             if self._streak > _SYNC_STREAK and task_class.shape not in self.leases:
-                self.leases[task_class.shape] = None  # Asked for; LEASED fills or clears it.
+                # LEASED fills or clears it. The batch waits for the answer: in the queue it would
+                # want the very worker that is lent to it, and the lease would be recalled at once.
+                self.leases[task_class.shape] = None
+                self._parked[task_class.shape] = batch
                 self.outbox.call(messages.LEASE, task_class.number)
+                return
         elif batch.count > 1:
             self._streak = 0
         self._enqueue(batch, 0, batch.count)
@@ -346,14 +352,22 @@ class Tasks:
     def leased(self, class_number: int, worker: ProcessId | None) -> None:
         """LEASED: the node's answer."""
         shape = self.classes[class_number].shape
+        batch = self._parked.pop(shape, None)
+        if batch is not None and batch.first not in self.batches:
+            batch = None  # It was cancelled meanwhile.
         if worker is None:
             self.leases.pop(shape, None)
             self._streak = -16  # Refused: do not ask again with every call.
-            return
-        lease = self.leases[shape] = Lease(worker)
-        if worker in self._recalled_early:
-            self._recalled_early.discard(worker)
-            self._unlease(shape, lease)
+        else:
+            lease = self.leases[shape] = Lease(worker)
+            if worker in self._recalled_early:
+                self._recalled_early.discard(worker)
+                self._unlease(shape, lease)
+            elif batch is not None:
+                self._run_on(lease, batch)
+                return
+        if batch is not None:
+            self._enqueue(batch, 0, batch.count)
 
     def recalled(self, worker: ProcessId) -> None:
         """RECALL: give the lease back, at once or when its task has ended."""
@@ -416,7 +430,17 @@ class Tasks:
     def unfinished(self) -> list[list[int]]:
         """Return [first, low, high] of everything the node should have: for RECONCILE."""
         return [[batch.first, low, high] for batch in self.batches.values()
-                if batch.target is None for low, high in batch.missing()]
+                if batch.target is None and batch not in self._parked.values()
+                for low, high in batch.missing()]
+
+    def cancel_parked(self, number: int, found: bytes) -> bool:
+        """End a task that waits for the answer to a LEASE; False: none does."""
+        for shape, batch in self._parked.items():
+            if batch.first == number:
+                del self._parked[shape]
+                self.failed(batch, 0, found)
+                return True
+        return False
 
     # -- for people and tests ----------------------------------------------------------------
 

@@ -135,6 +135,16 @@ def test_an_actor_that_restarts_where_it_was_has_lost_its_calls_too(client: Clie
     assert client.sent() == [(W1, again)]
 
 
+def test_an_actor_that_moved_unheard_has_lost_its_calls_too(client: Client) -> None:
+    """Found by simulation (seed 6936): its end and its new place came in one message."""
+    client.lives()
+    number, again = client.call(), client.call(retries=1)
+    client.sent()
+    client.lives(W2, 1)
+    assert client.results == {number: DIED}
+    assert client.sent() == [(W2, again)]
+
+
 def test_a_late_reply_ends_a_call_that_was_to_be_sent_again(client: Client) -> None:
     """Found by simulation (seed 905)."""
     client.lives()
