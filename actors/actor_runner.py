@@ -40,6 +40,8 @@ class ActorRunner:
     def __init__(self, host: Host, values: Values) -> None:
         self.host = host
         self.values = values
+        self.holds_cpu = False
+        """Whether the actor of this (unshared) worker has a CPU it could lend out."""
         self.instances: dict[bytes, Instance] = {}
         self.early: dict[bytes, list[ActorCall]] = {}
         self.cancelled: dict[tuple[bytes, int], bool] = {}
@@ -58,6 +60,7 @@ class ActorRunner:
         if endpoint:
             host.runtime.peers.connect(owner, endpoint)
         instance = Instance(start)
+        self.holds_cpu = bool(start.details["resources"].get("CPU"))
         host.show_gpus(start.details["gpus"])
         error = None
         try:

@@ -67,6 +67,7 @@ class Host:
         self._servers = 1
         self._order = threading.Lock()
         self._blocked = 0
+        self._told_blocked = False
         self._blocking = threading.Lock()
         runtime = self.runtime
         runtime.worker_message = self._on_message
@@ -226,8 +227,21 @@ class Host:
             was = self._blocked >= running
             self._blocked += 1 if blocked else -1
             now = self._blocked >= running
-        if was != now:
-            self.runtime.call(messages.BLOCKED if now else messages.UNBLOCKED)
+        if was == now or not (self._told_blocked or self._has_something_to_lend()):
+            return
+        self._told_blocked = now
+        self.runtime.call(messages.BLOCKED if now else messages.UNBLOCKED)
+
+    def _has_something_to_lend(self) -> bool:
+        """Whether the node gains by knowing: a CPU, or tasks queued behind the waiting one.
+
+        Two messages for every wait of an actor that holds no CPU would be most of its cost.
+        """
+        work = self.queue.running
+        if work is None:
+            return self.actors.holds_cpu
+        return bool(work.task_class.resources.get("CPU") or work.next < work.high
+                    or self.queue.items)
 
     def _report_blocked_shared(self, blocked: bool) -> None:
         if not _serves_shared.here:

@@ -8,10 +8,16 @@ Never   runs for long: about a tenth of a second a seed.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.sim.simulation import simulate
 
+ROOT = Path(__file__).parents[2]
 SEEDS = 320
 GROUPS = 8
 
@@ -31,3 +37,14 @@ def test_every_get_ends_and_nothing_is_left_behind(group: int, seed: int | None)
 def test_the_same_seed_tells_the_same_story() -> None:
     first, second = simulate(7), simulate(7)
     assert list(first.world.story) == list(second.world.story)
+
+
+def test_a_seed_means_the_same_in_every_process() -> None:
+    """Python orders sets differently in each: no machine may let that decide."""
+    program = ("from tests.sim.simulation import simulate; import hashlib;"
+               "print(hashlib.sha256('|'.join(simulate(9).world.story).encode()).hexdigest())")
+    stories = [
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+                       check=True, env={**os.environ, "PYTHONHASHSEED": hash_seed}).stdout
+        for hash_seed in ("1", "2")]
+    assert stories[0] == stories[1]

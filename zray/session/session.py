@@ -67,7 +67,7 @@ class Session:
         # What was dropped unread may hold much memory, and nobody will ever wait for it.
         return bool(self.held or self.callbacks or self.references.publish
                     or self.references.dropped or self.actors.waiting_for_place > 0
-                    or self.reconcile_wanted)
+                    or self.reconcile_wanted or self.tasks.awaits_lease)
 
     def flush(self) -> None:
         """Turn everything gathered into messages."""

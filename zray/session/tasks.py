@@ -433,6 +433,11 @@ class Tasks:
                 if batch.target is None and batch not in self._parked.values()
                 for low, high in batch.missing()]
 
+    @property
+    def awaits_lease(self) -> bool:
+        """Whether a task waits for the node's answer: somebody must read it."""
+        return bool(self._parked)
+
     def cancel_parked(self, number: int, found: bytes) -> bool:
         """End a task that waits for the answer to a LEASE; False: none does."""
         for shape, batch in self._parked.items():
