@@ -55,7 +55,11 @@ class SimDriver(SimRuntime):
         for _ in range(self.steps):
             action = self.rng.choices([do for _w, do in actions], [w for w, _do in actions])[0]
             self.world.tell(f"{self.name}: {action.__name__}")
-            yield from action()
+            try:
+                yield from action()
+            except SimError as error:  # A put that found no room: user code sees it at once.
+                if not (self.small_store and error.kind == "ObjectStoreFullError"):
+                    raise
         self.world.tell(f"{self.name}: ends")
         while self.maps:
             yield from self._get_map()
