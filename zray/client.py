@@ -30,6 +30,7 @@ from zray.protocol.limits import (
     LINGER_US,
     QUIET_US,
     RECONCILE_GRACE_S,
+    RELEASE_LINGER_S,
 )
 from zray.serialization.exceptions import decode_exception, encode_exception
 from zray.session.session import Session
@@ -88,6 +89,7 @@ class Client:
         self.released: Callable[[], None] | None = None
         """Set with ``pump``: somebody else has read the inbox and may have left messages."""
         self._armed = 0
+        self._sleeps_forever = False
         self._answers_owed = 0
         self._last_flush = 0.0
         self._last_sweep = 0.0
@@ -152,7 +154,9 @@ class Client:
             for peer, header, payloads in queued:
                 send(peer, header, payloads)
         self._last_flush = time.monotonic()
-        if session.needs_service:
+        if session.needs_service or (
+                self._sleeps_forever and session.references.holds_at_node):
+            self._sleeps_forever = False
             self.wake.set()
 
     def _send_calls(self, calls: list[bytes],
@@ -403,6 +407,7 @@ class Client:
 
     def _background_once(self, poller: select.poll, serve: bool) -> None:
         timeout = self._background_timeout_ms()
+        self._sleeps_forever = timeout is None
         if serve:
             poller.register(self.inbox.descriptor, select.POLLIN)
             if self.inbox.has_message():
@@ -429,6 +434,9 @@ class Client:
             return _LINGER_S * 1000
         if self.session.tasks.leases:
             return LEASE_IDLE_S * 1000
+        if self.session.references.holds_at_node:
+            # Somebody may drop the last reference and never call us again: look now and then.
+            return RELEASE_LINGER_S * 1000
         return None
 
     def _background_duties(self) -> None:
@@ -437,6 +445,8 @@ class Client:
             self._armed -= 1
             self.flush()
         self._reconcile_when_due()
+        if self.session.references.garbage and now - self._last_flush >= RELEASE_LINGER_S / 2:
+            self.flush()
         if self.session.tasks.leases and now - self._last_sweep >= LEASE_IDLE_S:
             self._last_sweep = now
             with self.lock:

@@ -17,6 +17,8 @@ import pytest
 import zray
 from tests.cluster.observing import ask, give_back, store, wait_for_empty_store
 from tests.waiting import wait_until
+from zray import api
+from zray.observer import Observer
 
 pytestmark = pytest.mark.cluster
 MB = 1_000_000
@@ -151,6 +153,16 @@ def test_memory_comes_back_when_references_are_dropped():
     assert store()["used_bytes"] >= 160 * MB
     del refs
     wait_for_empty_store()
+
+
+def test_memory_comes_back_though_the_driver_does_nothing_more():
+    ref = zray.put(np.zeros(2 * MB))
+    zray.get(total.remote(ref), timeout=20)  # The node has it now: it is not private any more.
+    observer = Observer(api.runtime().directory)
+    assert observer.ask("objects"), "the object was never shared: this would show nothing"
+    del ref
+    wait_until(lambda: not observer.ask("objects"))
+    observer.close()
 
 
 def test_results_and_arguments_of_tasks_leave_nothing_behind():

@@ -8,9 +8,11 @@ Never   runs for long: about a tenth of a second a seed.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,15 @@ SEEDS = 320
 GROUPS = 8
 
 pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> Iterator[None]:
+    """Every run collects garbage; not that of the thousand tests before it, which takes minutes."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

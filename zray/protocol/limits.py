@@ -44,6 +44,9 @@ RECLAIM_TIMEOUT_S = 1.0
 LEASE_IDLE_S = 0.2
 """A lease on a worker that its caller has not used for this long is given back."""
 
+RELEASE_LINGER_S = 0.25
+"""References dropped by a process that does nothing else are given up at most this much later."""
+
 BLOCKED_AFTER_S = 0.001
 """A worker that waits in get longer than this lends its CPU out."""
 

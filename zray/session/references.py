@@ -67,6 +67,11 @@ class References:
         """Count one more local reference to an object that has one already."""
         self.extra[key] = self.extra.get(key, 0) + 1
 
+    @property
+    def holds_at_node(self) -> bool:
+        """Whether the node keeps something for this process."""
+        return bool(self.units or self.registered)
+
     def is_shared(self, key: Key) -> bool:
         """Return whether the node counts this process among the holders."""
         return key in self.units or key in self.registered
