@@ -487,6 +487,7 @@ class Node:
         self.stopping = reason
 
     def _shut_down(self) -> None:
+        self.scheduler.stop_forking()  # Or every worker that ends now would be replaced.
         for identity in list(self.processes.by_id):
             self.tell(identity, messages.EXIT, f"the node stops: {self.stopping}")
         self._await_workers()

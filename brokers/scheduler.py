@@ -122,6 +122,10 @@ class Scheduler:
         """Fork the first workers."""
         self._fork((), self.pool_size)
 
+    def stop_forking(self) -> None:
+        """The node ends: no worker is replaced any more."""
+        self.fork_again_at = float("inf")
+
     def _fork(self, env: tuple[tuple[str, str], ...], count: int) -> None:
         if self.now < self.fork_again_at:
             return
@@ -138,7 +142,8 @@ class Scheduler:
         """HELLO: a worker takes work from here on."""
         worker = self.workers[process]
         if worker.state == STARTING:
-            self.failed_starts, self.fork_again_at = 0, 0.0
+            if self.failed_starts:
+                self.failed_starts, self.fork_again_at = 0, 0.0
             self._started(worker)
             self._to_idle(worker)
             self.pump()

@@ -8,6 +8,7 @@ Never   imports zmq or numpy before they are needed: import zray stays under 0.1
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import shutil
 import subprocess
@@ -206,7 +207,9 @@ def _start_node(settings: dict[str, Any], base: str | None) -> str:
     from zray import launch
     where = _directory = launch.new_directory(base)
     try:
-        _node = launch.launch_node(where, {**settings, "embedded": True, "parent": os.getpid()})
+        # What connect() will import takes a third as long as the node takes to start.
+        _node = launch.launch_node(where, {**settings, "embedded": True, "parent": os.getpid()},
+                                   meanwhile=lambda: importlib.import_module("zray.runtime"))
     except BaseException:
         shutil.rmtree(where, ignore_errors=True)
         _directory = None

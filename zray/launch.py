@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 from zray import errors
@@ -39,7 +40,8 @@ def package_environment() -> dict[str, str]:
     return environment
 
 
-def launch_node(directory: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+def launch_node(directory: str, settings: dict[str, Any],
+                meanwhile: Callable[[], object] = lambda: None) -> subprocess.Popen[bytes]:
     """Start a node in ``directory``; returns its process once it accepts connections.
 
     Args:
@@ -47,6 +49,7 @@ def launch_node(directory: str, settings: dict[str, Any]) -> subprocess.Popen[by
         settings: those of a node (zray/configuration.py). ``embedded`` makes it end, and remove
             its directory, with its first driver or with the process ``parent`` that started it;
             without it the node stays.
+        meanwhile: what the caller can do while the node starts.
 
     Raises NodeStartError with what the node printed where it does not come up.
     """
@@ -64,6 +67,7 @@ def launch_node(directory: str, settings: dict[str, Any]) -> subprocess.Popen[by
     finally:
         os.close(ready_write)
     try:
+        meanwhile()
         _wait_ready(ready_read, process, log_path)
     except BaseException:
         if process.poll() is None:
