@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--dir", required=True)
     arguments = parser.parse_args()
     from .zygote import serve
+
     return serve(arguments.fd, arguments.dir)
 
 

@@ -65,8 +65,11 @@ class ActorRunner:
         error = None
         try:
             self._choose_executor(instance)
-            make = host.event_loop.run_inside if instance.details["async"] and host.event_loop \
+            make = (
+                host.event_loop.run_inside
+                if instance.details["async"] and host.event_loop
                 else _run_here
+            )
             make(lambda: self._make(instance, start))
         except BaseException as raised:
             error = self._died_in_init(raised, f"{instance.class_name}.__init__")
@@ -75,8 +78,10 @@ class ActorRunner:
         self.instances[start.actor] = instance
         with host.runtime.lock:
             host.runtime.session.outbox.message(
-                host.runtime.node, messages.ACTOR_STARTED,
-                [[start.actor, start.incarnation, instance.error]])
+                host.runtime.node,
+                messages.ACTOR_STARTED,
+                [[start.actor, start.incarnation, instance.error]],
+            )
         host.outbound.started()
         for call in self.early.pop(start.actor, ()):
             if not instance.ended:
@@ -104,10 +109,12 @@ class ActorRunner:
 
     def _died_in_init(self, error: BaseException, name: str) -> bytes:
         report = errors.TaskError.from_exception(
-            error, function_name=name, pid=os.getpid(), node_id=self.host.runtime.node.hex())
+            error, function_name=name, pid=os.getpid(), node_id=self.host.runtime.node.hex()
+        )
         died = errors.ActorDiedError(
             f"its {name} raised {report.summary}\n\n{report.traceback_text}",
-            reason=f"{name} raised {report.summary}")
+            reason=f"{name} raised {report.summary}",
+        )
         died.__cause__ = error
         return encode_exception(died, where=name, pid=os.getpid())
 
@@ -210,8 +217,14 @@ class ActorRunner:
         except BaseException as error:
             self.failed(instance, call, running, label, error)
 
-    def _retrying(self, running: Execution, method: Method, call: ActorCall,
-                  args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _retrying(
+        self,
+        running: Execution,
+        method: Method,
+        call: ActorCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         """Call again where it raises one of retry_exceptions; the last error stands."""
         attempts = method.retries
         while True:
@@ -239,12 +252,14 @@ class ActorRunner:
         try:
             values = tuple(value)
         except TypeError as error:
-            raise ValueError(f"method {label} has num_returns={call.returns} and returned one"
-                             f" {type(value).__name__}: return a tuple of {call.returns}"
-                             ) from error
+            raise ValueError(
+                f"method {label} has num_returns={call.returns} and returned one"
+                f" {type(value).__name__}: return a tuple of {call.returns}"
+            ) from error
         if len(values) != call.returns:
-            raise ValueError(f"method {label} has num_returns={call.returns} and returned"
-                             f" {len(values)} values")
+            raise ValueError(
+                f"method {label} has num_returns={call.returns} and returned {len(values)} values"
+            )
         for index, part in enumerate(values):
             try:
                 found = self.values.make_outcome(part, client, return_number(number, index))
@@ -257,8 +272,14 @@ class ActorRunner:
         for index in range(max(1, call.returns)):
             self.host.outbound.reply(call.client, return_number(call.number, index), found, True)
 
-    def failed(self, instance: Instance, call: ActorCall, running: Execution, label: str,
-               error: BaseException) -> None:
+    def failed(
+        self,
+        instance: Instance,
+        call: ActorCall,
+        running: Execution,
+        label: str,
+        error: BaseException,
+    ) -> None:
         """User code has raised: tell the caller, or end the actor."""
         label = label or f"{instance.class_name}.{call.method!s}"
         if isinstance(error, SystemExit):
@@ -272,7 +293,8 @@ class ActorRunner:
 
     def _cancelled_outcome(self, label: str) -> bytes:
         return self.values.make_error(
-            errors.TaskCancelledError(f"call {label} was cancelled"), label)
+            errors.TaskCancelledError(f"call {label} was cancelled"), label
+        )
 
     def was_cancelled(self, call: ActorCall) -> bool:
         """Whether a call that is about to begin was cancelled; its caller is told."""
@@ -301,13 +323,16 @@ class ActorRunner:
 
     def _cancel_running(self, client: bytes, number: int) -> Execution | None:
         loop = self.host.event_loop
-        for execution in [context.main, *(each.running for each in self.instances.values()
-                                          if each.busy)]:
+        for execution in [
+            context.main,
+            *(each.running for each in self.instances.values() if each.busy),
+        ]:
             if execution is not None and (execution.client, execution.at()) == (client, number):
                 execution.cancelled = number
                 return execution
         return self.threads.cancel(client, number) or (
-            loop.cancel(client, number) if loop is not None else None)
+            loop.cancel(client, number) if loop is not None else None
+        )
 
     def _find_waiting(self, client: bytes, number: int) -> ActorCall | None:
         loop = self.host.event_loop
@@ -316,7 +341,8 @@ class ActorRunner:
                 if call.number == number and call.client == client:
                     return call
         return self.threads.find_waiting(client, number) or (
-            loop.find_waiting(client, number) if loop is not None else None)
+            loop.find_waiting(client, number) if loop is not None else None
+        )
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -398,8 +424,9 @@ class ActorRunner:
             if instance.error is None:
                 self._shut_down(instance)
             if instance.ended:
-                self.host.runtime.call(messages.ACTOR_EXIT, instance.actor,
-                                       self.ended.get(instance.actor, b""))
+                self.host.runtime.call(
+                    messages.ACTOR_EXIT, instance.actor, self.ended.get(instance.actor, b"")
+                )
 
 
 class _Entered:
@@ -432,10 +459,11 @@ def _run_here(function: Any) -> None:
 
 def _actor_exit() -> type[SystemExit]:
     from zray.context import ActorExit
+
     return ActorExit
 
 
 def _is_of_cancel(error: BaseException) -> bool:
     import asyncio
-    return isinstance(error, (asyncio.CancelledError, KeyboardInterrupt,
-                              errors.TaskCancelledError))
+
+    return isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, errors.TaskCancelledError))

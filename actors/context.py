@@ -23,8 +23,16 @@ _CHILDREN_KEPT = 4096
 class Place:
     """What does not change from one run to the next: a function's options, or an actor's."""
 
-    __slots__ = ("actor_id", "actor_name", "class_name", "gpus", "incarnation", "methods",
-                 "pending_calls_max", "resources")
+    __slots__ = (
+        "actor_id",
+        "actor_name",
+        "class_name",
+        "gpus",
+        "incarnation",
+        "methods",
+        "pending_calls_max",
+        "resources",
+    )
 
     def __init__(self, resources: dict[str, int], gpus: list[str]) -> None:
         self.resources = resources

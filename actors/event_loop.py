@@ -181,8 +181,14 @@ class EventLoop:
         task = self.loop.create_task(self._run(instance, group, method, call, execution))
         self._running[(call.client, call.number)] = (task, execution)
 
-    async def _run(self, instance: Instance, group: Group, method: Method, call: ActorCall,
-                   execution: Execution) -> None:
+    async def _run(
+        self,
+        instance: Instance,
+        group: Group,
+        method: Method,
+        call: ActorCall,
+        execution: Execution,
+    ) -> None:
         context.local.set(execution)
         runner = self.host.actors
         try:
@@ -203,8 +209,9 @@ class EventLoop:
             try:
                 value = method.function(*args, **kwargs)
                 if call.returns == STREAMING:
-                    count = await host.streams.run_async(value, call.client, call.number,
-                                                         method.backlog)
+                    count = await host.streams.run_async(
+                        value, call.client, call.number, method.backlog
+                    )
                     runner.reply_count(call, count)
                     return
                 if inspect.isawaitable(value):

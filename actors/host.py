@@ -75,9 +75,14 @@ class Host:
         runtime.on_blocked = self.report_blocked
         runtime.child_made = lambda number: context.note_child(runtime, number)
         zray.context.set_provider(context.current)
-        runtime.lifeline_rules.update({
-            messages.RECLAIM: self._on_reclaim, messages.INTERRUPT: self._on_interrupt,
-            messages.EXIT: self._on_exit, messages.END_ACTOR: self._on_end_actor})
+        runtime.lifeline_rules.update(
+            {
+                messages.RECLAIM: self._on_reclaim,
+                messages.INTERRUPT: self._on_interrupt,
+                messages.EXIT: self._on_exit,
+                messages.END_ACTOR: self._on_end_actor,
+            }
+        )
 
     def _join_job(self, job: dict[str, Any]) -> None:
         """Import what the job's driver can import, in its order, from where it runs."""
@@ -189,8 +194,9 @@ class Host:
             if not items:
                 if self.outbound.unsent or runtime.session.outbox:
                     runtime.flush()
-                runtime.wait_for_work(lambda: self._has_work() or (
-                    substitute and self._servers > 1))
+                runtime.wait_for_work(
+                    lambda: self._has_work() or (substitute and self._servers > 1)
+                )
                 continue
             self._perform_shared()
             self.linger()
@@ -240,8 +246,9 @@ class Host:
         work = self.queue.running
         if work is None:
             return self.actors.holds_cpu
-        return bool(work.task_class.resources.get("CPU") or work.next < work.high
-                    or self.queue.items)
+        return bool(
+            work.task_class.resources.get("CPU") or work.next < work.high or self.queue.items
+        )
 
     def _report_blocked_shared(self, blocked: bool) -> None:
         if not _serves_shared.here:
@@ -285,8 +292,9 @@ class Host:
             # A lease holder's mailbox lies beside ours.
             runtime.peers.connect(client, f"ipc://{runtime.directory}/{client.hex()}")
         direct = sender != runtime.node
-        work = TaskRange(client, task_class, first, count, low, high, mode, payloads[0], gpus,
-                         direct=direct)
+        work = TaskRange(
+            client, task_class, first, count, low, high, mode, payloads[0], gpus, direct=direct
+        )
         if self._early:
             for item in [each[2] for each in self._early if each[:2] == (client, first)]:
                 if low <= item < high:

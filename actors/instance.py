@@ -47,8 +47,15 @@ class Method:
 
     __slots__ = ("asynchronous", "backlog", "function", "group", "label", "retries", "retry_types")
 
-    def __init__(self, function: Callable[..., Any], label: str, group: str, backlog: int,
-                 retries: int, retry_types: tuple[type[BaseException], ...]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        label: str,
+        group: str,
+        backlog: int,
+        retries: int,
+        retry_types: tuple[type[BaseException], ...],
+    ) -> None:
         self.function = function
         self.label = label
         self.group = group
@@ -56,8 +63,9 @@ class Method:
         self.retries = retries
         """How often an exception in retry_types is answered by another try; -1: always."""
         self.retry_types = retry_types
-        self.asynchronous = (inspect.iscoroutinefunction(function)
-                             or inspect.isasyncgenfunction(function))
+        self.asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(
+            function
+        )
 
 
 class Group:
@@ -74,9 +82,24 @@ class Group:
 class Instance:
     """One actor."""
 
-    __slots__ = ("actor", "busy", "details", "ended", "ending", "error", "executor", "groups",
-                 "incarnation", "last", "methods", "outstanding", "place", "running", "value",
-                 "waiting")
+    __slots__ = (
+        "actor",
+        "busy",
+        "details",
+        "ended",
+        "ending",
+        "error",
+        "executor",
+        "groups",
+        "incarnation",
+        "last",
+        "methods",
+        "outstanding",
+        "place",
+        "running",
+        "value",
+        "waiting",
+    )
 
     def __init__(self, start: ActorStart) -> None:
         details = start.details
@@ -140,14 +163,21 @@ class Instance:
             known = ", ".join(repr(each) for each in self.groups if each) or "none"
             raise errors.OptionError(
                 f"actor class {self.class_name} has no concurrency group {group!r}; it has {known}",
-                option="concurrency_group")
+                option="concurrency_group",
+            )
         label = overrides.get("name") or (options and options.name) or f"{self.class_name}.{name}"
         backlog = overrides.get("backlog") or (options and options.generator_backlog)
         retry_types = self._retry_types(overrides.get("retry"), options)
         spec = self.details["methods"].get(name)
         retries = overrides.get("retries", spec[1] if spec else 0)
-        return Method(function, label, group, backlog or GENERATOR_BACKLOG_MAX,
-                      retries if retry_types else 0, retry_types)
+        return Method(
+            function,
+            label,
+            group,
+            backlog or GENERATOR_BACKLOG_MAX,
+            retries if retry_types else 0,
+            retry_types,
+        )
 
     def _function(self, name: str) -> Callable[..., Any]:
         if name == "__ray_ready__":
@@ -171,4 +201,5 @@ class Instance:
 
 def _terminate() -> None:
     from zray.context import ActorExit
+
     raise ActorExit(f"{TERMINATE} was called")

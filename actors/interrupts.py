@@ -42,8 +42,9 @@ def invoke(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     return function(*args, **kwargs)
 
 
-def invoke_each(function: Callable[..., Any], items: list[Any],
-                append: Callable[[Any], None]) -> None:
+def invoke_each(
+    function: Callable[..., Any], items: list[Any], append: Callable[[Any], None]
+) -> None:
     """Call a user's function with each item."""
     for item in items:
         append(function(item))
@@ -101,8 +102,9 @@ class Interrupts:
         running.cancelled = number
         self._wanted = (client, number)
         self._runtime.check_interrupt = self._check
-        threading.Thread(target=self._insist, args=(client, number), name="zray-interrupt",
-                         daemon=True).start()
+        threading.Thread(
+            target=self._insist, args=(client, number), name="zray-interrupt", daemon=True
+        ).start()
         return running
 
     def _insist(self, client: bytes, number: int) -> None:

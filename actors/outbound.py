@@ -35,15 +35,23 @@ class Outbound:
         """Items consumed, by generator; -1: its consumer has gone."""
         self._movers: dict[tuple[bytes, int], Callable[[], None]] = {}
 
-    def results(self, work: TaskRange, low: int, count: int, outcomes: list[bytes],
-                special: bool, busy_us: int) -> None:
+    def results(
+        self,
+        work: TaskRange,
+        low: int,
+        count: int,
+        outcomes: list[bytes],
+        special: bool,
+        busy_us: int,
+    ) -> None:
         """Outcomes of items [low, low + count) of a range."""
         with self.lock:
             self._first()
             self._ranges.append((work, low, count, outcomes, special, busy_us))
 
-    def map_results(self, work: TaskRange, low: int, count: int, values: bytes,
-                    busy_us: int) -> None:
+    def map_results(
+        self, work: TaskRange, low: int, count: int, values: bytes, busy_us: int
+    ) -> None:
         """Values of items [low, low + count) of a map, pickled as one list."""
         with self.lock:
             self._first()
@@ -85,11 +93,24 @@ class Outbound:
         with self.runtime.lock:
             for work, low, count, outcomes, special, busy_us in ranges:
                 if isinstance(outcomes, bytes):
-                    outbox.message(work.client, messages.MAP_RESULTS, work.first, low, count,
-                                   payloads=(outcomes,))
+                    outbox.message(
+                        work.client,
+                        messages.MAP_RESULTS,
+                        work.first,
+                        low,
+                        count,
+                        payloads=(outcomes,),
+                    )
                 else:
-                    outbox.message(work.client, messages.RESULTS, work.first, low, count, special,
-                                   payloads=(msgpack.packb(outcomes),))
+                    outbox.message(
+                        work.client,
+                        messages.RESULTS,
+                        work.first,
+                        low,
+                        count,
+                        special,
+                        payloads=(msgpack.packb(outcomes),),
+                    )
                 if not work.direct:
                     reports.append([work.client, work.first, low, low + count, busy_us])
             for client, (numbers, found, any_special) in replies.items():
@@ -102,8 +123,14 @@ class Outbound:
         found = [outcome] * max(1, work.task_class.returns)
         with self.runtime.lock:
             self.runtime.session.outbox.message(
-                work.client, messages.RESULTS, work.first, item, 1, True,
-                payloads=(msgpack.packb(found),))
+                work.client,
+                messages.RESULTS,
+                work.first,
+                item,
+                1,
+                True,
+                payloads=(msgpack.packb(found),),
+            )
         self.runtime.flush()
 
     # -- generators ------------------------------------------------------------------------------
@@ -118,8 +145,9 @@ class Outbound:
             self.runtime.session.outbox.message(client, messages.YIELDED, number, index, outcome)
         self.runtime.flush()
 
-    def yield_item(self, client: bytes, number: int, index: int, outcome: bytes,
-                   backlog: int) -> bool:
+    def yield_item(
+        self, client: bytes, number: int, index: int, outcome: bytes, backlog: int
+    ) -> bool:
         """Send one item; waits while the consumer is ``backlog`` behind. False: it has gone."""
         self.send_item(client, number, index, outcome)
         if not self.has_room(client, number, index + 1, backlog):

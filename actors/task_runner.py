@@ -52,11 +52,21 @@ class WorkerExitError(BaseException):
 class _Step:
     """The items of a range that were claimed together: what came of them, and is unsent."""
 
-    __slots__ = ("batch", "batch_low", "high", "low", "outcomes", "running", "started", "values",
-                 "work")
+    __slots__ = (
+        "batch",
+        "batch_low",
+        "high",
+        "low",
+        "outcomes",
+        "running",
+        "started",
+        "values",
+        "work",
+    )
 
-    def __init__(self, work: TaskRange, running: Execution, low: int, high: int,
-                 started: float) -> None:
+    def __init__(
+        self, work: TaskRange, running: Execution, low: int, high: int, started: float
+    ) -> None:
         self.work = work
         self.running = running
         self.low = low
@@ -89,8 +99,9 @@ class TaskRunner:
         task_class = work.task_class
         queue.running = work
         host.show_gpus(work.gpus)
-        running = Execution(work.client, work.first, task_class.name,
-                            Place(task_class.resources, work.gpus))
+        running = Execution(
+            work.client, work.first, task_class.name, Place(task_class.resources, work.gpus)
+        )
         context.main = host.interrupts.running = running
         step = 1
         try:
@@ -130,12 +141,18 @@ class TaskRunner:
         except BaseException as error:  # Whatever it is, the caller gets it.
             return error
 
-    def _step(self, work: TaskRange, running: Execution, items: list[Any] | BaseException,
-              low: int, high: int, started: float) -> None:
+    def _step(
+        self,
+        work: TaskRange,
+        running: Execution,
+        items: list[Any] | BaseException,
+        low: int,
+        high: int,
+        started: float,
+    ) -> None:
         if isinstance(items, BaseException):
             found = self.values.make_error(items, work.task_class.name)
-            self._send(work, low, [found] * (high - low) * max(1, work.task_class.returns),
-                       started)
+            self._send(work, low, [found] * (high - low) * max(1, work.task_class.returns), started)
         elif work.mode == MODE_MAP:
             self._step_map(work, running, items, low, high, started)
         else:
@@ -151,8 +168,15 @@ class TaskRunner:
 
     # -- calls -----------------------------------------------------------------------------------
 
-    def _step_calls(self, work: TaskRange, running: Execution, calls: list[bytes], low: int,
-                    high: int, started: float) -> None:
+    def _step_calls(
+        self,
+        work: TaskRange,
+        running: Execution,
+        calls: list[bytes],
+        low: int,
+        high: int,
+        started: float,
+    ) -> None:
         task_class = work.task_class
         returns = task_class.returns
         step = self._current = _Step(work, running, low, high, started)
@@ -210,8 +234,14 @@ class TaskRunner:
         except BaseException as error:
             return self._failed(running, task_class, error)
 
-    def _retrying(self, running: Execution, task_class: TaskClass, data: bytes,
-                  args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _retrying(
+        self,
+        running: Execution,
+        task_class: TaskClass,
+        data: bytes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         """Call again where it raises one of retry_exceptions; the last error stands."""
         attempts, retry_types = task_class.retries, task_class.retry_types
         assert isinstance(retry_types, tuple)
@@ -225,23 +255,31 @@ class TaskRunner:
             # Fresh ones: the failed try may have changed its arguments.
             args, kwargs = self.values.load_arguments(data)
 
-    def _call(self, running: Execution, task_class: TaskClass, args: tuple[Any, ...],
-              kwargs: dict[str, Any]) -> Any:
+    def _call(
+        self,
+        running: Execution,
+        task_class: TaskClass,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         value = invoke(task_class.function, args, kwargs)
         returns = task_class.returns
         if returns == STREAMING:
-            return self.host.streams.run(value, running.client, running.number,
-                                         task_class.backlog)
+            return self.host.streams.run(value, running.client, running.number, task_class.backlog)
         if returns <= 1:
             return value
         try:
             values = gather(value)
         except TypeError as error:
-            raise ValueError(f"task {task_class.name} has num_returns={returns} and returned one"
-                             f" {type(value).__name__}: return a tuple of {returns}") from error
+            raise ValueError(
+                f"task {task_class.name} has num_returns={returns} and returned one"
+                f" {type(value).__name__}: return a tuple of {returns}"
+            ) from error
         if len(values) != returns:
-            raise ValueError(f"task {task_class.name} has num_returns={returns} and returned"
-                             f" {len(values)} values")
+            raise ValueError(
+                f"task {task_class.name} has num_returns={returns} and returned"
+                f" {len(values)} values"
+            )
         return values
 
     def _run_many(self, running: Execution, task_class: TaskClass, data: bytes) -> list[bytes]:
@@ -259,8 +297,10 @@ class TaskRunner:
         if returns <= 0:
             value = None if returns == 0 else value
             return [self.values.make_outcome(value, client, number)]
-        return [self._part(running, task_class, part, return_number(number, index))
-                for index, part in enumerate(value)]
+        return [
+            self._part(running, task_class, part, return_number(number, index))
+            for index, part in enumerate(value)
+        ]
 
     def _part(self, running: Execution, task_class: TaskClass, value: Any, number: int) -> bytes:
         """One of several returns: one that can't be pickled does not spoil the others."""
@@ -280,7 +320,8 @@ class TaskRunner:
 
     def _cancelled(self, task_class: TaskClass) -> bytes:
         return self.values.make_error(
-            errors.TaskCancelledError(f"task {task_class.name} was cancelled"), task_class.name)
+            errors.TaskCancelledError(f"task {task_class.name} was cancelled"), task_class.name
+        )
 
     def cancel_waiting(self, work: TaskRange, item: int) -> None:
         """An item that has not begun was cancelled: say so at once, not when its turn comes."""
@@ -288,8 +329,15 @@ class TaskRunner:
 
     # -- map -------------------------------------------------------------------------------------
 
-    def _step_map(self, work: TaskRange, running: Execution, items: list[Any], low: int,
-                  high: int, started: float) -> None:
+    def _step_map(
+        self,
+        work: TaskRange,
+        running: Execution,
+        items: list[Any],
+        low: int,
+        high: int,
+        started: float,
+    ) -> None:
         """Call the function for each item; all values leave as one list where none is special."""
         task_class = work.task_class
         step = _Step(work, running, low, high, started)
@@ -299,8 +347,11 @@ class TaskRunner:
                 self._send(work, low, [self._cancelled(task_class)], step.started)
                 step.low, step.started = low + 1, _perf()
                 continue
-            end = step.high if work.cancelled is None else min(
-                [step.high, *(item for item in work.cancelled if item > low)])
+            end = (
+                step.high
+                if work.cancelled is None
+                else min([step.high, *(item for item in work.cancelled if item > low)])
+            )
             values: list[Any] = []
             step.values = values
             step.batch = batch = items[low:end]
@@ -350,8 +401,9 @@ class TaskRunner:
                     raise
             attempts -= 1 if attempts > 0 else 0
 
-    def _send_values(self, work: TaskRange, running: Execution, low: int, values: list[Any],
-                     started: float) -> None:
+    def _send_values(
+        self, work: TaskRange, running: Execution, low: int, values: list[Any], started: float
+    ) -> None:
         try:
             encoded = blob.encode(values)
         except errors.SerializationError:
@@ -360,13 +412,16 @@ class TaskRunner:
         if encoded is not None and not encoded.refs and encoded.nbytes <= INLINE_BYTES_MAX * 4:
             self.host.outbound.map_results(work, low, len(values), blob.to_bytes(encoded), busy_us)
             return
-        outcomes = [self._part(running, work.task_class, value, work.first + low + index)
-                    for index, value in enumerate(values)]
+        outcomes = [
+            self._part(running, work.task_class, value, work.first + low + index)
+            for index, value in enumerate(values)
+        ]
         self._send(work, low, outcomes, started)
 
 
 def _is_of_cancel(error: BaseException) -> bool:
     """Whether a cancel raises this in a task, or in one that waits for a cancelled child."""
     return isinstance(error, (KeyboardInterrupt, errors.TaskCancelledError)) or (
-        isinstance(error, errors.TaskError) and isinstance(
-            error.cause, (KeyboardInterrupt, errors.TaskCancelledError)))
+        isinstance(error, errors.TaskError)
+        and isinstance(error.cause, (KeyboardInterrupt, errors.TaskCancelledError))
+    )

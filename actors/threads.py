@@ -65,8 +65,9 @@ class Threads:
             return
         worker = _Worker()
         worker.inbox.put(job)
-        threading.Thread(target=self._serve, args=(worker,), name="zray-method",
-                         daemon=True).start()
+        threading.Thread(
+            target=self._serve, args=(worker,), name="zray-method", daemon=True
+        ).start()
 
     def _serve(self, worker: _Worker) -> None:
         job: _Job | None = worker.inbox.get()
@@ -93,8 +94,9 @@ class Threads:
             runner.host.linger()
         runner.call_ended(instance)
 
-    def _next(self, worker: _Worker, instance: Instance, group: Group,
-              _call: ActorCall) -> _Job | None:
+    def _next(
+        self, worker: _Worker, instance: Instance, group: Group, _call: ActorCall
+    ) -> _Job | None:
         """Return what this thread runs next: of its group, else what anybody hands it."""
         with self._lock:
             if group.waiting:

@@ -121,8 +121,8 @@ class Values:
         ((_identity, place),) = runtime.request(messages.HOLD, [identity], True)
         if place is None:
             raise errors.ObjectLostError(
-                f"object {identity.hex()} is gone: its owner ended while the call was"
-                " under way")
+                f"object {identity.hex()} is gone: its owner ended while the call was under way"
+            )
         with runtime.lock:
             return references.fetched(key, place)
 
@@ -153,5 +153,6 @@ class Values:
 
     def make_error(self, error: BaseException, where: str) -> bytes:
         """Encode what user code raised."""
-        return outcome.error(encode_exception(
-            error, where=where, pid=os.getpid(), node_id=self.runtime.node.hex()))
+        return outcome.error(
+            encode_exception(error, where=where, pid=os.getpid(), node_id=self.runtime.node.hex())
+        )

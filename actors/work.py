@@ -16,8 +16,16 @@ from typing import Any
 class TaskClass:
     """A function as this worker runs it."""
 
-    __slots__ = ("backlog", "function", "function_id", "name", "resources", "retries",
-                 "retry_types", "returns")
+    __slots__ = (
+        "backlog",
+        "function",
+        "function_id",
+        "name",
+        "resources",
+        "retries",
+        "retry_types",
+        "returns",
+    )
 
     def __init__(self, spec: list[Any]) -> None:
         self.function_id: bytes = spec[0]
@@ -33,11 +41,34 @@ class TaskClass:
 class TaskRange:
     """Items [next, high) of a batch that this worker is to run."""
 
-    __slots__ = ("cancelled", "client", "count", "direct", "first", "gpus", "high", "mode", "next",
-                 "payload", "task_class")
+    __slots__ = (
+        "cancelled",
+        "client",
+        "count",
+        "direct",
+        "first",
+        "gpus",
+        "high",
+        "mode",
+        "next",
+        "payload",
+        "task_class",
+    )
 
-    def __init__(self, client: bytes, task_class: TaskClass, first: int, count: int, low: int,
-                 high: int, mode: int, payload: bytes, gpus: list[str], *, direct: bool) -> None:
+    def __init__(
+        self,
+        client: bytes,
+        task_class: TaskClass,
+        first: int,
+        count: int,
+        low: int,
+        high: int,
+        mode: int,
+        payload: bytes,
+        gpus: list[str],
+        *,
+        direct: bool,
+    ) -> None:
         self.client = client
         self.task_class = task_class
         self.first = first
@@ -68,8 +99,9 @@ class ActorStart:
     __slots__ = ("actor", "arguments", "class_id", "details", "incarnation", "owner")
 
     def __init__(self, row: list[Any]) -> None:
-        (self.actor, self.incarnation, self.class_id, self.details, self.arguments,
-         self.owner) = row
+        (self.actor, self.incarnation, self.class_id, self.details, self.arguments, self.owner) = (
+            row
+        )
 
 
 class ActorEnd:

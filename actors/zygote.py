@@ -65,6 +65,7 @@ def _import_everything() -> None:
     from zray import actor, remote_decorators
 
     from . import host
+
     del actor, cloudpickle, host, msgpack, numpy, remote_decorators
 
 
@@ -89,8 +90,13 @@ def _send(channel: Channel, message: bytes) -> None:
         channel.socket.setblocking(False)
 
 
-def _fork(channel: Channel, children: dict[int, bytes], process: bytes, arguments: dict[str, Any],
-          directory: str) -> None:
+def _fork(
+    channel: Channel,
+    children: dict[int, bytes],
+    process: bytes,
+    arguments: dict[str, Any],
+    directory: str,
+) -> None:
     out, err = channel.descriptors.popleft(), channel.descriptors.popleft()
     pid = os.fork()
     if pid == 0:
@@ -101,8 +107,9 @@ def _fork(channel: Channel, children: dict[int, bytes], process: bytes, argument
     _send(channel, frames.pack(messages.FORKED, process, pid))
 
 
-def _become_worker(channel: Channel, process: bytes, arguments: dict[str, Any], directory: str,
-                   out: int, err: int) -> None:
+def _become_worker(
+    channel: Channel, process: bytes, arguments: dict[str, Any], directory: str, out: int, err: int
+) -> None:
     """Turn this forked child into a worker. Never returns."""
     status = 1
     try:
@@ -115,15 +122,25 @@ def _become_worker(channel: Channel, process: bytes, arguments: dict[str, Any], 
         os.close(err)
         # What can't be encoded must not fail a print of the user's.
         sys.stdout, sys.stderr = (
-            os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace",
-                      closefd=False) for descriptor in (1, 2))
+            os.fdopen(
+                descriptor,
+                "w",
+                buffering=1,
+                encoding="utf-8",
+                errors="backslashreplace",
+                closefd=False,
+            )
+            for descriptor in (1, 2)
+        )
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         os.environ.update(arguments["env"])
         from .host import run
+
         status = run(directory, process)
     except BaseException:
         import traceback
+
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):

@@ -17,6 +17,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     node_commands.py S what a machine's command does
     inspection.py   S  what a node tells people of itself
     scheduler.py    P  tasks: ready queue, workers, credit, retries
+    scheduler_account.py P  its books: counts and invariants
     task_queues.py  P  what waits for a worker, by shape
     scheduling.py   P  what the scheduler is told, what it keeps, what it commands
     dispatcher.py   P  actors: placement, incarnations, names, restart budget

@@ -35,8 +35,10 @@ def main() -> int:
     for path in node_directory.dead_files(arguments.dir):
         os.unlink(path)  # Of a node that was killed here.
     from .workers import Zygote
+
     zygote = Zygote(arguments.dir)  # First: it imports for 0.2 s, and so does the node.
     from .node import serve
+
     status = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
     os.close(lock)  # The last act: who waits for the lock finds all else done.
     return status

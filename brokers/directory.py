@@ -60,8 +60,21 @@ Command = Locate | FreeExtent | DeleteSpilled | Restore | Unreferenced
 class Entry:
     """One shared object."""
 
-    __slots__ = ("contained", "copies", "file", "holders", "is_actor", "known", "nbytes", "offset",
-                 "outcome", "pinned", "registered", "restoring", "waiters")
+    __slots__ = (
+        "contained",
+        "copies",
+        "file",
+        "holders",
+        "is_actor",
+        "known",
+        "nbytes",
+        "offset",
+        "outcome",
+        "pinned",
+        "registered",
+        "restoring",
+        "waiters",
+    )
 
     def __init__(self) -> None:
         self.outcome: bytes | None = None
@@ -149,8 +162,15 @@ class Directory:
 
     # -- what processes say ----------------------------------------------------------------------
 
-    def share(self, process: ProcessId, identity: ObjectId, found: bytes | None,
-              contained: list[ObjectId], *, first: bool) -> None:
+    def share(
+        self,
+        process: ProcessId,
+        identity: ObjectId,
+        found: bytes | None,
+        contained: list[ObjectId],
+        *,
+        first: bool,
+    ) -> None:
         """SHARE: the owner's reference escapes, or (not ``first``) its outcome has arrived."""
         if first:
             entry = self._entry(identity)
@@ -171,8 +191,15 @@ class Directory:
         for inner in contained:
             self._add(inner, self._entry(inner), identity, 1)
 
-    def register(self, process: ProcessId, identity: ObjectId, offset: int, nbytes: int,
-                 contained: list[ObjectId], holder: ProcessId) -> None:
+    def register(
+        self,
+        process: ProcessId,
+        identity: ObjectId,
+        offset: int,
+        nbytes: int,
+        contained: list[ObjectId],
+        holder: ProcessId,
+    ) -> None:
         """REGISTER: an extent holds this sealed object, for ``holder``."""
         entry = self._entry(identity)
         self._hold_result(identity, entry, contained, holder)
@@ -191,8 +218,9 @@ class Directory:
         self._hold_result(identity, entry, contained, owner_of(identity))
         self._settle(identity, entry)
 
-    def _hold_result(self, identity: ObjectId, entry: Entry, contained: list[ObjectId],
-                     owner: ProcessId) -> None:
+    def _hold_result(
+        self, identity: ObjectId, entry: Entry, contained: list[ObjectId], owner: ProcessId
+    ) -> None:
         entry.known = True
         self._contain(identity, entry, contained)
         if owner in self.alive:
@@ -219,22 +247,29 @@ class Directory:
 
     def knows(self, identities: list[ObjectId]) -> bool:
         """Return whether somebody has told of every one of these."""
-        return all((entry := self.entries.get(identity)) is not None and entry.known
-                   for identity in identities)
+        return all(
+            (entry := self.entries.get(identity)) is not None and entry.known
+            for identity in identities
+        )
 
     def is_pending(self, identity: ObjectId) -> bool:
         """Return whether its owner has told of it, is alive, and has not said what it is."""
         entry = self.entries.get(identity)
-        return (entry is not None and entry.known and entry.outcome is None
-                and owner_of(identity) in self.alive)
+        return (
+            entry is not None
+            and entry.known
+            and entry.outcome is None
+            and owner_of(identity) in self.alive
+        )
 
     def hold(self, process: ProcessId, identities: list[ObjectId]) -> None:
         """HOLD: the process has a reference to each of these."""
         for identity in identities:
             self._add(identity, self._entry(identity), process, 1)
 
-    def hold_certain(self, process: ProcessId,
-                     identities: list[ObjectId]) -> list[tuple[ObjectId, bytes | None]]:
+    def hold_certain(
+        self, process: ProcessId, identities: list[ObjectId]
+    ) -> list[tuple[ObjectId, bytes | None]]:
         """HOLD as a request: where each lies now, pinned; None: it is gone or not in memory."""
         answers: list[tuple[ObjectId, bytes | None]] = []
         for identity in identities:
@@ -251,8 +286,9 @@ class Directory:
             answers.append((identity, entry.outcome))
         return answers
 
-    def release(self, process: ProcessId, deltas: list[tuple[ObjectId, int]],
-                results: list[ObjectId]) -> None:
+    def release(
+        self, process: ProcessId, deltas: list[tuple[ObjectId, int]], results: list[ObjectId]
+    ) -> None:
         """RELEASE: the process gives up units of each, and what was made for it."""
         for identity, units in deltas:
             entry = self.entries.get(identity)
@@ -274,8 +310,11 @@ class Directory:
             entry = self.entries.get(identity)
             if entry is None or not entry.known:
                 alive = owner_of(identity) in self.alive
-                self.commands.append(Locate(process, identity, self.lost_outcome if alive
-                                            else self.owner_died_outcome))
+                self.commands.append(
+                    Locate(
+                        process, identity, self.lost_outcome if alive else self.owner_died_outcome
+                    )
+                )
             elif entry.outcome is None:
                 if owner_of(identity) in self.alive:
                     entry.waiters.add(process)
@@ -316,8 +355,7 @@ class Directory:
 
     def stored(self) -> list[tuple[ObjectId, Entry]]:
         """Return the objects that lie in memory, oldest first."""
-        return [(identity, entry) for identity, entry in self.entries.items()
-                if entry.offset >= 0]
+        return [(identity, entry) for identity, entry in self.entries.items() if entry.offset >= 0]
 
     def unpinned(self, process: ProcessId, identities: list[ObjectId]) -> None:
         """UNPINNED: the process has forgotten where these lie."""
@@ -369,9 +407,13 @@ class Directory:
         """Return counts for status and metrics."""
         stored = [entry for entry in self.entries.values() if entry.offset >= 0]
         spilled = [entry for entry in self.entries.values() if entry.file is not None]
-        return {"objects": sum(not entry.is_actor for entry in self.entries.values()),
-                "stored_objects": len(stored), "stored_bytes": sum(e.nbytes for e in stored),
-                "spilled_objects": len(spilled), "spilled_bytes": sum(e.nbytes for e in spilled)}
+        return {
+            "objects": sum(not entry.is_actor for entry in self.entries.values()),
+            "stored_objects": len(stored),
+            "stored_bytes": sum(e.nbytes for e in stored),
+            "spilled_objects": len(spilled),
+            "spilled_bytes": sum(e.nbytes for e in spilled),
+        }
 
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""

@@ -81,12 +81,30 @@ Command = Tell | Start | End | KillWorker | ReleaseGrant | Record | Claim | With
 class Actor:
     """One actor of this node."""
 
-    __slots__ = ("actor", "arguments", "cause", "class_id", "details", "grant",
-                 "incarnation", "owner", "restarts_left", "state", "unreferenced", "watchers",
-                 "worker")
+    __slots__ = (
+        "actor",
+        "arguments",
+        "cause",
+        "class_id",
+        "details",
+        "grant",
+        "incarnation",
+        "owner",
+        "restarts_left",
+        "state",
+        "unreferenced",
+        "watchers",
+        "worker",
+    )
 
-    def __init__(self, actor: ActorId, owner: ProcessId, class_id: bytes, details: dict[str, Any],
-                 arguments: bytes) -> None:
+    def __init__(
+        self,
+        actor: ActorId,
+        owner: ProcessId,
+        class_id: bytes,
+        details: dict[str, Any],
+        arguments: bytes,
+    ) -> None:
         self.actor = actor
         self.owner = owner
         self.class_id = class_id
@@ -132,8 +150,14 @@ class Dispatcher:
 
     # -- birth -----------------------------------------------------------------------------------
 
-    def create(self, owner: ProcessId, identity: ActorId, class_id: bytes,
-               details: dict[str, Any], arguments: bytes) -> None:
+    def create(
+        self,
+        owner: ProcessId,
+        identity: ActorId,
+        class_id: bytes,
+        details: dict[str, Any],
+        arguments: bytes,
+    ) -> None:
         """CREATE_ACTOR: place it, or let it wait for resources."""
         actor = Actor(identity, owner, class_id, details, arguments)
         actor.watchers.update(self.expected.pop(identity, ()))
@@ -149,16 +173,24 @@ class Dispatcher:
 
     def _claim(self, actor: Actor, host: ProcessId | None) -> None:
         details = actor.details
-        self.commands.append(Claim(actor.actor, read_request(details["placement"]),
-                                   read_request(details["resources"]), actor.env, host))
+        self.commands.append(
+            Claim(
+                actor.actor,
+                read_request(details["placement"]),
+                read_request(details["resources"]),
+                actor.env,
+                host,
+            )
+        )
 
     def _seek_shared(self, actor: Actor) -> None:
         """Shared actors take turns over a few hosts; one is claimed as an actor without needs."""
         env = actor.env
         hosts = [host for host, its in self.hosts.items() if its == env]
         claimed = sum(its == env for its in self.hosts_claimed.values())
-        if (len(hosts) + claimed < self.shared_hosts
-                and actor.actor not in self.hosts_claimed):  # One claim an actor: it names it.
+        if (
+            len(hosts) + claimed < self.shared_hosts and actor.actor not in self.hosts_claimed
+        ):  # One claim an actor: it names it.
             self.hosts_claimed[actor.actor] = env
             self.commands.append(Claim(actor.actor, {}, {}, env, None))
             self.waiting_for_host.append(actor.actor)
@@ -176,8 +208,7 @@ class Dispatcher:
         else:
             self._place(actor, host, None)
 
-    def claimed(self, identity: ActorId, worker: ProcessId, grant: Grant, *,
-                in_host: bool) -> None:
+    def claimed(self, identity: ActorId, worker: ProcessId, grant: Grant, *, in_host: bool) -> None:
         """The scheduler has served a claim, of a worker or (in_host) of resources in one."""
         # An actor that claimed a host may have entered another one before its own was there.
         env = None if in_host else self.hosts_claimed.pop(identity, None)
@@ -209,8 +240,9 @@ class Dispatcher:
         if self.hosts_claimed.pop(identity, None) is not None:
             # A host would have served all who wait, even if who claimed it is gone.
             waiting = [each for each in self.waiting_for_host if each not in self.hosts_claimed]
-            self.waiting_for_host = [each for each in self.waiting_for_host
-                                     if each in self.hosts_claimed]
+            self.waiting_for_host = [
+                each for each in self.waiting_for_host if each in self.hosts_claimed
+            ]
             for each in waiting:
                 self._seek_shared(self.actors[each])
         elif actor is not None and actor.worker is None:
@@ -224,8 +256,9 @@ class Dispatcher:
         self.commands.append(Start(actor.actor))
         self._changed(actor)
 
-    def started(self, worker: ProcessId, identity: ActorId, incarnation: int,
-                error: bytes | None) -> None:
+    def started(
+        self, worker: ProcessId, identity: ActorId, incarnation: int, error: bytes | None
+    ) -> None:
         """ACTOR_STARTED: its __init__ has ended; with an error the actor is dead."""
         actor = self.actors.get(identity)
         if actor is None or actor.worker != worker or actor.incarnation != incarnation:
@@ -332,8 +365,7 @@ class Dispatcher:
         else:
             if actor.shared:
                 if killed:
-                    self.commands.append(
-                        End(actor.actor, worker, actor.incarnation, killed=True))
+                    self.commands.append(End(actor.actor, worker, actor.incarnation, killed=True))
             else:
                 self.commands.append(KillWorker(worker, "its actor has ended"))
         del self.actors[actor.actor]

@@ -79,8 +79,9 @@ class Node:
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.wake = Wake()
         self.watch(self.wake.fileno(), self.wake.clear)
-        self.workers = Workers(zygote, on_lines=self._on_lines, watch=self.watch,
-                               unwatch=self.unwatch)
+        self.workers = Workers(
+            zygote, on_lines=self._on_lines, watch=self.watch, unwatch=self.unwatch
+        )
         self._set_up_tables()
         self._set_up_sockets()
         self.malformed = 0
@@ -101,24 +102,42 @@ class Node:
         memory = detect.detect_memory_bytes()
         capacity = int(settings.get("object_store_memory") or default_capacity_bytes(memory))
         found = detect.node_resources(
-            num_cpus=settings.get("num_cpus"), num_gpus=settings.get("num_gpus"),
-            memory=settings.get("memory"), resources=settings.get("resources"),
-            object_store_bytes=capacity)
+            num_cpus=settings.get("num_cpus"),
+            num_gpus=settings.get("num_gpus"),
+            memory=settings.get("memory"),
+            resources=settings.get("resources"),
+            object_store_bytes=capacity,
+        )
         self.resources = ResourceSet(found.total, found.gpu_ids)
         cpus = max(1, found.total.get("CPU", 0) // 10000)
         self.scheduler = Scheduler(self.resources, pool_size=min(cpus, 64))
         self.dispatcher = Dispatcher(shared_hosts=cpus)
         self.objects = Directory()
-        self.objects.owner_died_outcome = error_outcome(errors.OwnerDiedError(
-            "the process that was to make this object died before it had a value"))
-        self.objects.lost_outcome = error_outcome(errors.ObjectLostError(
-            "the node does not have this object: its last reference was given up"))
-        self.store = Store(capacity, self.objects,
-                           settings.get("spill_directory") or os.path.join(self.directory, "spill"),
-                           ask_clients=self._ask_clients, unpin=self._unpin, wake=self.wake.set,
-                           spill_shared=bool(settings.get("spill_directory")))
-        self.gcs = Catalog(os.path.join(self.directory, "gcs"), node=self.process,
-                           durable=not self.embedded, resources=dict(found.total))
+        self.objects.owner_died_outcome = error_outcome(
+            errors.OwnerDiedError(
+                "the process that was to make this object died before it had a value"
+            )
+        )
+        self.objects.lost_outcome = error_outcome(
+            errors.ObjectLostError(
+                "the node does not have this object: its last reference was given up"
+            )
+        )
+        self.store = Store(
+            capacity,
+            self.objects,
+            settings.get("spill_directory") or os.path.join(self.directory, "spill"),
+            ask_clients=self._ask_clients,
+            unpin=self._unpin,
+            wake=self.wake.set,
+            spill_shared=bool(settings.get("spill_directory")),
+        )
+        self.gcs = Catalog(
+            os.path.join(self.directory, "gcs"),
+            node=self.process,
+            durable=not self.embedded,
+            resources=dict(found.total),
+        )
 
     def _set_up_sockets(self) -> None:
         self.context = mailbox.new_context()
@@ -267,8 +286,9 @@ class Node:
             self.dispatcher.retire_hosts({identity.hex() for identity in self.processes.drivers})
         if len(self.processes.jobs) > len(self.processes.drivers):
             living = {job_of(worker.env) for worker in self.scheduler.workers.values()}
-            living.update(actor.details["env"][JOB_VARIABLE]
-                          for actor in self.dispatcher.actors.values())
+            living.update(
+                actor.details["env"][JOB_VARIABLE] for actor in self.dispatcher.actors.values()
+            )
             self.processes.forget_jobs(living)
 
     def job_of(self, process: Process) -> str:
@@ -285,8 +305,9 @@ class Node:
 
     # -- processes -------------------------------------------------------------------------------
 
-    def _joined(self, stream: channel.Channel, role: str, identity: bytes, pid: int,
-                details: dict[str, Any]) -> None:
+    def _joined(
+        self, stream: channel.Channel, role: str, identity: bytes, pid: int, details: dict[str, Any]
+    ) -> None:
         """HELLO was in order: this connection is a process's lifeline, or its calls."""
         if role == "calls":
             process = self.processes.by_id[identity]
@@ -301,9 +322,13 @@ class Node:
         self.peers.connect(identity, details["endpoint"])
         self.objects.process_joined(identity)
         descriptors = self.store.segment.fds()
-        welcome = {"node": self.process, "endpoint": self.inbox.endpoint,
-                   "capacity": self.store.segment.capacity_bytes,
-                   "resources": self.resources.total, "directory": self.directory}
+        welcome = {
+            "node": self.process,
+            "endpoint": self.inbox.endpoint,
+            "capacity": self.store.segment.capacity_bytes,
+            "resources": self.resources.total,
+            "directory": self.directory,
+        }
         stream.queue(frames.pack(messages.WELCOME, welcome), descriptors)
         self.watch(stream.fileno(), lambda: self._read_lifeline(process))
         if role == "driver":
@@ -384,8 +409,10 @@ class Node:
                 self.send(other, messages.PROCESS_DIED, identity, text)
         self.scheduler.worker_died(identity, text)
         if self.scheduler.failed_starts >= WORKER_STARTS_FAILED_MAX:
-            self.stop(f"{WORKER_STARTS_FAILED_MAX} workers in a row died while they started; the"
-                      f" last one: {reason}")
+            self.stop(
+                f"{WORKER_STARTS_FAILED_MAX} workers in a row died while they started; the"
+                f" last one: {reason}"
+            )
         cause = error_outcome(errors.ActorDiedError(f"its {text}"))
         self.dispatcher.worker_died(identity, cause)
         self.dispatcher.process_died(identity)
@@ -474,8 +501,9 @@ class Node:
             driver.dropped_lines += len(lines)
             return
         if driver.dropped_lines:
-            note = (f"{driver.dropped_lines} lines were dropped: the driver did not read them in"
-                    " time")
+            note = (
+                f"{driver.dropped_lines} lines were dropped: the driver did not read them in time"
+            )
             lines = [("node", True, note), *lines]
             driver.dropped_lines = 0
         self.tell(driver.identity, messages.LOG, lines)
@@ -530,8 +558,14 @@ def error_outcome(error: BaseException) -> bytes:
 def _asks(packed: bytes) -> bool:
     """Whether the sender of this malformed call waits for an answer."""
     kind = packed[2]
-    return kind in (messages.GET_FUNCTION, messages.ALLOCATE, messages.KV, messages.INSPECT,
-                    messages.NAMED_ACTOR, messages.LIST_NAMED)
+    return kind in (
+        messages.GET_FUNCTION,
+        messages.ALLOCATE,
+        messages.KV,
+        messages.INSPECT,
+        messages.NAMED_ACTOR,
+        messages.LIST_NAMED,
+    )
 
 
 def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote) -> int:
@@ -539,14 +573,20 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
     try:
         node = Node(directory, settings, zygote)
     except (errors.ZrayError, OSError, ValueError) as error:
-        os.write(ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
-                 + b"\n")
+        os.write(
+            ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
+        )
         os.close(ready_fd)
         return 1
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, _frame: _signalled(node, number))
-    report = {"directory": directory, "pid": os.getpid(), "node": node.process.hex(),
-              "started_at": node.started_at, "embedded": node.embedded}
+    report = {
+        "directory": directory,
+        "pid": os.getpid(),
+        "node": node.process.hex(),
+        "started_at": node.started_at,
+        "embedded": node.embedded,
+    }
     with open(os.path.join(directory, "node.json"), "w") as file:
         json.dump(report, file)
     node.on_ready = lambda: _report_ready(node, report, ready_fd)

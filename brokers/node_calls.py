@@ -125,9 +125,14 @@ def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
     named = details["name"] is not None
     taken = node.gcs.actor_created(identity, class_id, process.identity, details)
     if taken is not None:
-        node.answer(process, None, errors.NameTakenError(
-            f"an actor named {details['name']!r} lives in namespace {details['namespace']!r}:"
-            " choose another name, pass get_if_exists=True, or zray.kill() it first"))
+        node.answer(
+            process,
+            None,
+            errors.NameTakenError(
+                f"an actor named {details['name']!r} lives in namespace {details['namespace']!r}:"
+                " choose another name, pass get_if_exists=True, or zray.kill() it first"
+            ),
+        )
         return
     node.objects.actor_created(process.identity, identity)
     node.dispatcher.create(process.identity, identity, class_id, details, arguments)
@@ -149,6 +154,7 @@ def _kill_actor(node: Node, process: Process, message: list[Any]) -> None:
     if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
         return
     from .node import error_outcome
+
     cause = error_outcome(errors.ActorDiedError("zray.kill() ended it"))
     node.dispatcher.kill(message[3], cause, no_restart=message[4])
 
@@ -169,6 +175,7 @@ def _list_named(node: Node, process: Process, message: list[Any]) -> None:
 
 def _cancel(node: Node, process: Process, message: list[Any]) -> None:
     from .node_commands import cancel
+
     cancel(node, process, *message[3:8])
 
 
@@ -210,15 +217,31 @@ def _goodbye(node: Node, process: Process, _message: list[Any]) -> None:
 
 
 CALL_RULES: dict[int, Rule] = {
-    messages.DECLARE_CLASS: _declare_class, messages.PUT_FUNCTION: _put_function,
-    messages.GET_FUNCTION: _get_function, messages.ALLOCATE: _allocate, messages.FREE: _free,
-    messages.REGISTER: _register, messages.SHARE: _share, messages.HOLD: _hold,
-    messages.HOLD_FOR: _hold_for, messages.LOCATE: _locate, messages.UNPINNED: _unpinned,
-    messages.BLOCKED: _blocked, messages.UNBLOCKED: _unblocked,
-    messages.CREATE_ACTOR: _create_actor, messages.WATCH_ACTOR: _watch_actor,
-    messages.KILL_ACTOR: _kill_actor, messages.NAMED_ACTOR: _named_actor,
-    messages.LIST_NAMED: _list_named, messages.CANCEL: _cancel, messages.RECLAIMED: _reclaimed,
-    messages.LEASE: _lease, messages.UNLEASE: _unlease,
-    messages.KV: _kv, messages.INSPECT: _inspect, messages.STOP: _stop,
-    messages.ACTOR_EXIT: _actor_exit, messages.GOODBYE: _goodbye,
+    messages.DECLARE_CLASS: _declare_class,
+    messages.PUT_FUNCTION: _put_function,
+    messages.GET_FUNCTION: _get_function,
+    messages.ALLOCATE: _allocate,
+    messages.FREE: _free,
+    messages.REGISTER: _register,
+    messages.SHARE: _share,
+    messages.HOLD: _hold,
+    messages.HOLD_FOR: _hold_for,
+    messages.LOCATE: _locate,
+    messages.UNPINNED: _unpinned,
+    messages.BLOCKED: _blocked,
+    messages.UNBLOCKED: _unblocked,
+    messages.CREATE_ACTOR: _create_actor,
+    messages.WATCH_ACTOR: _watch_actor,
+    messages.KILL_ACTOR: _kill_actor,
+    messages.NAMED_ACTOR: _named_actor,
+    messages.LIST_NAMED: _list_named,
+    messages.CANCEL: _cancel,
+    messages.RECLAIMED: _reclaimed,
+    messages.LEASE: _lease,
+    messages.UNLEASE: _unlease,
+    messages.KV: _kv,
+    messages.INSPECT: _inspect,
+    messages.STOP: _stop,
+    messages.ACTOR_EXIT: _actor_exit,
+    messages.GOODBYE: _goodbye,
 }

@@ -41,15 +41,20 @@ def perform_all(node: Node) -> None:
                         _gather_start(node, command, starts)
                     elif kind is directory.Locate:
                         located.setdefault(command.process, []).append(
-                            (command.object, command.outcome))
+                            (command.object, command.outcome)
+                        )
                     else:
                         _PERFORM[kind](node, command)
                 _send_gathered(node, told, located, starts)
     node.gcs.commit()
 
 
-def _send_gathered(node: Node, told: dict[bytes, list[Any]], located: dict[bytes, list[Any]],
-                   starts: dict[bytes, list[Any]]) -> None:
+def _send_gathered(
+    node: Node,
+    told: dict[bytes, list[Any]],
+    located: dict[bytes, list[Any]],
+    starts: dict[bytes, list[Any]],
+) -> None:
     for worker, rows in starts.items():
         node.send(worker, messages.START_ACTOR, rows)
     for process, rows in told.items():
@@ -70,9 +75,20 @@ def _run(node: Node, command: scheduling.Run) -> None:
     client = node.processes.by_id.get(task_class.client)
     endpoint = client.details["endpoint"] if client is not None else ""
     spec = [*task_class.spec, endpoint] if command.introduce else None
-    node.send(command.worker, messages.RUN, task_class.client, task_class.key[1], spec,
-              work.first, work.count, command.low, command.high, work.mode,
-              list(command.gpu_ids), payloads=(work.payload,))
+    node.send(
+        command.worker,
+        messages.RUN,
+        task_class.client,
+        task_class.key[1],
+        spec,
+        work.first,
+        work.count,
+        command.low,
+        command.high,
+        work.mode,
+        list(command.gpu_ids),
+        payloads=(work.payload,),
+    )
     if command.introduce:
         worker = node.workers.by_process.get(command.worker)
         if worker is not None:
@@ -119,7 +135,8 @@ def _kill(node: Node, command: scheduling.Kill) -> None:
 
 def _fail(node: Node, command: scheduling.Fail) -> None:
     error = errors.WorkerCrashedError(
-        f"task {command.name} did not finish: {command.reason}; its max_retries are used up")
+        f"task {command.name} did not finish: {command.reason}; its max_retries are used up"
+    )
     found = outcome.error(encode_exception(error, where="node"))
     node.send(command.client, messages.TASK_FAILED, command.first, command.items, found)
 
@@ -136,8 +153,7 @@ def _claimed(node: Node, command: scheduling.Claimed) -> None:
             _release_grant(node, dispatcher.ReleaseGrant(command.grant))
         node.dispatcher.claim_lost(command.actor)
         return
-    node.dispatcher.claimed(command.actor, command.worker, command.grant,
-                            in_host=command.in_host)
+    node.dispatcher.claimed(command.actor, command.worker, command.grant, in_host=command.in_host)
 
 
 # -- dispatcher ------------------------------------------------------------------------------------
@@ -146,9 +162,14 @@ def _claimed(node: Node, command: scheduling.Claimed) -> None:
 def _state_row(node: Node, command: dispatcher.Tell) -> list[Any]:
     actor = node.dispatcher.actors.get(command.actor)
     if actor is None:
-        cause = node.dispatcher.dead.get(command.actor) or outcome.error(encode_exception(
-            errors.ActorDiedError("it has ended: its last handle was dropped, or it was not"
-                                  " known to this node"), where="node"))
+        cause = node.dispatcher.dead.get(command.actor) or outcome.error(
+            encode_exception(
+                errors.ActorDiedError(
+                    "it has ended: its last handle was dropped, or it was not known to this node"
+                ),
+                where="node",
+            )
+        )
         return [command.actor, "DEAD", None, None, 1 << 30, cause]
     endpoint = None
     if actor.worker is not None:
@@ -167,9 +188,15 @@ def _gather_start(node: Node, command: dispatcher.Start, starts: dict[bytes, lis
     owner = node.processes.by_id.get(actor.owner)
     endpoint = owner.details["endpoint"] if owner is not None else ""
     starts.setdefault(actor.worker, []).append(
-        [actor.actor, actor.incarnation, actor.class_id,
-         {**actor.details, "gpus": list(_gpus(node, actor))}, actor.arguments,
-         [actor.owner, endpoint]])
+        [
+            actor.actor,
+            actor.incarnation,
+            actor.class_id,
+            {**actor.details, "gpus": list(_gpus(node, actor))},
+            actor.arguments,
+            [actor.owner, endpoint],
+        ]
+    )
     worker = node.workers.by_process.get(actor.worker)
     if worker is not None:
         worker.label = actor.details["class"]
@@ -183,8 +210,9 @@ def _gpus(node: Node, actor: dispatcher.Actor) -> tuple[str, ...]:
 
 
 def _end(node: Node, command: dispatcher.End) -> None:
-    node.tell(command.worker, messages.END_ACTOR, command.actor, command.incarnation,
-              command.killed)
+    node.tell(
+        command.worker, messages.END_ACTOR, command.actor, command.incarnation, command.killed
+    )
 
 
 def _kill_worker(node: Node, command: dispatcher.KillWorker) -> None:
@@ -201,8 +229,9 @@ def _record(node: Node, command: dispatcher.Record) -> None:
     if actor is None:
         node.gcs.actor_died(command.actor)
     else:
-        node.gcs.actor_changed(actor.actor, actor.state, actor.worker or b"", actor.incarnation,
-                               actor.restarts_left)
+        node.gcs.actor_changed(
+            actor.actor, actor.state, actor.worker or b"", actor.incarnation, actor.restarts_left
+        )
 
 
 def _claim(node: Node, command: scheduling.Claim) -> None:
@@ -242,21 +271,38 @@ def _unreferenced(node: Node, command: directory.Unreferenced) -> None:
 
 
 _PERFORM: dict[type, Callable[[Any, Any], None]] = {
-    scheduling.Run: _run, scheduling.Reclaim: _reclaim, scheduling.Recall: _recall,
+    scheduling.Run: _run,
+    scheduling.Reclaim: _reclaim,
+    scheduling.Recall: _recall,
     scheduling.Suspect: _suspect,
-    scheduling.Granted: _granted, scheduling.Fork: _fork, scheduling.Kill: _kill,
-    scheduling.Cancelled: _cancelled_early, scheduling.Fail: _fail,
-    scheduling.Claimed: _claimed, scheduling.Claim: _claim,
-    dispatcher.End: _end, dispatcher.KillWorker: _kill_worker,
-    dispatcher.ReleaseGrant: _release_grant, dispatcher.Record: _record,
+    scheduling.Granted: _granted,
+    scheduling.Fork: _fork,
+    scheduling.Kill: _kill,
+    scheduling.Cancelled: _cancelled_early,
+    scheduling.Fail: _fail,
+    scheduling.Claimed: _claimed,
+    scheduling.Claim: _claim,
+    dispatcher.End: _end,
+    dispatcher.KillWorker: _kill_worker,
+    dispatcher.ReleaseGrant: _release_grant,
+    dispatcher.Record: _record,
     dispatcher.Withdraw: _withdraw,
-    directory.FreeExtent: _free_extent, directory.DeleteSpilled: _delete_spilled,
-    directory.Restore: _restore, directory.Unreferenced: _unreferenced,
+    directory.FreeExtent: _free_extent,
+    directory.DeleteSpilled: _delete_spilled,
+    directory.Restore: _restore,
+    directory.Unreferenced: _unreferenced,
 }
 
 
-def cancel(node: Node, process: Process, worker: bytes | None, first: int, item: int,
-           force: bool, recursive: bool) -> None:
+def cancel(
+    node: Node,
+    process: Process,
+    worker: bytes | None,
+    first: int,
+    item: int,
+    force: bool,
+    recursive: bool,
+) -> None:
     """CANCEL: remove a queued task, interrupt a running one, or kill its worker."""
     client = process.identity
     if worker is None:
@@ -275,8 +321,7 @@ def cancel(node: Node, process: Process, worker: bytes | None, first: int, item:
 
 
 def _cancelled(node: Node, client: bytes, first: int, item: int) -> None:
-    found = outcome.error(encode_exception(
-        errors.TaskCancelledError("the task was cancelled"), where="node"))
+    found = outcome.error(
+        encode_exception(errors.TaskCancelledError("the task was cancelled"), where="node")
+    )
     node.send(client, messages.TASK_FAILED, first, [item], found)
-
-

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zray.errors import RemoteProtocolError
 from zray.protocol import messages
 
+from . import scheduler_account
 from .peers import Process
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ def _submit(node: Node, process: Process, message: list[Any], payloads: list[byt
 
 
 def _finished(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
-    names = node.scheduler.function_names(process.identity, message[3])
+    names = scheduler_account.function_names(node.scheduler, process.identity, message[3])
     node.gcs.tasks_finished(process.identity, message[3], names)
     node.scheduler.finished(process.identity, message[3], node.now)
 
 
-def _actor_started(node: Node, process: Process, message: list[Any],
-                   _payloads: list[bytes]) -> None:
+def _actor_started(
+    node: Node, process: Process, message: list[Any], _payloads: list[bytes]
+) -> None:
     for identity, incarnation, error in message[3]:
         node.dispatcher.started(process.identity, identity, incarnation, error)
 

@@ -18,11 +18,22 @@ _GONE_MAX = 1000
 class Process:
     """A driver, a worker or an observer that said HELLO."""
 
-    __slots__ = ("acquainted", "calls", "details", "dropped_lines", "identity", "knows_job",
-                 "lifeline", "pid", "role", "said_goodbye")
+    __slots__ = (
+        "acquainted",
+        "calls",
+        "details",
+        "dropped_lines",
+        "identity",
+        "knows_job",
+        "lifeline",
+        "pid",
+        "role",
+        "said_goodbye",
+    )
 
-    def __init__(self, identity: bytes, role: str, pid: int, lifeline: Channel,
-                 details: dict[str, Any]) -> None:
+    def __init__(
+        self, identity: bytes, role: str, pid: int, lifeline: Channel, details: dict[str, Any]
+    ) -> None:
         self.identity = identity
         self.role = role
         self.pid = pid
@@ -60,8 +71,9 @@ class Processes:
         """Return workers forked before ``then`` that have not said HELLO."""
         return [identity for identity, since in self.starting.items() if since < then]
 
-    def join(self, identity: bytes, role: str, pid: int, lifeline: Channel,
-             details: dict[str, Any]) -> Process:
+    def join(
+        self, identity: bytes, role: str, pid: int, lifeline: Channel, details: dict[str, Any]
+    ) -> Process:
         """HELLO: record a process."""
         process = Process(identity, role, pid, lifeline, details)
         self.by_id[identity] = process
@@ -72,10 +84,13 @@ class Processes:
         """A driver is here: its job begins."""
         self.drivers[process.identity] = process
         job = process.identity.hex()
-        self.jobs[job] = {"job": job, "path": process.details.get("path", []),
-                          "cwd": process.details.get("cwd"),
-                          "namespace": process.details.get("namespace") or "",
-                          "env_vars": process.details.get("env_vars", {})}
+        self.jobs[job] = {
+            "job": job,
+            "path": process.details.get("path", []),
+            "cwd": process.details.get("cwd"),
+            "namespace": process.details.get("namespace") or "",
+            "env_vars": process.details.get("env_vars", {}),
+        }
 
     def forget_jobs(self, living: set[str]) -> None:
         """Keep the jobs of the drivers that are here and those named, which still have workers."""

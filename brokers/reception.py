@@ -44,9 +44,12 @@ class Reception:
         joined: called with (stream, role, identity, pid, details) for each HELLO that is in order.
     """
 
-    def __init__(self, node: Node, path: str,
-                 joined: Callable[[channel.Channel, str, bytes, int, dict[str, Any]], None],
-                 ) -> None:
+    def __init__(
+        self,
+        node: Node,
+        path: str,
+        joined: Callable[[channel.Channel, str, bytes, int, dict[str, Any]], None],
+    ) -> None:
         self.node = node
         self.listener = channel.Listener(path)
         self.refused = 0
@@ -68,8 +71,11 @@ class Reception:
                 # What it has said already came before any message of this wake.
                 self._read(stream)
         if self.listener.refused > lacked:
-            self._count(self.listener.refused - lacked, "no file descriptor is left for a"
-                        " connection: raise the limit (ulimit -n) before starting the node")
+            self._count(
+                self.listener.refused - lacked,
+                "no file descriptor is left for a"
+                " connection: raise the limit (ulimit -n) before starting the node",
+            )
 
     def _read(self, stream: channel.Channel) -> None:
         try:
@@ -132,7 +138,8 @@ class Reception:
             raise errors.RemoteProtocolError("HELLO with a malformed path")
         env_vars = details.get("env_vars", {})
         if type(env_vars) is not dict or not all(
-                type(text) is str for pair in env_vars.items() for text in pair):
+            type(text) is str for pair in env_vars.items() for text in pair
+        ):
             raise errors.RemoteProtocolError("HELLO with malformed env_vars")
 
     def _refuse(self, stream: channel.Channel, reason: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 from zray.protocol.limits import (
@@ -24,6 +23,7 @@ from zray.protocol.limits import (
     WORKERS_MAX,
 )
 
+from . import scheduler_account
 from .resources import ResourceSet
 from .scheduling import (
     IDLE,
@@ -106,7 +106,8 @@ class Scheduler:
         for worker in list(self.workers.values()):
             if any(work.task_class.client == client for work in worker.outstanding):
                 worker.outstanding = deque(
-                    work for work in worker.outstanding if work.task_class.client != client)
+                    work for work in worker.outstanding if work.task_class.client != client
+                )
                 worker.blameless = True
                 self.commands.append(Kill(worker.process, "its caller is gone"))
             elif worker.state == LEASED and worker.lessee == client:
@@ -171,7 +172,7 @@ class Scheduler:
             self._started(worker)
             if not worker.blameless:
                 self.failed_starts += 1
-                self.fork_again_at = self.now + min(5.0, 0.05 * 2 ** self.failed_starts)
+                self.fork_again_at = self.now + min(5.0, 0.05 * 2**self.failed_starts)
         pool = self.idle.get(worker.env)
         if pool is not None and worker in pool:
             pool.remove(worker)
@@ -197,8 +198,9 @@ class Scheduler:
             rest.alone = True
             self._queue(rest, front=True)
         if work.retries == 0:
-            self.commands.append(Fail(work.task_class.client, work.first, [work.low],
-                                      work.task_class.name, reason))
+            self.commands.append(
+                Fail(work.task_class.client, work.first, [work.low], work.task_class.name, reason)
+            )
             return
         again = work.head(work.low + 1)
         again.alone = True
@@ -220,7 +222,7 @@ class Scheduler:
         self.ended_jobs &= {job_of(worker.env) for worker in self.workers.values()}
         for env, pool in list(self.idle.items()):
             plain = is_plain(env) and job_of(env) not in self.ended_jobs
-            while (pool and now - pool[0].idle_since > idle_s and (spare > 0 or not plain)):
+            while pool and now - pool[0].idle_since > idle_s and (spare > 0 or not plain):
                 self._end_idle(pool)
                 spare -= plain
             if not pool:
@@ -239,8 +241,11 @@ class Scheduler:
             while pool:
                 self._end_idle(pool)
         self.queues.drop_shapes(job)
-        for shape in [shape for shape, workers in self.running.items()
-                      if not workers and job_of(shape.env) == job]:
+        for shape in [
+            shape
+            for shape, workers in self.running.items()
+            if not workers and job_of(shape.env) == job
+        ]:
             del self.running[shape]
 
     # -- claims of the dispatcher ----------------------------------------------------------------
@@ -266,8 +271,7 @@ class Scheduler:
             if claim.shared_host is not None:
                 grant = self.resources.acquire(claim.resources)
                 assert grant is not None
-                self.commands.append(Claimed(claim.actor, claim.shared_host, grant,
-                                             in_host=True))
+                self.commands.append(Claimed(claim.actor, claim.shared_host, grant, in_host=True))
                 continue
             worker = self._take_idle(claim.env)
             if worker is None:
@@ -340,9 +344,11 @@ class Scheduler:
                 continue
             if worker.retiring:
                 continue
-            if worker.outstanding and (worker.outstanding[0].alone
-                                       or self.queues.by_shape[shape][0].alone
-                                       or self.now - worker.reported > _STUCK_S * 4):
+            if worker.outstanding and (
+                worker.outstanding[0].alone
+                or self.queues.by_shape[shape][0].alone
+                or self.now - worker.reported > _STUCK_S * 4
+            ):
                 continue
             if best is None or worker.backlog_us < best.backlog_us:
                 best = worker
@@ -373,8 +379,16 @@ class Scheduler:
         worker.backlog_us += count * estimate
         known = task_class.key in worker.known
         worker.known.add(task_class.key)
-        self.commands.append(Run(worker.process, part, part.low, part.high, not known,
-                                 worker.grant.gpu_ids if worker.grant else ()))
+        self.commands.append(
+            Run(
+                worker.process,
+                part,
+                part.low,
+                part.high,
+                not known,
+                worker.grant.gpu_ids if worker.grant else (),
+            )
+        )
 
     def _within_max_calls(self, worker: WorkerState, task_class: TaskClass, count: int) -> int:
         """Return how many calls a worker may still be given; after the last one it retires."""
@@ -427,16 +441,9 @@ class Scheduler:
         if self.idle and not self.queues.task_count:
             self._rebalance(now)
 
-    def function_names(self, process: bytes, reports: Iterable[list[Any]]) -> list[str]:
-        """Return what ran, for the events: one name a report, "" where it is not known."""
-        worker = self.workers.get(process)
-        running = {} if worker is None else {
-            (work.task_class.client, work.first): work.task_class.name
-            for work in worker.outstanding}
-        return [running.get((report[0], report[1]), "") for report in reports]
-
-    def _progress(self, worker: WorkerState, client: bytes, first: int, low: int, high: int,
-                  busy_us: int) -> None:
+    def _progress(
+        self, worker: WorkerState, client: bytes, first: int, low: int, high: int, busy_us: int
+    ) -> None:
         for work in worker.outstanding:
             if work.first == first and work.low == low and work.task_class.client == client:
                 break
@@ -464,8 +471,12 @@ class Scheduler:
 
     def _let_go(self, worker: WorkerState) -> None:
         """What was to refill a drained worker went elsewhere: it gives its resources back."""
-        if (not worker.outstanding and worker.state == RUNNING and worker.pooled
-                and worker.shape is not None):
+        if (
+            not worker.outstanding
+            and worker.state == RUNNING
+            and worker.pooled
+            and worker.shape is not None
+        ):
             self._free(worker)
             self.pump()
 
@@ -494,10 +505,12 @@ class Scheduler:
 
     def needs_tick(self) -> bool:
         """Whether a worker has tasks behind its running one while others could run them."""
-        return any(len(worker.outstanding) > 1
-                   or (worker.outstanding and worker.outstanding[0].high
-                       - worker.outstanding[0].low > 1)
-                   for worker in self.workers.values() if worker.pooled)
+        return any(
+            len(worker.outstanding) > 1
+            or (worker.outstanding and worker.outstanding[0].high - worker.outstanding[0].low > 1)
+            for worker in self.workers.values()
+            if worker.pooled
+        )
 
     def _rebalance(self, now: float) -> None:
         """Take tasks back from a worker that does not get to them while resources are free."""
@@ -505,8 +518,11 @@ class Scheduler:
             spare = not self.queues.counts.get(shape) and self.resources.fits(shape.amounts)
             for worker in workers.values():
                 waiting = sum(work.high - work.low for work in worker.outstanding) - 1
-                if waiting >= 1 and worker.reclaiming and (
-                        now - worker.reclaiming_since > RECLAIM_TIMEOUT_S):
+                if (
+                    waiting >= 1
+                    and worker.reclaiming
+                    and (now - worker.reclaiming_since > RECLAIM_TIMEOUT_S)
+                ):
                     worker.reclaiming_since = now
                     self.commands.append(Suspect(worker.process))
                 if waiting < 1 or worker.reclaiming:
@@ -563,15 +579,20 @@ class Scheduler:
         worker.reclaiming = False
         for client, first, low, high in reversed(rows):
             for work in list(worker.outstanding):
-                if (work.first == first and work.task_class.client == client
-                        and work.low <= low and work.high == high):
+                if (
+                    work.first == first
+                    and work.task_class.client == client
+                    and work.low <= low
+                    and work.high == high
+                ):
                     count = high - low
                     back = work.tail(low)
                     work.high = low
                     if work.low >= work.high:
                         worker.outstanding.remove(work)
-                    worker.backlog_us = max(0.0, worker.backlog_us
-                                            - count * work.task_class.estimate_us)
+                    worker.backlog_us = max(
+                        0.0, worker.backlog_us - count * work.task_class.estimate_us
+                    )
                     if work.task_class.max_calls:
                         worker.calls[work.task_class.key] -= count
                         worker.retiring = False
@@ -610,9 +631,13 @@ class Scheduler:
         """LEASE: grant an idle worker where nobody else waits."""
         task_class = self.classes.get((client, class_number))
         worker: WorkerState | None = None
-        if (task_class is not None and not task_class.max_calls
-                and not self.claims and not self.queues.task_count
-                and "GPU" not in task_class.shape.amounts):
+        if (
+            task_class is not None
+            and not task_class.max_calls
+            and not self.claims
+            and not self.queues.task_count
+            and "GPU" not in task_class.shape.amounts
+        ):
             if self.resources.fits(task_class.shape.amounts):
                 worker = self._take_idle(task_class.shape.env)
             if worker is not None:
@@ -658,40 +683,14 @@ class Scheduler:
 
     def unknown(self, client: bytes, rows: list[list[int]]) -> list[list[int]]:
         """RECONCILE: the ranges [first, low, high] that are neither queued nor handed out."""
-        mine = [work for work in chain(
-            self.queues.all_ranges(), *(worker.outstanding for worker in self.workers.values()))
-            if work.task_class.client == client]
-        return missing_ranges(mine, rows)
+        return missing_ranges(scheduler_account.ranges_of(self, client), rows)
 
     # -- for people and tests --------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
         """Return counts for status and metrics."""
-        states: dict[str, int] = {}
-        for worker in self.workers.values():
-            name = "blocked" if worker.blocked else worker.state.lower()
-            states[name] = states.get(name, 0) + 1
-        return {"queued_tasks": self.queues.task_count, "workers": states,
-                "pending_actors": len(self.claims),
-                "running_tasks": sum(bool(worker.outstanding) or worker.state == LEASED
-                                     for worker in self.workers.values())}
+        return scheduler_account.statistics(self)
 
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
-        self.resources.check()
-        self.queues.check()
-        idle = [worker for pool in self.idle.values() for worker in pool]
-        assert len({worker.process for worker in idle}) == len(idle), "idle twice"
-        for worker in idle:
-            assert worker.state == IDLE
-            assert worker.grant is None
-            assert not worker.outstanding
-        for worker in self.workers.values():
-            assert (worker.grant is None) == (worker.state in (IDLE, STARTING)), worker.state
-        for shape, workers in self.running.items():
-            for worker in workers.values():
-                assert worker.shape == shape
-                assert worker.state == RUNNING
-                assert worker.outstanding or worker.blameless, "resources held for nothing"
-
-
+        scheduler_account.check(self)

@@ -76,11 +76,29 @@ class TaskClass:
 class Range:
     """Items [low, high) of a submitted batch."""
 
-    __slots__ = ("alone", "count", "first", "high", "low", "mode", "payload", "retries",
-                 "task_class")
+    __slots__ = (
+        "alone",
+        "count",
+        "first",
+        "high",
+        "low",
+        "mode",
+        "payload",
+        "retries",
+        "task_class",
+    )
 
-    def __init__(self, task_class: TaskClass, first: int, count: int, low: int, high: int,
-                 mode: int, payload: bytes, retries: int) -> None:
+    def __init__(
+        self,
+        task_class: TaskClass,
+        first: int,
+        count: int,
+        low: int,
+        high: int,
+        mode: int,
+        payload: bytes,
+        retries: int,
+    ) -> None:
         self.task_class = task_class
         self.first = first
         self.count = count
@@ -101,15 +119,26 @@ class Range:
         return self._part(low, self.high)
 
     def _part(self, low: int, high: int) -> Range:
-        part = Range(self.task_class, self.first, self.count, low, high, self.mode, self.payload,
-                     self.retries)
+        part = Range(
+            self.task_class,
+            self.first,
+            self.count,
+            low,
+            high,
+            self.mode,
+            self.payload,
+            self.retries,
+        )
         part.alone = self.alone
         return part
 
     def holds(self, client: bytes, first: int, item: int) -> bool:
         """Return whether this task is in the range."""
-        return (self.task_class.client == client and self.first == first
-                and self.low <= item < self.high)
+        return (
+            self.task_class.client == client
+            and self.first == first
+            and self.low <= item < self.high
+        )
 
     def without(self, items: list[int]) -> list[Range]:
         """Return the parts between these items, which are sorted and of this range."""
@@ -123,10 +152,29 @@ class Range:
 class WorkerState:
     """One worker process as the scheduler sees it."""
 
-    __slots__ = ("backlog_us", "blameless", "blocked", "calls", "env", "grant", "idle_since",
-                 "known", "lessee", "outstanding", "patience_s", "pooled", "process", "recalled",
-                 "reclaim_at", "reclaiming", "reclaiming_since", "reported", "retiring", "shape",
-                 "state")
+    __slots__ = (
+        "backlog_us",
+        "blameless",
+        "blocked",
+        "calls",
+        "env",
+        "grant",
+        "idle_since",
+        "known",
+        "lessee",
+        "outstanding",
+        "patience_s",
+        "pooled",
+        "process",
+        "recalled",
+        "reclaim_at",
+        "reclaiming",
+        "reclaiming_since",
+        "reported",
+        "retiring",
+        "shape",
+        "state",
+    )
 
     def __init__(self, process: bytes, env: Environment) -> None:
         self.process = process

@@ -52,8 +52,9 @@ class SpilledFile:
 class SpillStore:
     """The spill directory of one node."""
 
-    def __init__(self, directory: str, capacity_bytes: int | None = None, *,
-                 shared: bool = False) -> None:
+    def __init__(
+        self, directory: str, capacity_bytes: int | None = None, *, shared: bool = False
+    ) -> None:
         """Take the directory over.
 
         Args:
@@ -109,8 +110,9 @@ class SpillStore:
                 os.unlink(path)
             if isinstance(error, OSError):
                 full = error.errno in _NO_SPACE
-                raise self._out_of_disk(nbytes, "the disk is full" if full else str(error)
-                                        ) from error
+                raise self._out_of_disk(
+                    nbytes, "the disk is full" if full else str(error)
+                ) from error
             raise
         file = SpilledFile(path, nbytes, crc32, object_id)
         with self._lock:
@@ -215,8 +217,9 @@ def _claim_folder(parent: str) -> tuple[str, int]:
         if name.startswith(_FOLDER_PREFIX):
             _remove_if_dead(os.path.join(parent, name))
     folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=parent)
-    lock_fd = os.open(os.path.join(folder, _LOCK_NAME), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC,
-                      0o600)
+    lock_fd = os.open(
+        os.path.join(folder, _LOCK_NAME), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+    )
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
     return folder, lock_fd
 

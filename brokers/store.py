@@ -54,10 +54,17 @@ class Store:
         wake: called from the spill thread when it has finished something.
     """
 
-    def __init__(self, capacity_bytes: int, directory: Directory, spill_directory: str, *,
-                 ask_clients: Callable[[], None],
-                 unpin: Callable[[dict[bytes, list[bytes]]], None],
-                 wake: Callable[[], None], spill_shared: bool = False) -> None:
+    def __init__(
+        self,
+        capacity_bytes: int,
+        directory: Directory,
+        spill_directory: str,
+        *,
+        ask_clients: Callable[[], None],
+        unpin: Callable[[dict[bytes, list[bytes]]], None],
+        wake: Callable[[], None],
+        spill_shared: bool = False,
+    ) -> None:
         self.segment = Segment.create(capacity_bytes)
         self.allocator = Allocator(self.segment.capacity_bytes)  # In whole pages by now.
         self.directory = directory
@@ -82,9 +89,15 @@ class Store:
 
     # -- allocating ------------------------------------------------------------------------------
 
-    def allocate(self, process: bytes, nbytes: int, now: float,
-                 done: Callable[[Extent | None, Exception | None], None]) -> None:
+    def allocate(
+        self,
+        process: bytes,
+        nbytes: int,
+        now: float,
+        done: Callable[[Extent | None, Exception | None], None],
+    ) -> None:
         """Lease an extent to a process: done(extent, None), perhaps later, or done(None, error)."""
+
         def leased(extent: Extent | None, error: Exception | None) -> None:
             if extent is not None:
                 if not extent.fresh and self._holes and self._has_hole(extent):
@@ -167,14 +180,20 @@ class Store:
             for process in sorted(entry.pinned):
                 name = f"mapped by process {process.hex()}"
                 held[name] = held.get(name, 0) + entry.nbytes
-        rows = "; ".join(f"{name}: {amount} bytes" for name, amount in
-                         sorted(held.items(), key=lambda row: -row[1])[:8])
-        text = (f"no room for {nbytes} bytes in a store of {self.segment.capacity_bytes} bytes,"
-                f" of which {self.allocator.used_bytes} are used ({rows or 'fragmented'})")
+        rows = "; ".join(
+            f"{name}: {amount} bytes"
+            for name, amount in sorted(held.items(), key=lambda row: -row[1])[:8]
+        )
+        text = (
+            f"no room for {nbytes} bytes in a store of {self.segment.capacity_bytes} bytes,"
+            f" of which {self.allocator.used_bytes} are used ({rows or 'fragmented'})"
+        )
         if self.disk_error is not None:
             return OutOfDiskError(f"{text}; spilling failed: {self.disk_error}")
-        return ObjectStoreFullError(f"{text}. Drop references and arrays you do not need, or start"
-                                    " the node with a larger object_store_memory")
+        return ObjectStoreFullError(
+            f"{text}. Drop references and arrays you do not need, or start"
+            " the node with a larger object_store_memory"
+        )
 
     # -- giving back -----------------------------------------------------------------------------
 
@@ -203,8 +222,7 @@ class Store:
     def process_died(self, process: bytes) -> None:
         """Free every extent that a dead process had leased, or waits for."""
         if any(request.process == process for request in self.waiting):
-            self.waiting = deque(request for request in self.waiting
-                                 if request.process != process)
+            self.waiting = deque(request for request in self.waiting if request.process != process)
         for offset in [offset for offset, lease in self.leased.items() if lease[0] == process]:
             self._take_back(offset)
 
@@ -223,8 +241,10 @@ class Store:
 
     def _has_hole(self, extent: Extent) -> bool:
         end = extent.offset + extent.nbytes
-        return any(offset < end and extent.offset < offset + nbytes
-                   for offset, nbytes in self._holes.items())
+        return any(
+            offset < end and extent.offset < offset + nbytes
+            for offset, nbytes in self._holes.items()
+        )
 
     # -- spilling and restoring, in the thread -----------------------------------------------------
 
@@ -241,6 +261,7 @@ class Store:
                     self.disk_error = failure
                     self._spill_again_at = time.monotonic() + _DISK_RETRY_S
                     self.spilling.pop(identity, None)
+
                 return failed
 
             def done() -> None:
@@ -248,6 +269,7 @@ class Store:
                 self.spilling.pop(identity, None)
                 if not self.directory.spilled(identity, file):
                     self.spill.delete(file)
+
             return done
 
         self._submit(write)
@@ -275,11 +297,13 @@ class Store:
                     def unread() -> None:
                         self.allocator.free(extent.offset)
                         failed(failure)
+
                     return unread
 
                 def done() -> None:
                     if not self.directory.restored(identity, extent.offset):
                         self.allocator.free(extent.offset)
+
                 return done
 
             self._submit(read)
@@ -315,11 +339,13 @@ class Store:
 
     def statistics(self) -> dict[str, Any]:
         """Return sizes for status and metrics."""
-        return {"capacity_bytes": self.segment.capacity_bytes,
-                "used_bytes": self.allocator.used_bytes,
-                "leased_bytes": sum(lease[1] for lease in self.leased.values()),
-                "waiting_allocations": len(self.waiting),
-                "spill_bytes": self.spill.used_bytes}
+        return {
+            "capacity_bytes": self.segment.capacity_bytes,
+            "used_bytes": self.allocator.used_bytes,
+            "leased_bytes": sum(lease[1] for lease in self.leased.values()),
+            "waiting_allocations": len(self.waiting),
+            "spill_bytes": self.spill.used_bytes,
+        }
 
     def close(self) -> None:
         """Stop the thread, delete spill files, unmap."""

@@ -38,7 +38,8 @@ class TaskQueues:
     def others_wait(self, shape: Shape) -> bool:
         """Return whether something of another shape is queued."""
         return len(self.by_shape) > 1 and any(
-            queue and other is not shape for other, queue in self.by_shape.items())
+            queue and other is not shape for other, queue in self.by_shape.items()
+        )
 
     def all_ranges(self) -> Iterator[Range]:
         """Yield every queued range."""
@@ -102,8 +103,11 @@ class TaskQueues:
 
     def drop_shapes(self, job: str) -> None:
         """Forget the empty queues of a job that has ended."""
-        for shape in [shape for shape, queue in self.by_shape.items()
-                      if not queue and job_of(shape.env) == job]:
+        for shape in [
+            shape
+            for shape, queue in self.by_shape.items()
+            if not queue and job_of(shape.env) == job
+        ]:
             del self.by_shape[shape]
             del self.counts[shape]
 

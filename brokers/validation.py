@@ -80,14 +80,19 @@ def _list_of(check: Check) -> Check:
 
 def _row(*checks: Check) -> Check:
     def check(value: Any) -> bool:
-        return type(value) is list and len(value) == len(checks) and all(
-            one(field) for one, field in zip(checks, value, strict=True))
+        return (
+            type(value) is list
+            and len(value) == len(checks)
+            and all(one(field) for one, field in zip(checks, value, strict=True))
+        )
+
     return check
 
 
 def _dict_of(key: Check, value: Check) -> Check:
-    return lambda found: type(found) is dict and all(
-        key(name) and value(entry) for name, entry in found.items())
+    return lambda found: (
+        type(found) is dict and all(key(name) and value(entry) for name, entry in found.items())
+    )
 
 
 def _units(value: Any) -> bool:
@@ -99,27 +104,45 @@ def _batch(row: Any) -> bool:
     if type(row) is not list or len(row) != 7 or not all(type(field) is int for field in row):
         return False
     class_number, first, count, low, high, mode, retries = row
-    return (0 <= class_number < _COUNT_MAX and 0 <= first <= TASK_NUMBER_MAX
-            and 0 <= low < high <= count <= _BATCH_TASKS_MAX and mode in (0, 1)
-            and -1 <= retries < _COUNT_MAX)
+    return (
+        0 <= class_number < _COUNT_MAX
+        and 0 <= first <= TASK_NUMBER_MAX
+        and 0 <= low < high <= count <= _BATCH_TASKS_MAX
+        and mode in (0, 1)
+        and -1 <= retries < _COUNT_MAX
+    )
 
 
 def _report(row: Any) -> bool:
     """[client, first, low, high, busy_us] of a FINISHED."""
-    return (type(row) is list and len(row) == 5 and _process(row[0])
-            and all(map(_count, row[1:])) and row[2] < row[3] <= _BATCH_TASKS_MAX)
+    return (
+        type(row) is list
+        and len(row) == 5
+        and _process(row[0])
+        and all(map(_count, row[1:]))
+        and row[2] < row[3] <= _BATCH_TASKS_MAX
+    )
 
 
 def _taken_back(row: Any) -> bool:
     """[client, first, low, high] of a RECLAIMED."""
-    return (type(row) is list and len(row) == 4 and _process(row[0])
-            and all(map(_count, row[1:])) and row[2] < row[3] <= _BATCH_TASKS_MAX)
+    return (
+        type(row) is list
+        and len(row) == 4
+        and _process(row[0])
+        and all(map(_count, row[1:]))
+        and row[2] < row[3] <= _BATCH_TASKS_MAX
+    )
 
 
 def _asked(row: Any) -> bool:
     """[first, low, high] of a RECONCILE."""
-    return (type(row) is list and len(row) == 3 and all(map(_count, row))
-            and row[1] < row[2] <= _BATCH_TASKS_MAX)
+    return (
+        type(row) is list
+        and len(row) == 3
+        and all(map(_count, row))
+        and row[1] < row[2] <= _BATCH_TASKS_MAX
+    )
 
 
 _environment = _dict_of(_text, _text)
@@ -128,21 +151,35 @@ _amounts = _dict_of(_text, _count)
 
 def _class_spec(spec: Any) -> bool:
     """A function and its options: zray/remote_function.py writes it, workers read it."""
-    return (type(spec) is list and len(spec) >= 9 and _bytes(spec[0]) and _text(spec[1])
-            and _amounts(spec[2]) and type(spec[3]) is int and type(spec[4]) is int
-            and _environment(spec[7]))
+    return (
+        type(spec) is list
+        and len(spec) >= 9
+        and _bytes(spec[0])
+        and _text(spec[1])
+        and _amounts(spec[2])
+        and type(spec[3]) is int
+        and type(spec[4]) is int
+        and _environment(spec[7])
+    )
 
 
 _ACTOR_DETAILS: dict[str, Check] = {
-    "name": _or_none(_text), "namespace": _or_none(_text), "class": _text, "restarts": _units,
-    "detached": _flag, "isolation": _text, "env": _environment, "placement": _amounts,
-    "resources": _amounts}
+    "name": _or_none(_text),
+    "namespace": _or_none(_text),
+    "class": _text,
+    "restarts": _units,
+    "detached": _flag,
+    "isolation": _text,
+    "env": _environment,
+    "placement": _amounts,
+    "resources": _amounts,
+}
 
 
 def _actor_details(details: Any) -> bool:
-    return (_dict_of(_text, _any)(details)
-            and all(name in details and check(details[name])
-                    for name, check in _ACTOR_DETAILS.items()))
+    return _dict_of(_text, _any)(details) and all(
+        name in details and check(details[name]) for name, check in _ACTOR_DETAILS.items()
+    )
 
 
 _objects = _list_of(_object)

@@ -33,8 +33,9 @@ class WorkerProcess:
 
     __slots__ = ("buffers", "env", "killed", "label", "pid", "pipes", "process", "status")
 
-    def __init__(self, process: bytes, env: tuple[tuple[str, str], ...],
-                 pipes: tuple[int, int]) -> None:
+    def __init__(
+        self, process: bytes, env: tuple[tuple[str, str], ...], pipes: tuple[int, int]
+    ) -> None:
         self.process = process
         self.env = env
         self.pid = 0
@@ -55,8 +56,19 @@ class Zygote:
     def __init__(self, directory: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "zray.actors", "zygote", "--fd", str(theirs.fileno()),
-             "--dir", directory], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+            [
+                sys.executable,
+                "-m",
+                "zray.actors",
+                "zygote",
+                "--fd",
+                str(theirs.fileno()),
+                "--dir",
+                directory,
+            ],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+        )
         theirs.close()
         ours.setblocking(False)
         self.channel = Channel(ours)
@@ -72,10 +84,14 @@ class Workers:
         unwatch: called with a descriptor that is about to be closed.
     """
 
-    def __init__(self, zygote: Zygote, *,
-                 on_lines: Callable[[WorkerProcess, bool, list[str]], None],
-                 watch: Callable[[int, Callable[[], None]], None],
-                 unwatch: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        zygote: Zygote,
+        *,
+        on_lines: Callable[[WorkerProcess, bool, list[str]], None],
+        watch: Callable[[int, Callable[[], None]], None],
+        unwatch: Callable[[int], None],
+    ) -> None:
         self.by_process: dict[bytes, WorkerProcess] = {}
         self.by_pid: dict[int, WorkerProcess] = {}
         self.ready = False
@@ -188,8 +204,11 @@ class Workers:
             rest = b""
         worker.buffers[descriptor] = rest
         if lines:
-            self._on_lines(worker, descriptor == worker.pipes[1],
-                           [line.decode(errors="replace") for line in lines])
+            self._on_lines(
+                worker,
+                descriptor == worker.pipes[1],
+                [line.decode(errors="replace") for line in lines],
+            )
 
     def _close_pipe(self, worker: WorkerProcess, descriptor: int) -> None:
         rest = worker.buffers.pop(descriptor, None)

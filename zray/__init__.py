@@ -28,19 +28,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(("cancel", "get", "get_actor", "init", "is_initialized", "kill", "put",
-                     "shutdown", "wait"), "zray.api"),
+    **dict.fromkeys(
+        ("cancel", "get", "get_actor", "init", "is_initialized", "kill", "put", "shutdown", "wait"),
+        "zray.api",
+    ),
     **dict.fromkeys(("method", "remote"), "zray.remote_decorators"),
     **dict.fromkeys(("ObjectRef", "ObjectRefGenerator"), "zray.refs"),
-    **dict.fromkeys(("available_resources", "cluster_resources", "get_gpu_ids", "nodes"),
-                    "zray.state"),
-    "Actor": "zray.actor", "get_runtime_context": "zray.context", "timeline": "zray.trace",
+    **dict.fromkeys(
+        ("available_resources", "cluster_resources", "get_gpu_ids", "nodes"), "zray.state"
+    ),
+    "Actor": "zray.actor",
+    "get_runtime_context": "zray.context",
+    "timeline": "zray.trace",
 }
 _NOT_HERE = {
-    "autoscaler": "this release runs on one node", "data": "zray is the core only",
-    "rllib": "zray is the core only", "serve": "zray is the core only",
-    "train": "zray is the core only", "tune": "zray is the core only",
-    "workflow": "zray is the core only", "dag": "zray has no compiled graphs",
+    "autoscaler": "this release runs on one node",
+    "data": "zray is the core only",
+    "rllib": "zray is the core only",
+    "serve": "zray is the core only",
+    "train": "zray is the core only",
+    "tune": "zray is the core only",
+    "workflow": "zray is the core only",
+    "dag": "zray has no compiled graphs",
     "LOCAL_MODE": "call f.__wrapped__(...) to run a function here",
 }
 

@@ -56,12 +56,15 @@ class _ClassFacts:
             self.methods[name] = (
                 returns_of(parsed.num_returns if parsed else None, member),
                 parsed.max_task_retries if parsed else None,
-                (parsed.concurrency_group if parsed else None) or "")
+                (parsed.concurrency_group if parsed else None) or "",
+            )
 
     def method_specs(self, options: ActorOptions) -> dict[str, list[Any]]:
         """Return [returns, retries, group] by method, as handles carry them."""
-        return {name: [returns, options.max_task_retries if retries is None else retries, group]
-                for name, (returns, retries, group) in self.methods.items()}
+        return {
+            name: [returns, options.max_task_retries if retries is None else retries, group]
+            for name, (returns, retries, group) in self.methods.items()
+        }
 
 
 class ActorClass:
@@ -82,14 +85,18 @@ class ActorClass:
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refuse: an instance that lives here and one that lives elsewhere must not look alike."""
-        raise TypeError(f"actor class {self.__name__} can't be instantiated directly: use"
-                        f" {self.__name__}.remote(...), or {self.__name__}.__wrapped__(...)"
-                        " for an instance in this process")
+        raise TypeError(
+            f"actor class {self.__name__} can't be instantiated directly: use"
+            f" {self.__name__}.remote(...), or {self.__name__}.__wrapped__(...)"
+            " for an instance in this process"
+        )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
         """Refuse: what would be inherited is this wrapper."""
-        raise TypeError(f"a class can't derive from actor class {self.__name__}: derive from the"
-                        " plain class and make both remote, or derive it from zray.Actor")
+        raise TypeError(
+            f"a class can't derive from actor class {self.__name__}: derive from the"
+            " plain class and make both remote, or derive it from zray.Actor"
+        )
 
     def options(self, **options: Any) -> ActorClass:
         """Return the same class with other options (see docs/reference/options.md)."""
@@ -146,15 +153,20 @@ class ActorClass:
             facts.exported = (runtime, *runtime.export(self._cls))
         asynchronous = facts.asynchronous
         self._details = {
-            "class": self.__name__, "resources": options.resource_request(),
-            "placement": options.placement_request(), "restarts": options.restarts,
+            "class": self.__name__,
+            "resources": options.resource_request(),
+            "placement": options.placement_request(),
+            "restarts": options.restarts,
             "concurrency": options.max_concurrency or (1000 if asynchronous else 1),
-            "groups": dict(options.concurrency_groups or {}), "async": asynchronous,
-            "isolation": options.isolation, "name": options.name,
+            "groups": dict(options.concurrency_groups or {}),
+            "async": asynchronous,
+            "isolation": options.isolation,
+            "name": options.name,
             "namespace": options.namespace or runtime.namespace,
             "detached": options.lifetime == "detached",
             "env": {**runtime.env_vars, **options.env_vars},
-            "methods": facts.method_specs(options), "pending": options.max_pending_calls,
+            "methods": facts.method_specs(options),
+            "pending": options.max_pending_calls,
         }
         self._runtime = runtime
         return runtime
@@ -195,7 +207,8 @@ def actor_class(cls: type[Actor], options: ActorOptions | None = None) -> ActorC
 
 
 _SYSTEM_METHODS: dict[str, list[Any]] = {
-    name: [1, 0, ""] for name in ("__ray_ready__", "__ray_call__", "__ray_terminate__")}
+    name: [1, 0, ""] for name in ("__ray_ready__", "__ray_call__", "__ray_terminate__")
+}
 """Methods that every actor has: answer when __init__ is done, call a function with the instance,
 end in good order."""
 
@@ -203,12 +216,28 @@ end in good order."""
 class ActorMethod:
     """One method of an actor handle: ``handle.add.remote(1)``."""
 
-    __slots__ = ("_call_name", "_group", "_name", "_ref", "_retries", "_returns", "_route",
-                 "_runtime")
+    __slots__ = (
+        "_call_name",
+        "_group",
+        "_name",
+        "_ref",
+        "_retries",
+        "_returns",
+        "_route",
+        "_runtime",
+    )
 
-    def __init__(self, runtime: Runtime, ref: ObjectRef[Any], route: ActorRoute, name: str,
-                 returns: int, retries: int, group: str,
-                 overrides: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        ref: ObjectRef[Any],
+        route: ActorRoute,
+        name: str,
+        returns: int,
+        retries: int,
+        group: str,
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
         # The actor's ref, not its handle: a handle keeps its methods, and a cycle would keep
         # the actor alive until the collector runs.
         self._runtime = runtime
@@ -226,8 +255,9 @@ class ActorMethod:
         """Call the method; returns its ObjectRef (a list, a generator or None by num_returns)."""
         runtime = self._runtime
         returns = self._returns
-        number = runtime.call_actor(self._route, self._call_name, returns, args, kwargs,
-                                    self._retries, self._ref)
+        number = runtime.call_actor(
+            self._route, self._call_name, returns, args, kwargs, self._retries, self._ref
+        )
         if runtime.child_made is not None:
             runtime.child_made(number)
         if returns == 1:
@@ -237,8 +267,9 @@ class ActorMethod:
     def options(self, **options: Any) -> ActorMethod:
         """Return the method with other options for the calls made through it."""
         parsed = MethodOptions.parse(options)
-        returns = self._returns if parsed.num_returns is None else returns_of(
-            parsed.num_returns, None)
+        returns = (
+            self._returns if parsed.num_returns is None else returns_of(parsed.num_returns, None)
+        )
         retries = self._retries if parsed.max_task_retries is None else parsed.max_task_retries
         overrides: dict[str, Any] = {}
         if parsed.name is not None:
@@ -249,20 +280,35 @@ class ActorMethod:
             overrides["retry"] = packed_retry_types(parsed.retry_exceptions or ())
         if parsed.max_task_retries is not None:
             overrides["retries"] = retries
-        return ActorMethod(self._runtime, self._ref, self._route, self._name, returns, retries,
-                           parsed.concurrency_group or self._group, overrides)
+        return ActorMethod(
+            self._runtime,
+            self._ref,
+            self._route,
+            self._name,
+            returns,
+            retries,
+            parsed.concurrency_group or self._group,
+            overrides,
+        )
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refuse, as remote functions do."""
-        raise TypeError(f"actor method {self._name} can't be called directly: use"
-                        f" .{self._name}.remote(...)")
+        raise TypeError(
+            f"actor method {self._name} can't be called directly: use .{self._name}.remote(...)"
+        )
 
 
 class ActorHandle:
     """Refers to an actor. Pass it on; the actor ends when its last handle is gone."""
 
-    def __init__(self, runtime: Runtime, ref: ObjectRef[Any], class_name: str,
-                 specs: Mapping[str, list[Any]], route: ActorRoute) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        ref: ObjectRef[Any],
+        class_name: str,
+        specs: Mapping[str, list[Any]],
+        route: ActorRoute,
+    ) -> None:
         self._runtime = runtime
         # An actor is counted like an object: its handles are references to its id.
         self._ref = ref
@@ -277,8 +323,9 @@ class ActorHandle:
     def __getattr__(self, name: str) -> ActorMethod:
         spec = self.__dict__.get("_specs", {}).get(name) or _SYSTEM_METHODS.get(name)
         if spec is None:
-            raise AttributeError(f"actor class {self.__dict__.get('_class_name')} has no method"
-                                 f" {name!r}")
+            raise AttributeError(
+                f"actor class {self.__dict__.get('_class_name')} has no method {name!r}"
+            )
         # Found in __dict__ from the next time on: 1 us less a call.
         made = ActorMethod(self._runtime, self._ref, self._route, name, *spec)
         self.__dict__[name] = made
@@ -286,8 +333,12 @@ class ActorHandle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._ref.escape()
-        return restore_handle, (self._route.actor, self._class_name, dict(self._specs),
-                                self._route.pending_calls_max)
+        return restore_handle, (
+            self._route.actor,
+            self._class_name,
+            dict(self._specs),
+            self._route.pending_calls_max,
+        )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._specs]
@@ -302,8 +353,9 @@ class ActorHandle:
         return f"Actor({self._class_name}, {self._actor_id.hex()})"
 
 
-def restore_handle(actor: bytes, class_name: str, specs: dict[str, list[Any]],
-                   pending_calls_max: int) -> ActorHandle:
+def restore_handle(
+    actor: bytes, class_name: str, specs: dict[str, list[Any]], pending_calls_max: int
+) -> ActorHandle:
     """Make the handle of an actor that arrived pickled."""
     runtime = api.runtime()
     route = runtime.watch_actor(actor, pending_calls_max)
@@ -313,13 +365,22 @@ def restore_handle(actor: bytes, class_name: str, specs: dict[str, list[Any]],
 def named_handle(name: str, namespace: str | None) -> ActorHandle | None:
     """Return a handle of the living actor of that name, None where there is none."""
     runtime = api.runtime()
-    found = runtime.request(messages.NAMED_ACTOR, name,
-                            runtime.namespace if namespace is None else namespace)
+    found = runtime.request(
+        messages.NAMED_ACTOR, name, runtime.namespace if namespace is None else namespace
+    )
     if found is None:
         return None
     actor, details = found
     return restore_handle(actor, details["class"], details["methods"], details["pending"])
 
 
-__all__ = ["Actor", "ActorClass", "ActorHandle", "ActorMethod", "actor_class", "exit_actor",
-           "named_handle", "restore_handle"]
+__all__ = [
+    "Actor",
+    "ActorClass",
+    "ActorHandle",
+    "ActorMethod",
+    "actor_class",
+    "exit_actor",
+    "named_handle",
+    "restore_handle",
+]

@@ -60,6 +60,7 @@ def set_runtime(current: Runtime | None) -> None:
     _runtime = current
     if current is not None:
         from zray import refs
+
         refs.set_current(runtime)
         _ref_types[:] = (refs.ObjectRef, refs.RefSequence)
 
@@ -83,22 +84,39 @@ def is_initialized() -> bool:
     return current is not None and not current.closed
 
 
-def connect(directory: str, *, namespace: str | None = None, log_to_driver: bool = True,
-            env_vars: dict[str, str] | None = None,
-            details: dict[str, Any] | None = None) -> Runtime:
+def connect(
+    directory: str,
+    *,
+    namespace: str | None = None,
+    log_to_driver: bool = True,
+    env_vars: dict[str, str] | None = None,
+    details: dict[str, Any] | None = None,
+) -> Runtime:
     """Connect this process as a driver to the node in ``directory``."""
     from zray.runtime import Runtime as Runtime_
+
     process = os.urandom(8)
     entry = " ".join(sys.argv)[:500]
     namespace = namespace or f"job-{process.hex()}"
-    made = Runtime_(directory, process, "driver", {
-        "entrypoint": entry, "namespace": namespace, "log": log_to_driver,
-        # As the interpreter reads it: "" and relative entries are below the current directory.
-        "path": [os.path.abspath(entry) for entry in sys.path], "cwd": os.getcwd(),
-        "env_vars": env_vars or {}, **(details or {})})
+    made = Runtime_(
+        directory,
+        process,
+        "driver",
+        {
+            "entrypoint": entry,
+            "namespace": namespace,
+            "log": log_to_driver,
+            # As the interpreter reads it: "" and relative entries are below the current directory.
+            "path": [os.path.abspath(entry) for entry in sys.path],
+            "cwd": os.getcwd(),
+            "env_vars": env_vars or {},
+            **(details or {}),
+        },
+    )
     made.namespace = namespace
     made.env_vars = env_vars or {}
     from zray import logs
+
     made.lifeline_rules.update(logs.driver_rules())
     made.start()
     return made
@@ -130,14 +148,23 @@ class Context:
         return f"<zray at {self.address}, node {self.node_id}>"
 
 
-def init(address: str | None = None, *, num_cpus: float | None = None,
-         num_gpus: float | None = None, memory: int | None = None,
-         resources: dict[str, float] | None = None, object_store_memory: int | None = None,
-         namespace: str | None = None, ignore_reinit_error: bool = False,
-         log_to_driver: bool | None = None, spill_directory: str | None = None,
-         runtime_env: dict[str, Any] | None = None, logging_level: int | str | None = None,
-         _temp_dir: str | None = None,
-         **unsupported: Any) -> Context:
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    memory: int | None = None,
+    resources: dict[str, float] | None = None,
+    object_store_memory: int | None = None,
+    namespace: str | None = None,
+    ignore_reinit_error: bool = False,
+    log_to_driver: bool | None = None,
+    spill_directory: str | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    logging_level: int | str | None = None,
+    _temp_dir: str | None = None,
+    **unsupported: Any,
+) -> Context:
     """Connect to a node, or start one inside this program's life.
 
     What is not given here is taken from ZRAY_* variables, then from zray.toml or [tool.zray] in
@@ -166,50 +193,80 @@ def init(address: str | None = None, *, num_cpus: float | None = None,
         OptionError: an option that zray does not honour.
         NodeStartError: the node did not come up, or there is none at the address.
     """
-    global _forked
+    of_node = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "memory": memory,
+        "resources": resources,
+        "object_store_memory": object_store_memory,
+        "spill_directory": spill_directory,
+    }
+    of_driver = {"address": address, "namespace": namespace, "log_to_driver": log_to_driver}
     with _lock:
-        if is_initialized():
-            if ignore_reinit_error or in_worker:
-                return _context()
-            raise errors.OptionError("zray.init() was called before: call zray.shutdown() first,"
-                                     " or pass ignore_reinit_error=True", option="address")
-        from zray import configuration, node_address
-        configuration.refuse_unsupported(unsupported)
-        env_vars = configuration.session_env(runtime_env)
-        of_node = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory,
-                   "resources": resources, "object_store_memory": object_store_memory,
-                   "spill_directory": spill_directory}
-        settings = configuration.resolve({"address": address, "namespace": namespace,
-                                          "log_to_driver": log_to_driver, **of_node})
-        if logging_level is not None:
-            import logging
-            logging.getLogger("zray").setLevel(logging_level)
-        _forked = None
-        where = node_address.resolve_address(settings.values.get("address"))
-        if where is None:
-            where = _start_node(settings.node(), _temp_dir)
-        else:
-            configuration.refuse_node_settings({**of_node, "_temp_dir": _temp_dir}, where)
-        try:
-            set_runtime(connect(where, namespace=settings.values.get("namespace"),
-                                log_to_driver=settings.values.get("log_to_driver", True),
-                                env_vars=env_vars))
-        except BaseException:
-            _end_node()
-            raise
-        atexit.register(shutdown)
-        return _context()
+        if not is_initialized():
+            return _init(of_node, of_driver, runtime_env, logging_level, _temp_dir, unsupported)
+        if ignore_reinit_error or in_worker:
+            return _context()
+        raise errors.OptionError(
+            "zray.init() was called before: call zray.shutdown() first,"
+            " or pass ignore_reinit_error=True",
+            option="address",
+        )
+
+
+def _init(
+    of_node: dict[str, Any],
+    of_driver: dict[str, Any],
+    runtime_env: dict[str, Any] | None,
+    logging_level: int | str | None,
+    base: str | None,
+    unsupported: dict[str, Any],
+) -> Context:
+    global _forked
+    from zray import configuration, node_address
+
+    configuration.refuse_unsupported(unsupported)
+    env_vars = configuration.session_env(runtime_env)
+    settings = configuration.resolve({**of_driver, **of_node})
+    if logging_level is not None:
+        import logging
+
+        logging.getLogger("zray").setLevel(logging_level)
+    _forked = None
+    where = node_address.resolve_address(settings.values.get("address"))
+    if where is None:
+        where = _start_node(settings.node(), base)
+    else:
+        configuration.refuse_node_settings({**of_node, "_temp_dir": base}, where)
+    try:
+        set_runtime(
+            connect(
+                where,
+                namespace=settings.values.get("namespace"),
+                log_to_driver=settings.values.get("log_to_driver", True),
+                env_vars=env_vars,
+            )
+        )
+    except BaseException:
+        _end_node()
+        raise
+    atexit.register(shutdown)
+    return _context()
 
 
 def _start_node(settings: dict[str, Any], base: str | None) -> str:
     """Start an embedded node; returns its directory."""
     global _node, _directory
     from zray import launch
+
     where = _directory = launch.new_directory(base)
     try:
         # What connect() will import takes a third as long as the node takes to start.
-        _node = launch.launch_node(where, {**settings, "embedded": True, "parent": os.getpid()},
-                                   meanwhile=lambda: importlib.import_module("zray.runtime"))
+        _node = launch.launch_node(
+            where,
+            {**settings, "embedded": True, "parent": os.getpid()},
+            meanwhile=lambda: importlib.import_module("zray.runtime"),
+        )
     except BaseException:
         shutil.rmtree(where, ignore_errors=True)
         _directory = None
@@ -231,6 +288,7 @@ def shutdown() -> None:
         if current is not None:
             current.close()
             from zray import refs
+
             refs.close_settlers()
         _end_node()
         atexit.unregister(shutdown)
@@ -280,6 +338,7 @@ def get(refs: Any, *, timeout: float | None = None, writable: bool = False) -> A
                 _refuse_member(ref, "get")
         return refs[0].client.get_many(refs, timeout, writable=writable)
     from zray.refs import ObjectRefGenerator
+
     advice = ": iterate it, each item is a ref" if isinstance(refs, ObjectRefGenerator) else ""
     raise TypeError(f"zray.get() takes an ObjectRef or a list of them, not {refs!r}{advice}")
 
@@ -299,6 +358,7 @@ def _check_bool(name: str, value: Any) -> None:
 def _refuse_member(ref: Any, function: str) -> None:
     """Raise for what is no usable ref: of another type, or of a session that has ended."""
     from zray.refs import ObjectRef, ObjectRefGenerator
+
     if isinstance(ref, ObjectRefGenerator) and function == "wait":
         ref._client.check_usable()
     elif isinstance(ref, ObjectRef):
@@ -310,14 +370,20 @@ def _refuse_member(ref: Any, function: str) -> None:
 def put(value: Any) -> Any:
     """Store a value and return its ObjectRef. The value is immutable from now on."""
     from zray.refs import ObjectRef
+
     current = runtime()
     if isinstance(value, ObjectRef):
         raise TypeError("zray.put() of an ObjectRef would be a ref to a ref: pass the ref itself")
     return ObjectRef(current, current.objects.put(value))
 
 
-def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = None,
-         fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
+def wait(
+    refs: Sequence[Any],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[Any], list[Any]]:
     """Wait until num_returns of the refs are ready: (ready, not ready), order kept.
 
     Args:
@@ -327,6 +393,7 @@ def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = N
         fetch_local: with one node every value is local; accepted for Ray's programs.
     """
     from zray.refs import ObjectRef, ObjectRefGenerator
+
     if isinstance(refs, (ObjectRef, ObjectRefGenerator)):
         raise TypeError("zray.wait() takes a list of refs, not a single one")
     if timeout is not None:
@@ -336,8 +403,10 @@ def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = N
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns={num_returns!r}: it is an int")
     if not 1 <= num_returns <= max(1, len(given)):
-        raise ValueError(f"num_returns={num_returns} of {len(given)} refs: it is at least 1 and"
-                         " at most their number")
+        raise ValueError(
+            f"num_returns={num_returns} of {len(given)} refs: it is at least 1 and"
+            " at most their number"
+        )
     if not given:
         return [], []
     client = _runtime
@@ -351,8 +420,12 @@ def wait(refs: Sequence[Any], *, num_returns: int = 1, timeout: float | None = N
     return runtime().wait(given, num_returns, timeout)
 
 
-def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any] | RefSequence[Any], *,
-           force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any] | RefSequence[Any],
+    *,
+    force: bool = False,
+    recursive: bool = True,
+) -> None:
     """Ask for the end of a task or actor call; getting its ref raises TaskCancelledError.
 
     A task that has not begun never does; one that runs gets KeyboardInterrupt (a call of an
@@ -368,6 +441,7 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any] | RefSequence[Any], *,
         ValueError: force=True of an actor call: zray.kill() ends the actor.
     """
     from zray.refs import ObjectRef, ObjectRefGenerator, RefSequence
+
     _check_bool("force", force)
     _check_bool("recursive", recursive)
     if isinstance(ref, RefSequence):
@@ -376,8 +450,9 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any] | RefSequence[Any], *,
         return
     single = ref.completed() if isinstance(ref, ObjectRefGenerator) else ref
     if not isinstance(single, ObjectRef):
-        raise TypeError(f"zray.cancel() takes an ObjectRef, not {ref!r}: use zray.kill() for"
-                        " actors")
+        raise TypeError(
+            f"zray.cancel() takes an ObjectRef, not {ref!r}: use zray.kill() for actors"
+        )
     single.client.check_usable()
     single.client.cancel(single, force=force, recursive=recursive)
 
@@ -386,9 +461,11 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """End an actor at once; calls that have not finished fail with ActorDiedError."""
     from zray.actor import ActorHandle as Handle
     from zray.protocol import messages
+
     if not isinstance(actor, Handle):
-        raise TypeError(f"zray.kill() takes an actor handle, not {actor!r}: use zray.cancel()"
-                        " for tasks")
+        raise TypeError(
+            f"zray.kill() takes an actor handle, not {actor!r}: use zray.cancel() for tasks"
+        )
     _check_bool("no_restart", no_restart)
     actor._runtime.check_usable()
     current = actor._runtime
@@ -404,6 +481,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     Raises ActorNotFoundError (also a ValueError) where there is none.
     """
     from zray.actor import named_handle
+
     given: Any = name
     if not isinstance(given, str) or not given:
         raise ValueError(f"name={name!r}: get_actor() takes a name that is not empty")
@@ -413,5 +491,8 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
         raise errors.ActorNotFoundError(
             f"no living actor is named {name!r} in namespace {where!r}: it was not made, has"
             " ended, or lives in another namespace (zray.util.list_named_actors("
-            "all_namespaces=True) shows all)", name=name, namespace=where)
+            "all_namespaces=True) shows all)",
+            name=name,
+            namespace=where,
+        )
     return found

@@ -18,56 +18,87 @@ import typer
 from zray import cli_node, errors
 
 EXIT_CODES = {
-    0: "done", 1: "it failed, and stderr says why", 2: "wrong usage or a wrong setting",
-    3: "no node runs there", 130: "interrupted",
+    0: "done",
+    1: "it failed, and stderr says why",
+    2: "wrong usage or a wrong setting",
+    3: "no node runs there",
+    130: "interrupted",
 }
-_EPILOG = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in EXIT_CODES.items()) + (
-    ".\n\nNO_COLOR=1 turns colours off. `zray-node --install-completion` completes names in"
-    " your shell.")
+_EPILOG = (
+    "Exit codes: "
+    + "; ".join(f"{code} {text}" for code, text in EXIT_CODES.items())
+    + (
+        ".\n\nNO_COLOR=1 turns colours off. `zray-node --install-completion` completes names in"
+        " your shell."
+    )
+)
 
-app = typer.Typer(name="zray-node", no_args_is_help=True, rich_markup_mode="markdown",
-                  epilog=_EPILOG, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    name="zray-node",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    epilog=_EPILOG,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Dir = Annotated[str | None, typer.Option(
-    "--dir", metavar="DIR", help="The node's directory. Default: the last node started.")]
+Dir = Annotated[
+    str | None,
+    typer.Option(
+        "--dir", metavar="DIR", help="The node's directory. Default: the last node started."
+    ),
+]
 
 
 def _version(wanted: bool) -> None:
     if wanted:
         from zray import __version__
+
         typer.echo(f"zray-node {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option(
-        "--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Start, look at, use and stop a zray node on this machine."""
 
 
-@app.command(epilog="""Examples:
+@app.command(
+    epilog="""Examples:
 
     zray-node start
     zray-node start --num-cpus 4 --resources '{"license": 2}' --object-store-memory 2GiB
     zray-node start --dir ./node --block
-""")
+"""
+)
 def start(
     num_cpus: Annotated[float | None, typer.Option(help="CPUs to offer. Default: all.")] = None,
     num_gpus: Annotated[float | None, typer.Option(help="GPUs to offer. Default: all.")] = None,
-    memory: Annotated[str | None, typer.Option(
-        metavar="BYTES", help="Memory to offer, such as 8GiB.")] = None,
-    resources: Annotated[str | None, typer.Option(
-        metavar="JSON", help="""Custom resources, such as '{"license": 2}'.""")] = None,
-    object_store_memory: Annotated[str | None, typer.Option(
-        metavar="BYTES", help="Shared memory for objects, such as 2GiB.")] = None,
-    spill_directory: Annotated[str | None, typer.Option(
-        metavar="DIR", help="Where objects go when the store is full.")] = None,
-    directory: Annotated[str | None, typer.Option(
-        "--dir", metavar="DIR", help="Where it lives and keeps its tables.")] = None,
-    block: Annotated[bool, typer.Option(
-        "--block", help="Stay until the node ends; Ctrl-C stops it.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Memory to offer, such as 8GiB.")
+    ] = None,
+    resources: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="""Custom resources, such as '{"license": 2}'."""),
+    ] = None,
+    object_store_memory: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Shared memory for objects, such as 2GiB.")
+    ] = None,
+    spill_directory: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where objects go when the store is full.")
+    ] = None,
+    directory: Annotated[
+        str | None,
+        typer.Option("--dir", metavar="DIR", help="Where it lives and keeps its tables."),
+    ] = None,
+    block: Annotated[
+        bool, typer.Option("--block", help="Stay until the node ends; Ctrl-C stops it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start a node that stays, and print how to connect to it.
@@ -75,31 +106,43 @@ def start(
     Settings not given here come from ZRAY_* variables, then from zray.toml or [tool.zray] in
     pyproject.toml. A node started again in its directory keeps KV entries, functions and jobs.
     """
-    given = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources,
-             "object_store_memory": object_store_memory, "spill_directory": spill_directory}
+    given = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "memory": memory,
+        "resources": resources,
+        "object_store_memory": object_store_memory,
+        "spill_directory": spill_directory,
+    }
     raise typer.Exit(cli_node.start(given, directory, block=block, as_json=as_json))
 
 
-@app.command(epilog="""Examples:
+@app.command(
+    epilog="""Examples:
 
     zray-node status
     zray-node status --json | jq .problems
-""")
+"""
+)
 def status(directory: Dir = None, as_json: Json = False) -> None:
     """Show the node: resources, load, workers, actors, objects, jobs, and what is wrong."""
     from zray import cli_status
+
     raise typer.Exit(cli_status.status(cli_node.running(directory), as_json=as_json))
 
 
-@app.command(epilog="""Examples:
+@app.command(
+    epilog="""Examples:
 
     zray-node stop
     zray-node stop --dir ./node --force
-""")
+"""
+)
 def stop(
     directory: Dir = None,
-    force: Annotated[bool, typer.Option(
-        "--force", help="Kill it: for a node that does not answer.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Kill it: for a node that does not answer.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """End the node and all its processes, and wait until they are gone.
@@ -109,19 +152,22 @@ def stop(
     raise typer.Exit(cli_node.stop(directory, force=force, as_json=as_json))
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-             epilog="""Examples:
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="""Examples:
 
     zray-node run train.py --epochs 3
     zray-node run --embedded train.py
     zray-node run -m package.module --verbose
-""")
+""",
+)
 def run(
     program: Annotated[str, typer.Argument(help="A script, or a module with -m.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
     module: Annotated[bool, typer.Option("-m", help="PROGRAM is a module.")] = False,
-    embedded: Annotated[bool, typer.Option(
-        "--embedded", help="With a node of its own, whatever runs.")] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="With a node of its own, whatever runs.")
+    ] = False,
     directory: Dir = None,
 ) -> None:
     """Run a program against the node that was started last, or with one of its own if none runs.
@@ -131,53 +177,65 @@ def run(
     cli_node.run(program, arguments or [], module=module, embedded=embedded, directory=directory)
 
 
-@app.command(epilog="""Examples:
+@app.command(
+    epilog="""Examples:
 
     zray-node logs
     zray-node logs --node --lines 200
     zray-node logs --follow
-""")
+"""
+)
 def logs(
     directory: Dir = None,
     lines: Annotated[int, typer.Option(min=0, help="How many of the last lines.")] = 50,
-    follow: Annotated[bool, typer.Option(
-        "--follow", "-f", help="Go on as lines are added; Ctrl-C ends it.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as lines are added; Ctrl-C ends it.")
+    ] = False,
     node: Annotated[bool, typer.Option("--node", help="The node's own log instead.")] = False,
 ) -> None:
     """Show what tasks and actors have printed, or what the node has to say."""
     from zray import cli_logs
+
     name = "node.log" if node else "workers.log"
     raise typer.Exit(cli_logs.show(cli_node.chosen(directory), name, lines, follow=follow))
 
 
-@app.command(epilog="""Examples:
+@app.command(
+    epilog="""Examples:
 
     zray-node doctor
     zray-node doctor --clean
-""")
+"""
+)
 def doctor(
-    clean: Annotated[bool, typer.Option(
-        "--clean", help="Remove what dead nodes have left.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what dead nodes have left.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine, and say what to do where something is wrong."""
     from zray import cli_doctor
+
     raise typer.Exit(cli_doctor.doctor(clean=clean, as_json=as_json))
 
 
-@app.command(epilog="""Examples:
+@app.command(
+    epilog="""Examples:
 
     zray-node bench --quick
     zray-node bench --json > today.json
-""")
+"""
+)
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="A few seconds instead of a minute.")]
-    = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few seconds instead of a minute.")
+    ] = False,
     num_cpus: Annotated[float | None, typer.Option(help="CPUs of the node made for it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure calls, tasks and objects on a node made for it."""
     from zray import cli_bench
+
     raise typer.Exit(cli_bench.bench(num_cpus, quick=quick, as_json=as_json))
 
 
@@ -194,6 +252,7 @@ def _guarded(command: Callable[[], Any], *, as_json: bool) -> int:
     except errors.ZrayError as error:
         if as_json:
             import json
+
             typer.echo(json.dumps({"error": str(error), "type": type(error).__name__}))
         else:
             typer.echo(f"zray-node: {error}", err=True)

@@ -31,6 +31,7 @@ class Measurement:
 def bench(num_cpus: float | None, *, quick: bool, as_json: bool) -> int:
     """Measure and print; returns the exit code."""
     import zray
+
     started = time.perf_counter()
     with zray.init("local", num_cpus=num_cpus) as context:
         rows = [Measurement("zray.init()", (time.perf_counter() - started) * 1e3, "ms", 1)]
@@ -38,8 +39,18 @@ def bench(num_cpus: float | None, *, quick: bool, as_json: bool) -> int:
         cpus = context.resources.get("CPU", 0.0)
     if as_json:
         from zray import __version__
-        print(json.dumps({"version": __version__, "cpus": cpus, "quick": quick,
-                          "rows": [asdict(row) for row in rows]}, indent=2))
+
+        print(
+            json.dumps(
+                {
+                    "version": __version__,
+                    "cpus": cpus,
+                    "quick": quick,
+                    "rows": [asdict(row) for row in rows],
+                },
+                indent=2,
+            )
+        )
     else:
         _show(rows, cpus)
     return 0
@@ -77,10 +88,14 @@ def _tasks(scale: int) -> Iterator[Measurement]:
         return None
 
     yield _median_us("task, one at a time", lambda: zray.get(nothing.remote()), 300 * scale)
-    yield _rate("tasks, .remote() then get",
-                lambda count: zray.get([nothing.remote() for _ in range(count)]), 10_000 * scale)
-    yield _rate("tasks, .map() then get",
-                lambda count: zray.get(nothing.map(range(count))), 100_000 * scale)
+    yield _rate(
+        "tasks, .remote() then get",
+        lambda count: zray.get([nothing.remote() for _ in range(count)]),
+        10_000 * scale,
+    )
+    yield _rate(
+        "tasks, .map() then get", lambda count: zray.get(nothing.map(range(count))), 100_000 * scale
+    )
 
 
 def _actors(scale: int) -> Iterator[Measurement]:
@@ -97,17 +112,21 @@ def _actors(scale: int) -> Iterator[Measurement]:
             return self.count
 
     counter = Counter.remote()
-    yield _median_us("actor call, one at a time", lambda: zray.get(counter.add.remote()),
-                     300 * scale)
-    yield _rate("actor calls, .remote() then get",
-                lambda count: zray.get([counter.add.remote() for _ in range(count)]),
-                10_000 * scale)
+    yield _median_us(
+        "actor call, one at a time", lambda: zray.get(counter.add.remote()), 300 * scale
+    )
+    yield _rate(
+        "actor calls, .remote() then get",
+        lambda count: zray.get([counter.add.remote() for _ in range(count)]),
+        10_000 * scale,
+    )
 
 
 def _objects(scale: int) -> Iterator[Measurement]:
     import numpy
 
     import zray
+
     megabyte = numpy.ones(_MB, dtype=numpy.uint8)
     yield _median_us("put of 1 MB", lambda: zray.put(megabyte), 100 * scale)
     ref = zray.put(megabyte)
@@ -121,6 +140,7 @@ def _show(rows: list[Measurement], cpus: float) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
     table = Table(title=f"zray on {cpus:g} CPUs", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("what")
     table.add_column("median or rate", justify="right")

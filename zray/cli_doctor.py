@@ -28,8 +28,16 @@ from zray.protocol.limits import IPC_PATH_BYTES_MAX, NODE_START_TIMEOUT_S
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 
-_PACKAGES = {"pyzmq": (27,), "lmdb": (3,), "msgpack": (1,), "cloudpickle": (3,), "numpy": (1, 26),
-             "psutil": (6,), "typer": (0, 15), "rich": (13, 9)}
+_PACKAGES = {
+    "pyzmq": (27,),
+    "lmdb": (3,),
+    "msgpack": (1,),
+    "cloudpickle": (3,),
+    "numpy": (1, 26),
+    "psutil": (6,),
+    "typer": (0, 15),
+    "rich": (13, 9),
+}
 _DESCRIPTORS_MIN = 4096
 _PROCESSES_MIN = 1024
 _MEMORY_BYTES_MIN = 512 << 20
@@ -55,8 +63,16 @@ def doctor(*, clean: bool, as_json: bool) -> int:
     findings = [finding for check in _CHECKS for finding in check()]
     failed = any(finding.level == FAILURE for finding in findings)
     if as_json:
-        print(json.dumps({"ok": not failed, "removed": removed,
-                          "findings": [asdict(finding) for finding in findings]}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "ok": not failed,
+                    "removed": removed,
+                    "findings": [asdict(finding) for finding in findings],
+                },
+                indent=2,
+            )
+        )
     else:
         _show(findings, removed)
     return 1 if failed else 0
@@ -66,6 +82,7 @@ def _show(findings: list[Finding], removed: list[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
     console = Console(highlight=False)
     for path in removed:
         console.print(f"removed {path}", soft_wrap=True)
@@ -91,6 +108,7 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     from importlib import metadata
+
     for name, least in _PACKAGES.items():
         wanted = ".".join(map(str, least))
         try:
@@ -119,21 +137,33 @@ def _parts(version: str) -> tuple[int, ...]:
 
 def _shared_memory() -> Iterator[Finding]:
     if not hasattr(os, "memfd_create"):
-        yield Finding("shared memory", WARNING, "no memfd on this system",
-                      "objects go to files in the temporary folder instead")
+        yield Finding(
+            "shared memory",
+            WARNING,
+            "no memfd on this system",
+            "objects go to files in the temporary folder instead",
+        )
         return
     try:
         descriptor = os.memfd_create("zray-doctor", os.MFD_CLOEXEC)
     except OSError as error:
-        yield Finding("shared memory", FAILURE, f"memfd_create: {error.strerror}",
-                      "allow memfd_create(2): a seccomp filter or a hardened kernel refuses it")
+        yield Finding(
+            "shared memory",
+            FAILURE,
+            f"memfd_create: {error.strerror}",
+            "allow memfd_create(2): a seccomp filter or a hardened kernel refuses it",
+        )
         return
     try:
         os.ftruncate(descriptor, 1 << 20)
         os.pwrite(descriptor, b"zray", 0)
     except OSError as error:
-        yield Finding("shared memory", FAILURE, f"a memfd cannot be written: {error.strerror}",
-                      "look at the memory limits of this container")
+        yield Finding(
+            "shared memory",
+            FAILURE,
+            f"a memfd cannot be written: {error.strerror}",
+            "look at the memory limits of this container",
+        )
     else:
         yield Finding("shared memory", OK, "memfd works; /dev/shm and its size do not matter")
     finally:
@@ -144,9 +174,13 @@ def _descriptors() -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = f"{soft} of at most {hard}"
     if soft < _DESCRIPTORS_MIN:
-        yield Finding("open files", WARNING, found,
-                      f"ulimit -n {min(max(_DESCRIPTORS_MIN, 65536), hard)} before the node"
-                      " starts: each worker and driver needs about ten")
+        yield Finding(
+            "open files",
+            WARNING,
+            found,
+            f"ulimit -n {min(max(_DESCRIPTORS_MIN, 65536), hard)} before the node"
+            " starts: each worker and driver needs about ten",
+        )
     else:
         yield Finding("open files", OK, found)
 
@@ -166,8 +200,12 @@ def _processes() -> Iterator[Finding]:
         return
     name, least = min(finite.items(), key=lambda item: item[1])
     if least < _PROCESSES_MIN:
-        yield Finding("processes", WARNING, f"{least} ({name})",
-                      "raise it: every worker and actor is a process with a few threads")
+        yield Finding(
+            "processes",
+            WARNING,
+            f"{least} ({name})",
+            "raise it: every worker and actor is a process with a few threads",
+        )
     else:
         yield Finding("processes", OK, f"{least} ({name})")
 
@@ -176,9 +214,13 @@ def _memory() -> Iterator[Finding]:
     nbytes = detect.detect_memory_bytes()
     found = f"{size(nbytes)} for this cgroup, {detect.detect_cpus()} CPUs"
     if nbytes < _MEMORY_BYTES_MIN:
-        yield Finding("memory", WARNING, found,
-                      "a worker takes about 12 MiB beside what it imports: start few, and set"
-                      " object_store_memory")
+        yield Finding(
+            "memory",
+            WARNING,
+            found,
+            "a worker takes about 12 MiB beside what it imports: start few, and set"
+            " object_store_memory",
+        )
     else:
         yield Finding("memory", OK, found)
 
@@ -187,9 +229,13 @@ def _clock() -> Iterator[Finding]:
     with tempfile.NamedTemporaryFile(dir=node_directory.temporary_base()) as file:
         skew = abs(os.fstat(file.fileno()).st_mtime - time.time())
     if skew > _CLOCK_SKEW_S:
-        yield Finding("clock", WARNING, f"files are {skew:.1f} s away from the clock",
-                      "the temporary folder is on a network file system: set ZRAY_TMPDIR to a"
-                      " local one, or run NTP")
+        yield Finding(
+            "clock",
+            WARNING,
+            f"files are {skew:.1f} s away from the clock",
+            "the temporary folder is on a network file system: set ZRAY_TMPDIR to a"
+            " local one, or run NTP",
+        )
     elif time.time() < 1.7e9:
         yield Finding("clock", WARNING, time.strftime("%Y-%m-%d"), "set the clock: run NTP")
     else:
@@ -203,28 +249,44 @@ def _folder() -> Iterator[Finding]:
     base = node_directory.temporary_base()
     longest = len(os.fsencode(os.path.abspath(base))) + _PATH_OF_NODE_BYTES
     if longest > IPC_PATH_BYTES_MAX:
-        yield Finding("temporary folder", FAILURE, f"{base} is too long for sockets",
-                      f"set ZRAY_TMPDIR to a path of at most"
-                      f" {IPC_PATH_BYTES_MAX - _PATH_OF_NODE_BYTES} bytes")
+        yield Finding(
+            "temporary folder",
+            FAILURE,
+            f"{base} is too long for sockets",
+            f"set ZRAY_TMPDIR to a path of at most"
+            f" {IPC_PATH_BYTES_MAX - _PATH_OF_NODE_BYTES} bytes",
+        )
         return
     try:
         with tempfile.TemporaryDirectory(prefix="zray-doctor-", dir=base) as folder:
             if os.stat(folder).st_mode & 0o077:
-                yield Finding("temporary folder", FAILURE, f"{base} opens folders to others",
-                              "set ZRAY_TMPDIR to a folder on a local file system")
+                yield Finding(
+                    "temporary folder",
+                    FAILURE,
+                    f"{base} opens folders to others",
+                    "set ZRAY_TMPDIR to a folder on a local file system",
+                )
                 return
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
                 server.bind(os.path.join(folder, "socket"))
             os.close(node_directory.hold(folder))
     except OSError as error:
-        yield Finding("temporary folder", FAILURE, f"{base}: {error.strerror or error}",
-                      "set ZRAY_TMPDIR to a folder that you can write to, on a local file system")
+        yield Finding(
+            "temporary folder",
+            FAILURE,
+            f"{base}: {error.strerror or error}",
+            "set ZRAY_TMPDIR to a folder that you can write to, on a local file system",
+        )
         return
     free = shutil.disk_usage(base).free
     if free < _DISK_BYTES_MIN:
-        yield Finding("temporary folder", WARNING, f"{base}, {size(free)} free",
-                      "make room, or set ZRAY_TMPDIR or spill_directory: objects that do not fit"
-                      " into memory go there")
+        yield Finding(
+            "temporary folder",
+            WARNING,
+            f"{base}, {size(free)} free",
+            "make room, or set ZRAY_TMPDIR or spill_directory: objects that do not fit"
+            " into memory go there",
+        )
     else:
         yield Finding("temporary folder", OK, f"{base}, {size(free)} free")
 
@@ -235,8 +297,9 @@ def _settings() -> Iterator[Finding]:
     except errors.OptionError as error:
         yield Finding("settings", FAILURE, str(error), "correct it")
         return
-    shown = ", ".join(f"{name}={value!r} ({settings.origins[name]})"
-                      for name, value in settings.values.items())
+    shown = ", ".join(
+        f"{name}={value!r} ({settings.origins[name]})" for name, value in settings.values.items()
+    )
     yield Finding("settings", OK, shown or "defaults")
 
 
@@ -248,18 +311,35 @@ def _nodes() -> Iterator[Finding]:
         elif is_leftover(path):
             yield Finding("node", WARNING, f"dead, left {path}", "zray-node doctor --clean")
         elif node_directory.dead_files(path):
-            yield Finding("node", WARNING, f"killed, its tables are in {path}",
-                          "zray-node start goes on from them; zray-node doctor --clean removes"
-                          " its sockets only")
+            yield Finding(
+                "node",
+                WARNING,
+                f"killed, its tables are in {path}",
+                "zray-node start goes on from them; zray-node doctor --clean removes"
+                " its sockets only",
+            )
     last = node_address.remembered()
     if last is not None and node_directory.holder_pid(last) is None:
-        yield Finding("address auto", WARNING, f"the last node, in {last}, is gone",
-                      "zray-node start, or zray-node doctor --clean to forget it")
+        yield Finding(
+            "address auto",
+            WARNING,
+            f"the last node, in {last}, is gone",
+            "zray-node start, or zray-node doctor --clean to forget it",
+        )
 
 
 _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _python, _packages, _shared_memory, _descriptors, _processes, _memory, _clock, _folder,
-    _settings, _nodes)
+    _python,
+    _packages,
+    _shared_memory,
+    _descriptors,
+    _processes,
+    _memory,
+    _clock,
+    _folder,
+    _settings,
+    _nodes,
+)
 
 
 # -- leftovers ---------------------------------------------------------------------------------
@@ -269,8 +349,9 @@ def node_directories() -> list[str]:
     """Return the directories of this user's nodes, dead ones included, that can be found."""
     base = Path(node_directory.temporary_base())
     found = {str(path) for path in base.glob("zray-*") if _is_ours(path)}
-    found.update(path for path in (node_address.remembered(),)
-                 if path is not None and _is_ours(Path(path)))
+    found.update(
+        path for path in (node_address.remembered(),) if path is not None and _is_ours(Path(path))
+    )
     return sorted(found)
 
 
@@ -280,8 +361,12 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     # lstat: a link that somebody else has put there must not lead us anywhere.
-    return path.is_dir() and not path.is_symlink() and status.st_uid == os.getuid() and (
-        (path / "node.lock").exists() or (path / "node.log").exists())
+    return (
+        path.is_dir()
+        and not path.is_symlink()
+        and status.st_uid == os.getuid()
+        and ((path / "node.lock").exists() or (path / "node.log").exists())
+    )
 
 
 def is_leftover(path: str) -> bool:
@@ -294,8 +379,10 @@ def is_leftover(path: str) -> bool:
     # One that is just being started has no report yet; one that stays is never removed.
     if os.path.exists(os.path.join(path, "workers.log")):
         return False
-    return (os.path.basename(path) != os.path.basename(node_directory.default_directory())
-            and time.time() - os.stat(path).st_mtime > NODE_START_TIMEOUT_S)
+    return (
+        os.path.basename(path) != os.path.basename(node_directory.default_directory())
+        and time.time() - os.stat(path).st_mtime > NODE_START_TIMEOUT_S
+    )
 
 
 def _report(path: str) -> dict[str, Any] | None:

@@ -24,8 +24,10 @@ def show(directory: str, name: str, lines: int, *, follow: bool) -> int:
     try:
         file = open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
-        print(f"zray-node: {path} is not there: no node that stays has run in this directory",
-              file=sys.stderr)
+        print(
+            f"zray-node: {path} is not there: no node that stays has run in this directory",
+            file=sys.stderr,
+        )
         return 3
     with file:
         sys.stdout.buffer.write(last_lines(file, lines))
@@ -50,7 +52,7 @@ def last_lines(file: BinaryIO, lines: int) -> bytes:
         data = file.read(step) + data
     file.seek(size)
     kept = data.splitlines(keepends=True)
-    return b"".join(kept[len(kept) - min(lines, len(kept)):])
+    return b"".join(kept[len(kept) - min(lines, len(kept)) :])
 
 
 def _follow(file: BinaryIO, path: str, directory: str) -> None:

@@ -67,8 +67,10 @@ def start(given: Mapping[str, Any], directory: str | None, *, block: bool, as_js
     if pid is not None:
         raise errors.NodeStartError(
             f"a node runs in {where} already, with pid {pid}: use it, stop it with `zray-node stop"
-            f" --dir {where}`, or start another one with --dir")
+            f" --dir {where}`, or start another one with --dir"
+        )
     from zray import launch
+
     process = launch.launch_node(where, settings.node())
     node_address.remember(where, process.pid)
     if block:
@@ -85,19 +87,25 @@ def start(given: Mapping[str, Any], directory: str | None, *, block: bool, as_js
 
 def _announce(where: str, pid: int, *, as_json: bool) -> None:
     from zray.observer import Observer
+
     with Observer(where) as observer:
         found = observer.ask("status")
     total = found["resources"]["total"]
     if as_json:
-        print(json.dumps({"directory": where, "pid": pid, "node": found["node"],
-                          "resources": total}), flush=True)
+        print(
+            json.dumps({"directory": where, "pid": pid, "node": found["node"], "resources": total}),
+            flush=True,
+        )
         return
     offered = ", ".join(f"{amount:g} {name}" for name, amount in total.items() if name != "memory")
-    print(f"A node runs in {where} (pid {pid}): {offered}.\n\n"
-          f"  in Python      zray.init(address=\"auto\")     or address={where!r}\n"
-          f"  a program      zray-node run program.py\n"
-          f"  its state      zray-node status\n"
-          f"  its end        zray-node stop", flush=True)
+    print(
+        f"A node runs in {where} (pid {pid}): {offered}.\n\n"
+        f'  in Python      zray.init(address="auto")     or address={where!r}\n'
+        f"  a program      zray-node run program.py\n"
+        f"  its state      zray-node status\n"
+        f"  its end        zray-node stop",
+        flush=True,
+    )
 
 
 def _end_with_us(process: subprocess.Popen[bytes]) -> None:
@@ -128,15 +136,20 @@ def stop(directory: str | None, *, force: bool, as_json: bool) -> int:
     if not _await_end(where, processes):
         raise errors.NodeDiedError(
             f"the node in {where} (pid {pid}) has not ended after {_STOP_TIMEOUT_S:g} s: use"
-            " `zray-node stop --force`")
+            " `zray-node stop --force`"
+        )
     node_address.forget(where)
-    _say(as_json, {"directory": where, "stopped": True, "pid": pid},
-         f"the node in {where} (pid {pid}) has ended")
+    _say(
+        as_json,
+        {"directory": where, "stopped": True, "pid": pid},
+        f"the node in {where} (pid {pid}) has ended",
+    )
     return 0
 
 
 def _ask_to_stop(where: str) -> None:
     from zray.observer import Observer
+
     try:
         with Observer(where) as observer:
             observer.stop("zray-node stop")
@@ -149,6 +162,7 @@ def _ask_to_stop(where: str) -> None:
 def _processes_of(pid: int) -> list[Any]:
     """Return the node's process and those below it, as they are now."""
     import psutil
+
     try:
         node = psutil.Process(pid)
         return [node, *node.children(recursive=True)]
@@ -167,6 +181,7 @@ def _await_end(where: str, processes: list[Any]) -> bool:
 
 def _lives(process: Any) -> bool:
     import psutil
+
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -180,8 +195,9 @@ def _say(as_json: bool, report: dict[str, Any], text: str) -> None:
 # -- run ---------------------------------------------------------------------------------------
 
 
-def run(program: str, arguments: list[str], *, module: bool, embedded: bool,
-        directory: str | None) -> NoReturn:
+def run(
+    program: str, arguments: list[str], *, module: bool, embedded: bool, directory: str | None
+) -> NoReturn:
     """Become a Python process that runs ``program``; never returns.
 
     Raises OptionError for a script that is not there, NoNodeError where --dir has no node.

@@ -54,18 +54,25 @@ def duration(seconds: float) -> str:
 def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
+
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold",
-                         justify="right" if column in ("total", "free", "pid", "count") else "left")
+        table.add_column(
+            column,
+            overflow="fold",
+            justify="right" if column in ("total", "free", "pid", "count") else "left",
+        )
     return table
 
 
 def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
+
     console = Console(highlight=False)
-    console.print(f"[bold]node {report['node']}[/] at {report['directory']}, pid {report['pid']},"
-                  f" up {duration(report['uptime_s'])}")
+    console.print(
+        f"[bold]node {report['node']}[/] at {report['directory']}, pid {report['pid']},"
+        f" up {duration(report['uptime_s'])}"
+    )
     _show_problems(console, report["problems"])
     _show_resources(console, report)
     _show_load(console, report)
@@ -90,8 +97,11 @@ def _show_resources(console: Console, report: dict[str, Any]) -> None:
         else:
             table.add_row(name, f"{left:g}", f"{amount:g}")
     store = report["store"]
-    table.add_row("object store", size(store["capacity_bytes"] - store["used_bytes"]),
-                  size(store["capacity_bytes"]))
+    table.add_row(
+        "object store",
+        size(store["capacity_bytes"] - store["used_bytes"]),
+        size(store["capacity_bytes"]),
+    )
     console.print(table)
 
 
@@ -99,16 +109,25 @@ def _show_load(console: Console, report: dict[str, Any]) -> None:
     scheduler, objects, store = report["scheduler"], report["object_counts"], report["store"]
     table = _table("Load", "what", "count", "of which")
     workers = scheduler["workers"]
-    table.add_row("workers", str(sum(workers.values())),
-                  ", ".join(f"{count} {state}" for state, count in sorted(workers.items())))
+    table.add_row(
+        "workers",
+        str(sum(workers.values())),
+        ", ".join(f"{count} {state}" for state, count in sorted(workers.items())),
+    )
     table.add_row("tasks queued", str(scheduler["queued_tasks"]), "")
     table.add_row("tasks running", str(scheduler["running_tasks"]), "")
     states = report["actor_counts"]
-    table.add_row("actors", str(sum(states.values())),
-                  ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items())))
-    table.add_row("objects", str(objects["objects"]),
-                  f"{objects['stored_objects']} in shared memory ({size(store['used_bytes'])}),"
-                  f" {objects['spilled_objects']} on disk ({size(objects['spilled_bytes'])})")
+    table.add_row(
+        "actors",
+        str(sum(states.values())),
+        ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items())),
+    )
+    table.add_row(
+        "objects",
+        str(objects["objects"]),
+        f"{objects['stored_objects']} in shared memory ({size(store['used_bytes'])}),"
+        f" {objects['spilled_objects']} on disk ({size(objects['spilled_bytes'])})",
+    )
     table.add_row("drivers", str(report["drivers"]), "")
     console.print(table)
 
@@ -121,8 +140,13 @@ def _show_actors(console: Console, actors: list[dict[str, Any]]) -> None:
     # Those with a name first: they are what somebody will look for.
     for actor in sorted(living, key=lambda row: (not row["name"], row["name"]))[:_ROWS_MAX]:
         kind = " (detached)" if actor["detached"] else ""
-        table.add_row(actor["name"] + kind, actor["class_name"], actor["state"].lower(),
-                      actor["namespace"] if actor["name"] else "", actor["actor_id"])
+        table.add_row(
+            actor["name"] + kind,
+            actor["class_name"],
+            actor["state"].lower(),
+            actor["namespace"] if actor["name"] else "",
+            actor["actor_id"],
+        )
     _more(table, len(living))
     console.print(table)
 
@@ -134,8 +158,14 @@ def _show_jobs(console: Console, jobs: list[dict[str, Any]]) -> None:
     for job in sorted(jobs, key=lambda row: -row["started_at"])[:_ROWS_MAX]:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["started_at"]))
         end = job["ended_at"] or time.time()
-        table.add_row(job["job_id"], job["state"], str(job["pid"]), began,
-                      duration(end - job["started_at"]), job["entrypoint"])
+        table.add_row(
+            job["job_id"],
+            job["state"],
+            str(job["pid"]),
+            began,
+            duration(end - job["started_at"]),
+            job["entrypoint"],
+        )
     _more(table, len(jobs))
     console.print(table)
 

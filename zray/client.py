@@ -63,8 +63,9 @@ class Client:
         details: what HELLO tells of this process.
     """
 
-    def __init__(self, directory: str, process: bytes, role: str,
-                 details: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, directory: str, process: bytes, role: str, details: dict[str, Any] | None = None
+    ) -> None:
         self.directory = directory
         self.process = process
         self.role = role
@@ -102,16 +103,21 @@ class Client:
     def _connect(self, details: dict[str, Any]) -> None:
         endpoint = mailbox.ipc_endpoint(self.directory, self.process.hex())
         self.inbox = self.peers = Edges(
-            mailbox.Inbox(self.context, endpoint), mailbox.Peers(self.context, self.process),
-            self.process, on_stuck=self.wake.set)
+            mailbox.Inbox(self.context, endpoint),
+            mailbox.Peers(self.context, self.process),
+            self.process,
+            on_stuck=self.wake.set,
+        )
         path = os.path.join(self.directory, "node.sock")
         self.lifeline = channel.connect(path)
         hello = {"endpoint": endpoint, **details}
         self.lifeline.send(frames.pack(messages.HELLO, self.process, self.role, self.pid, hello))
         reply = self.lifeline.receive()
         if reply is None:
-            raise errors.NodeStartError("the node closed the connection at HELLO: another user's"
-                                        " process, another version, or it is shutting down")
+            raise errors.NodeStartError(
+                "the node closed the connection at HELLO: another user's"
+                " process, another version, or it is shutting down"
+            )
         welcome = frames.unpack(reply)
         if welcome[1] != messages.WELCOME:
             raise errors.RemoteProtocolError(f"the answer to HELLO was message {welcome[1]}")
@@ -154,13 +160,11 @@ class Client:
             for peer, header, payloads in queued:
                 send(peer, header, payloads)
         self._last_flush = time.monotonic()
-        if session.needs_service or (
-                self._sleeps_forever and session.references.holds_at_node):
+        if session.needs_service or (self._sleeps_forever and session.references.holds_at_node):
             self._sleeps_forever = False
             self.wake.set()
 
-    def _send_calls(self, calls: list[bytes],
-                    connections: list[tuple[bytes, str | None]]) -> None:
+    def _send_calls(self, calls: list[bytes], connections: list[tuple[bytes, str | None]]) -> None:
         for peer, endpoint in connections:
             if endpoint is None:
                 self.peers.drop(peer)
@@ -346,8 +350,10 @@ class Client:
         self.session.unhandled += 1
         if self.session.unhandled <= _REFUSALS_SHOWN:
             name = messages.NAMES[message[1]]
-            print(f"zray: refused a malformed {name} of process {sender.hex()}: {error!r}",
-                  file=sys.stderr)
+            print(
+                f"zray: refused a malformed {name} of process {sender.hex()}: {error!r}",
+                file=sys.stderr,
+            )
 
     def read_pending(self, messages_max: int = 1 << 30) -> bool:
         """Apply what has arrived, without waiting; False where there may be more.
@@ -394,8 +400,12 @@ class Client:
         poller.register(self.wake.fileno(), select.POLLIN)
         self.lifeline.socket.setblocking(False)
         while not self.closed:
-            serve = bool((self.session.needs_service or self.inbox.stuck) and self.waiters == 0
-                         and self.pump is None and self.io_lock.acquire(False))
+            serve = bool(
+                (self.session.needs_service or self.inbox.stuck)
+                and self.waiters == 0
+                and self.pump is None
+                and self.io_lock.acquire(False)
+            )
             try:
                 self._background_once(poller, serve)
             finally:
@@ -483,7 +493,8 @@ class Client:
         if os.getpid() != self.pid:
             raise errors.ForkedProcessError(
                 "zray was initialised before this process was forked, and its sockets do not"
-                " survive a fork: call zray.init() in the child, or start it with 'spawn'")
+                " survive a fork: call zray.init() in the child, or start it with 'spawn'"
+            )
         if self.node_died is not None:
             raise self._died_error()
         if self.closed:
@@ -575,5 +586,4 @@ class Client:
         self.calls.close()
 
 
-_WORKER_KINDS = frozenset(
-    (messages.RUN, messages.CALL, messages.START_ACTOR, messages.CONSUMED))
+_WORKER_KINDS = frozenset((messages.RUN, messages.CALL, messages.START_ACTOR, messages.CONSUMED))

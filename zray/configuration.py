@@ -110,8 +110,13 @@ class Resolved:
         return {name: self.values[name] for name in NODE_SETTINGS if name in self.values}
 
 
-def resolve(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = None,
-            folder: str | None = None, called: str = "zray.init()") -> Resolved:
+def resolve(
+    given: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    folder: str | None = None,
+    called: str = "zray.init()",
+) -> Resolved:
     """Return every setting by precedence: given, ZRAY_* variables, file.
 
     Args:
@@ -128,7 +133,8 @@ def resolve(given: Mapping[str, Any], *, environ: Mapping[str, str] | None = Non
     sources: list[tuple[str, Mapping[str, Any]]] = [
         (called, {name: value for name, value in given.items() if value is not None}),
         ("environment", _variables(environ)),
-        _file_settings(environ, folder)]
+        _file_settings(environ, folder),
+    ]
     for origin, settings in sources:
         for name, value in settings.items():
             checked = _checked(name, value, origin)  # Also where a stronger one hides it.
@@ -164,8 +170,9 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
             known = [f"ZRAY_{each.upper()}" for each in SETTINGS] + sorted(_OTHER_VARIABLES)
             close = difflib.get_close_matches(variable, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise errors.OptionError(f"environment: unknown variable {variable}: {hint}",
-                                     option=name)
+            raise errors.OptionError(
+                f"environment: unknown variable {variable}: {hint}", option=name
+            )
         found[name] = value
     return found
 
@@ -196,12 +203,14 @@ def _read(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
-        raise errors.OptionError(f"{path} cannot be read: {error.strerror}",
-                                 option="config") from None
+        raise errors.OptionError(
+            f"{path} cannot be read: {error.strerror}", option="config"
+        ) from None
     in_pyproject = os.path.basename(path) == "pyproject.toml"
     if in_pyproject and b"zray" not in data:
         return {}  # Saves the 5 ms that a TOML parser costs at start.
     import tomllib
+
     try:
         parsed = tomllib.loads(data.decode())
     except ValueError as error:
@@ -219,13 +228,15 @@ def _read(path: str) -> dict[str, Any]:
 
 _REFUSED = {
     "labels": "labels come with several nodes",
-    "include_dashboard": "there is no dashboard", "dashboard_host": "there is no dashboard",
+    "include_dashboard": "there is no dashboard",
+    "dashboard_host": "there is no dashboard",
     "dashboard_port": "there is no dashboard",
     "local_mode": "use the function itself: f.__wrapped__(...)",
     "job_config": "use runtime_env and namespace",
     "logging_format": "zray does not set up the logging module",
     "configure_logging": "zray does not set up the logging module",
-    "_system_config": "there is no such table", "_memory": "use memory",
+    "_system_config": "there is no such table",
+    "_memory": "use memory",
 }
 _FALSE_IS_SO_ANYWAY = ("include_dashboard", "local_mode", "configure_logging")
 
@@ -233,16 +244,16 @@ _FALSE_IS_SO_ANYWAY = ("include_dashboard", "local_mode", "configure_logging")
 def refuse_unsupported(options: Mapping[str, Any]) -> None:
     """Raise OptionError for options that init() does not honour; None asks for nothing."""
     for name, value in options.items():
-        if name in _REFUSED and (value is None
-                                 or (value is False and name in _FALSE_IS_SO_ANYWAY)):
+        if name in _REFUSED and (value is None or (value is False and name in _FALSE_IS_SO_ANYWAY)):
             continue
         why = _REFUSED.get(name)
         if why is None:
             known = [*SETTINGS, "ignore_reinit_error", "runtime_env", "logging_level", "_temp_dir"]
             close = difflib.get_close_matches(name, known, 1)
             why = f"did you mean {close[0]}?" if close else f"init() takes {', '.join(known)}"
-        raise errors.OptionError(f"zray.init() does not honour {name}={value!r}: {why}",
-                                 option=name)
+        raise errors.OptionError(
+            f"zray.init() does not honour {name}={value!r}: {why}", option=name
+        )
 
 
 def session_env(runtime_env: Any) -> dict[str, str]:
@@ -253,11 +264,13 @@ def session_env(runtime_env: Any) -> dict[str, str]:
     if runtime_env is None:
         return {}
     from zray.option_checks import runtime_env as check
+
     try:
         return check("runtime_env", runtime_env).get("env_vars", {})
     except WrongValueError as error:
-        raise errors.OptionError(f"zray.init(runtime_env={runtime_env!r}): {error}",
-                                 option="runtime_env") from None
+        raise errors.OptionError(
+            f"zray.init(runtime_env={runtime_env!r}): {error}", option="runtime_env"
+        ) from None
 
 
 def refuse_node_settings(given: Mapping[str, Any], where: str) -> None:
@@ -267,4 +280,6 @@ def refuse_node_settings(given: Mapping[str, Any], where: str) -> None:
             raise errors.OptionError(
                 f"zray.init({name}={value!r}) connects to the node at {where}, which has its"
                 " settings already: give this one to `zray-node start`, or leave out the address"
-                " to start a node of your own", option=name)
+                " to start a node of your own",
+                option=name,
+            )

@@ -175,9 +175,11 @@ class RuntimeContext:
         Raises ZrayError outside of actors.
         """
         from zray.actor import restore_handle
+
         place = self._actor("current_actor").place
-        return restore_handle(place.actor_id, place.class_name, place.methods,
-                              place.pending_calls_max)
+        return restore_handle(
+            place.actor_id, place.class_name, place.methods, place.pending_calls_max
+        )
 
     def is_canceled(self) -> bool:
         """Return whether the running task or call was cancelled: methods may look, and end."""
@@ -186,9 +188,14 @@ class RuntimeContext:
 
     def get(self) -> dict[str, Any]:
         """Return the ids and names as a dict, those that are None left out."""
-        found = {"job_id": self.get_job_id(), "node_id": self.get_node_id(),
-                 "worker_id": self.get_worker_id(), "task_id": self.get_task_id(),
-                 "actor_id": self.get_actor_id(), "namespace": self.namespace}
+        found = {
+            "job_id": self.get_job_id(),
+            "node_id": self.get_node_id(),
+            "worker_id": self.get_worker_id(),
+            "task_id": self.get_task_id(),
+            "actor_id": self.get_actor_id(),
+            "namespace": self.namespace,
+        }
         return {name: value for name, value in found.items() if value is not None}
 
     def _actor(self, what: str) -> Current:
@@ -213,6 +220,7 @@ def exit_actor() -> NoReturn:
     """
     current = _current()
     if current is None or not current.place.actor_id:
-        raise TypeError("exit_actor() ends the actor whose method calls it, and this is no actor's"
-                        " method")
+        raise TypeError(
+            "exit_actor() ends the actor whose method calls it, and this is no actor's method"
+        )
     raise ActorExit("exit_actor() was called")

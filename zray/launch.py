@@ -40,8 +40,9 @@ def package_environment() -> dict[str, str]:
     return environment
 
 
-def launch_node(directory: str, settings: dict[str, Any],
-                meanwhile: Callable[[], object] = lambda: None) -> subprocess.Popen[bytes]:
+def launch_node(
+    directory: str, settings: dict[str, Any], meanwhile: Callable[[], object] = lambda: None
+) -> subprocess.Popen[bytes]:
     """Start a node in ``directory``; returns its process once it accepts connections.
 
     Args:
@@ -55,15 +56,31 @@ def launch_node(directory: str, settings: dict[str, Any],
     """
     ready_read, ready_write = os.pipe()
     log_path = os.path.join(directory, "node.log")
-    command = [sys.executable, "-m", "zray.brokers", "node", "--dir", directory,
-               "--ready-fd", str(ready_write), "--settings", json.dumps(settings)]
+    command = [
+        sys.executable,
+        "-m",
+        "zray.brokers",
+        "node",
+        "--dir",
+        directory,
+        "--ready-fd",
+        str(ready_write),
+        "--settings",
+        json.dumps(settings),
+    ]
     try:
         with open(log_path, "ab") as log:
             # A session of its own: Ctrl-C in the driver's terminal is the driver's.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=(ready_write,), start_new_session=True, env=package_environment(),
-                cwd=None if settings.get("embedded") else "/")
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(ready_write,),
+                start_new_session=True,
+                env=package_environment(),
+                cwd=None if settings.get("embedded") else "/",
+            )
     finally:
         os.close(ready_write)
     try:
@@ -86,13 +103,15 @@ def _wait_ready(descriptor: int, process: subprocess.Popen[bytes], log_path: str
         left = deadline - time.monotonic()
         readable = select.select([descriptor], [], [], max(0.0, left))[0]
         if not readable:
-            raise errors.NodeStartError(f"the node was not ready after {NODE_START_TIMEOUT_S} s;"
-                                        f" its log: {_tail(log_path)}")
+            raise errors.NodeStartError(
+                f"the node was not ready after {NODE_START_TIMEOUT_S} s; its log: {_tail(log_path)}"
+            )
         part = os.read(descriptor, 65536)
         if not part:
             raise errors.NodeStartError(
                 f"the node ended with status {process.wait()} before it was ready; its log:"
-                f" {_tail(log_path)}")
+                f" {_tail(log_path)}"
+            )
         line += part
     report = json.loads(line)
     if report.get("error"):

@@ -63,19 +63,24 @@ def resolve_address(address: str | None) -> str | None:
     if address == "auto":
         directory = remembered()
         if directory is None:
-            raise errors.NodeStartError("address 'auto': no node was started by this user: run"
-                                        " `zray-node start`")
+            raise errors.NodeStartError(
+                "address 'auto': no node was started by this user: run `zray-node start`"
+            )
         if node_directory.holder_pid(directory) is None:
-            raise errors.NodeStartError(f"address 'auto': the last node, at {directory}, is gone:"
-                                        " run `zray-node start`")
+            raise errors.NodeStartError(
+                f"address 'auto': the last node, at {directory}, is gone: run `zray-node start`"
+            )
         return directory
     if "://" in address:
         raise errors.OptionError(
             f"address {address!r}: this release connects to nodes on this machine only, by the"
-            " directory that `zray-node start` prints", option="address")
+            " directory that `zray-node start` prints",
+            option="address",
+        )
     directory = os.path.abspath(address)
     if node_directory.holder_pid(directory) is None:
-        raise errors.NodeStartError(f"there is no node at {directory}: start one with"
-                                    f" `zray-node start --dir {directory}`")
+        raise errors.NodeStartError(
+            f"there is no node at {directory}: start one with `zray-node start --dir {directory}`"
+        )
     node_directory.check_private(directory)
     return directory

@@ -43,12 +43,14 @@ def prepare(directory: str) -> str:
         raise errors.NodeStartError(
             f"{path} is too long for the sockets in it: the kernel allows {IPC_PATH_BYTES_MAX}"
             f" bytes in all. Choose a directory of at most"
-            f" {IPC_PATH_BYTES_MAX - _LONGEST_NAME_BYTES} bytes (--dir)")
+            f" {IPC_PATH_BYTES_MAX - _LONGEST_NAME_BYTES} bytes (--dir)"
+        )
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
     except OSError as error:
-        raise errors.NodeStartError(f"{path} cannot be made ({error.strerror}): choose another"
-                                    " directory (--dir)") from None
+        raise errors.NodeStartError(
+            f"{path} cannot be made ({error.strerror}): choose another directory (--dir)"
+        ) from None
     check_private(path)
     return path
 
@@ -59,11 +61,13 @@ def check_private(path: str) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise errors.NodeStartError(f"{path} is not a directory")
     if status.st_uid not in (os.getuid(), 0):
-        raise errors.NodeStartError(f"{path} belongs to user {status.st_uid}: a node's directory"
-                                    " must be your own")
+        raise errors.NodeStartError(
+            f"{path} belongs to user {status.st_uid}: a node's directory must be your own"
+        )
     if status.st_mode & 0o022:
-        raise errors.NodeStartError(f"{path} can be written to by others: chmod 700 it, or choose"
-                                    " another directory")
+        raise errors.NodeStartError(
+            f"{path} can be written to by others: chmod 700 it, or choose another directory"
+        )
 
 
 # -- who runs in it ----------------------------------------------------------------------------
@@ -74,8 +78,9 @@ def hold(directory: str) -> int:
 
     Raises NodeStartError, naming the pid, where another node has it.
     """
-    descriptor = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-                         0o600)
+    descriptor = os.open(
+        os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
     try:
         # flock and not a POSIX lock: it ends with the holder, whoever else opens and closes it.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +89,8 @@ def hold(directory: str) -> int:
         os.close(descriptor)
         raise errors.NodeStartError(
             f"a node runs in {directory} already, with pid {pid}: connect to it, stop it with"
-            f" `zray-node stop --dir {directory}`, or choose another --dir") from None
+            f" `zray-node stop --dir {directory}`, or choose another --dir"
+        ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, b"%d\n" % os.getpid())
     return descriptor
@@ -113,8 +119,11 @@ def was_a_node(directory: str) -> bool:
 
 def dead_files(directory: str) -> list[str]:
     """Return the sockets in ``directory`` and its node's report: of use to the living only."""
-    return [entry.path for entry in os.scandir(directory) if entry.name == "node.json"
-            or stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)]
+    return [
+        entry.path
+        for entry in os.scandir(directory)
+        if entry.name == "node.json" or stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+    ]
 
 
 def remove_mailbox(directory: str, process: bytes) -> None:

@@ -56,6 +56,7 @@ class Objects:
             with self._segment_lock:
                 if self._segment is None:
                     from zray.store.segment import Segment
+
                     self._segment = Segment.attach(*self._descriptors, self.capacity_bytes)
         return self._segment
 
@@ -121,7 +122,8 @@ class Objects:
             raise errors.ObjectStoreFullError(
                 f"an object of {nbytes} bytes does not fit into a store of"
                 f" {self.capacity_bytes} bytes: start the node with a larger object_store_memory,"
-                " or split the object")
+                " or split the object"
+            )
         offset, extent_bytes, fresh, spares = client.request(messages.ALLOCATE, wanted)
         if spares:
             with client.lock:
@@ -129,8 +131,9 @@ class Objects:
                 self._cached_bytes += extent_bytes * len(spares)
         return offset, extent_bytes, fresh
 
-    def write_result(self, encoded: blob.Encoded, identity: ObjectId,
-                     holder: ProcessId, held: list[ObjectId]) -> bytes:
+    def write_result(
+        self, encoded: blob.Encoded, identity: ObjectId, holder: ProcessId, held: list[ObjectId]
+    ) -> bytes:
         """Write a result for another process and register it; returns its outcome."""
         offset, _extent_bytes = self.write(encoded)
         self.client.call(messages.REGISTER, identity, offset, encoded.nbytes, held, holder)
@@ -197,8 +200,14 @@ class Objects:
         offset, _extent_bytes = self._private.pop(number)
         session = self.client.session
         _offset, nbytes = outcome.stored_location(session.results[number])
-        session.outbox.call(messages.REGISTER, session.references.id_of(number), offset, nbytes,
-                            held, self.client.process)
+        session.outbox.call(
+            messages.REGISTER,
+            session.references.id_of(number),
+            offset,
+            nbytes,
+            held,
+            self.client.process,
+        )
 
     def give_back(self) -> None:
         """Memory is short at the node: free idle extents, hand over private objects."""
@@ -223,6 +232,7 @@ class Objects:
             self._segment.close()
         else:
             import os
+
             for descriptor in self._descriptors:
                 os.close(descriptor)
         self._descriptors = (-1, -1)

@@ -46,7 +46,8 @@ class Observer:
                 stream.close()
             raise errors.NodeStartError(
                 f"no node answers at {directory} ({error.strerror or error}): start one with"
-                f" `zray-node start --dir {directory}`") from None
+                f" `zray-node start --dir {directory}`"
+            ) from None
         self._lifeline, self._calls = streams
 
     def ask(self, what: str, **arguments: Any) -> Any:
@@ -59,11 +60,14 @@ class Observer:
         else:
             reason = "it closed the connection"
         if reply is None:
-            raise errors.NodeDiedError(f"the node at {self.directory} does not answer: {reason};"
-                                       " see its node.log, and `zray-node stop --force`")
+            raise errors.NodeDiedError(
+                f"the node at {self.directory} does not answer: {reason};"
+                " see its node.log, and `zray-node stop --force`"
+            )
         packed, value = frames.unpack(reply)[3:5]
         if packed is not None:
             from zray.serialization.exceptions import decode_exception
+
             raise decode_exception(packed)
         return value
 
@@ -82,6 +86,10 @@ class Observer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
-                 _trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
         self.close()

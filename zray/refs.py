@@ -147,8 +147,7 @@ class ObjectRef(Generic[T_co]):
             return error
         return None
 
-    def add_done_callback(self, callback: Callable[[Any], object], *,
-                          context: Any = None) -> None:
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None:
         """Call callback(self) in the running loop once the outcome is here."""
         loop = asyncio.get_running_loop()
         if self.client.when_ready(self.key, _DoneCallback(self, callback, loop, context)):
@@ -159,8 +158,11 @@ class ObjectRef(Generic[T_co]):
         client = self.client
         with client.lock:
             waiting = client.session.callbacks.get(self.key, [])
-            kept = [each for each in waiting if not (isinstance(each, _DoneCallback)
-                                                     and each.callback == callback)]
+            kept = [
+                each
+                for each in waiting
+                if not (isinstance(each, _DoneCallback) and each.callback == callback)
+            ]
             removed = len(waiting) - len(kept)
             if kept:
                 client.session.callbacks[self.key] = kept
@@ -187,8 +189,13 @@ class _DoneCallback:
 
     __slots__ = ("callback", "context", "loop", "ref")
 
-    def __init__(self, ref: ObjectRef[Any], callback: Callable[[Any], object],
-                 loop: asyncio.AbstractEventLoop, context: Any) -> None:
+    def __init__(
+        self,
+        ref: ObjectRef[Any],
+        callback: Callable[[Any], object],
+        loop: asyncio.AbstractEventLoop,
+        context: Any,
+    ) -> None:
         self.ref = ref
         self.callback = callback
         self.loop = loop
@@ -224,8 +231,9 @@ def _settle(future: Any, ref: ObjectRef[Any]) -> None:
         value = ref.client.get_one(ref, None)
     except BaseException as error:
         # A future refuses StopIteration; whoever gets the ref itself sees it unchanged.
-        future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration)
-                             else error)
+        future.set_exception(
+            RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+        )
     else:
         future.set_result(value)
 
@@ -296,8 +304,7 @@ class ObjectRefGenerator(Generic[T]):
             loop = asyncio.get_running_loop()
             woken = asyncio.Event()
 
-            def wake(loop: asyncio.AbstractEventLoop = loop,
-                     woken: asyncio.Event = woken) -> None:
+            def wake(loop: asyncio.AbstractEventLoop = loop, woken: asyncio.Event = woken) -> None:
                 loop.call_soon_threadsafe(woken.set)
 
             self._client.when_item(self._stream, self._completion.key, wake)
@@ -323,7 +330,8 @@ class ObjectRefGenerator(Generic[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         raise errors.SerializationError(
             "an ObjectRefGenerator can't be passed to another process: iterate it here and pass"
-            " the refs, or pass list(generator)")
+            " the refs, or pass list(generator)"
+        )
 
 
 class RefSequence(Sequence[ObjectRef[T]]):

@@ -62,6 +62,8 @@ def _make(target: Any, options: dict[str, Any]) -> Any:
     if isinstance(target, (RemoteFunction, ActorClass)):
         raise TypeError(f"{target!r} is remote already: use .options(...)")
     if inspect.iscoroutinefunction(target):
-        raise TypeError(f"{target.__qualname__} is async: tasks are plain functions; use an actor"
-                        " with async methods, or asyncio.run() inside a plain function")
+        raise TypeError(
+            f"{target.__qualname__} is async: tasks are plain functions; use an actor"
+            " with async methods, or asyncio.run() inside a plain function"
+        )
     return RemoteFunction(target, TaskOptions.parse(options))

@@ -34,6 +34,7 @@ def packed_retry_types(given: Any) -> bytes | None:
     if given is False:
         return None
     import cloudpickle
+
     types = (Exception,) if given is True else tuple(given)
     data: bytes = cloudpickle.dumps(types)
     return data
@@ -73,8 +74,9 @@ class _Code:
 class RemoteFunction:
     """A function whose calls are tasks. Made by @zray.remote."""
 
-    def __init__(self, function: Callable[..., Any], options: TaskOptions,
-                 code: _Code | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], options: TaskOptions, code: _Code | None = None
+    ) -> None:
         self._function = function
         self._options = options
         self._code = code or _Code()
@@ -91,9 +93,11 @@ class RemoteFunction:
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refuse: a call that runs here and one that runs elsewhere must not look alike."""
-        raise TypeError(f"remote function {self._name} can't be called directly: use"
-                        f" {self.__name__}.remote(...), or {self.__name__}.__wrapped__(...)"
-                        " to run it here")
+        raise TypeError(
+            f"remote function {self._name} can't be called directly: use"
+            f" {self.__name__}.remote(...), or {self.__name__}.__wrapped__(...)"
+            " to run it here"
+        )
 
     def options(self, **options: Any) -> RemoteFunction:
         """Return the same function with other options (see docs/reference/options.md)."""
@@ -127,12 +131,13 @@ class RemoteFunction:
         if runtime is None or runtime is not self._runtime:
             runtime = self._prepare()
         if self._returns != 1:
-            raise errors.OptionError("map() needs a function with one return",
-                                     option="num_returns")
+            raise errors.OptionError("map() needs a function with one return", option="num_returns")
         if not self._args_min <= 1 <= self._args_max:
-            raise TypeError(f"map() calls {self._name} with one argument, and it takes"
-                            f" {self._args_min}: let it take a tuple, or call .remote(...) for"
-                            " each item")
+            raise TypeError(
+                f"map() calls {self._name} with one argument, and it takes"
+                f" {self._args_min}: let it take a tuple, or call .remote(...) for"
+                " each item"
+            )
         assert self._class is not None
         return runtime.submit_map(self._class, items)
 
@@ -145,17 +150,27 @@ class RemoteFunction:
         resources = options.resource_request()
         runtime.check_resources(resources, self._name)
         env_vars = {**runtime.env_vars, **options.env_vars}
-        spec = [code.function_id, self._name, resources, self._returns, options.max_retries,
-                packed_retry_types(options.retry_exceptions), options.generator_backlog,
-                env_vars, options.max_calls]
+        spec = [
+            code.function_id,
+            self._name,
+            resources,
+            self._returns,
+            options.max_retries,
+            packed_retry_types(options.retry_exceptions),
+            options.generator_backlog,
+            env_vars,
+            options.max_calls,
+        ]
         packed = packed_spec(spec)
         declared = code.classes.get(packed)
         if declared is None:
             with runtime.lock:
                 declared = runtime.session.tasks.declare(
-                    spec, shape=(*sorted(resources.items()), *sorted(env_vars.items())),
+                    spec,
+                    shape=(*sorted(resources.items()), *sorted(env_vars.items())),
                     returns=self._returns,
-                    max_retries=options.max_retries)
+                    max_retries=options.max_retries,
+                )
                 declared.keep = code.refs
             code.classes[packed] = declared
         self._class = declared

@@ -41,8 +41,9 @@ class Arguments:
 
     __slots__ = ("blob", "keep", "slots")
 
-    def __init__(self, data: bytes, slots: dict[Key, list[int | str]] | None,
-                 keep: list[Any] | None) -> None:
+    def __init__(
+        self, data: bytes, slots: dict[Key, list[int | str]] | None, keep: list[Any] | None
+    ) -> None:
         self.blob = data
         self.slots = slots
         self.keep = keep
@@ -51,8 +52,9 @@ class Arguments:
 class Runtime(Client):
     """A connected process: the client plus the meaning of values."""
 
-    def __init__(self, directory: str, process: bytes, role: str,
-                 details: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, directory: str, process: bytes, role: str, details: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(directory, process, role, details)
         self.garbage = self.session.references.garbage
         self.results = self.session.results
@@ -90,7 +92,8 @@ class Runtime(Client):
         slots: dict[Key, list[int | str]] | None = None
         keep: list[Any] | None = None
         if any(isinstance(value, ObjectRef) for value in args) or any(
-                isinstance(value, ObjectRef) for value in kwargs.values()):
+            isinstance(value, ObjectRef) for value in kwargs.values()
+        ):
             slots, keep = {}, []
             named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
             for position, value in named:
@@ -99,8 +102,10 @@ class Runtime(Client):
                     slots.setdefault(value.key, []).append(position)
                     keep.append(value)
             args = tuple(None if isinstance(value, ObjectRef) else value for value in args)
-            kwargs = {name: None if isinstance(value, ObjectRef) else value
-                      for name, value in kwargs.items()}
+            kwargs = {
+                name: None if isinstance(value, ObjectRef) else value
+                for name, value in kwargs.items()
+            }
         encoded = blob.encode([args, kwargs] if kwargs else args)
         if encoded.refs:
             keep = [*(keep or ()), *encoded.refs]
@@ -111,8 +116,12 @@ class Runtime(Client):
             return Arguments(blob.to_bytes(encoded), slots, keep)
         return self._large_arguments(encoded, slots, keep)
 
-    def _large_arguments(self, encoded: blob.Encoded, slots: dict[Key, list[int | str]] | None,
-                         keep: list[Any] | None) -> Arguments:
+    def _large_arguments(
+        self,
+        encoded: blob.Encoded,
+        slots: dict[Key, list[int | str]] | None,
+        keep: list[Any] | None,
+    ) -> Arguments:
         """Arguments beyond the inline limit travel as one object in shared memory."""
         offset, extent_bytes = self.objects.write(encoded)
         with self.lock:
@@ -139,15 +148,27 @@ class Runtime(Client):
                 raise errors.UnknownResourceError(
                     f"{name} asks for resource {resource!r}, which no node has; there are:"
                     f" {', '.join(sorted(totals))}. Offer it: zray.init(resources="
-                    f"{{{resource!r}: ...}})", request=asked, capacity=capacity)
+                    f"{{{resource!r}: ...}})",
+                    request=asked,
+                    capacity=capacity,
+                )
             kind = errors.ActorUnschedulableError if actor else errors.TaskUnschedulableError
             raise kind(
                 f"{name} asks for {amount / 10000:g} {resource}, and the node has"
                 f" {have / 10000:g} in all: it could never run. Ask for less, or start the node"
-                " with more", request=asked, capacity=capacity)
+                " with more",
+                request=asked,
+                capacity=capacity,
+            )
 
-    def submit(self, task_class: TaskClass, args: tuple[Any, ...],
-               kwargs: dict[str, Any], *, streaming: bool = False) -> int:
+    def submit(
+        self,
+        task_class: TaskClass,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        streaming: bool = False,
+    ) -> int:
         """Submit one task; returns the number of its first return."""
         if not kwargs:
             for value in args:
@@ -167,8 +188,7 @@ class Runtime(Client):
             tasks = self.session.tasks
             if packed.slots:
                 number = tasks.take_numbers()
-                self.session.submit_held(task_class, number, packed.blob, packed.slots,
-                                         packed.keep)
+                self.session.submit_held(task_class, number, packed.blob, packed.slots, packed.keep)
             else:
                 number = tasks.submit(task_class, packed.blob, packed.keep)
             if streaming:
@@ -187,8 +207,9 @@ class Runtime(Client):
         self.flush()
         return RefSequence(self, batches, MAP_CHUNK_TASKS, count)
 
-    def _submit_chunk(self, task_class: TaskClass, chunk: list[Any],
-                      batches: list[TaskBatch]) -> None:
+    def _submit_chunk(
+        self, task_class: TaskClass, chunk: list[Any], batches: list[TaskBatch]
+    ) -> None:
         keep: list[Any] = []
         slots: dict[Key, list[int | str]] = {}
         if any(isinstance(value, ObjectRef) for value in chunk):
@@ -228,8 +249,14 @@ class Runtime(Client):
 
     # -- actors ------------------------------------------------------------------------------
 
-    def create_actor(self, class_id: bytes, details: dict[str, Any], args: tuple[Any, ...],
-                     kwargs: dict[str, Any], keep: object) -> tuple[ObjectRef[Any], ActorRoute]:
+    def create_actor(
+        self,
+        class_id: bytes,
+        details: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keep: object,
+    ) -> tuple[ObjectRef[Any], ActorRoute]:
         """Ask the node for an actor; raises NameTakenError where its name is taken."""
         packed = self.arguments(args, kwargs)
         session = self.session
@@ -265,23 +292,36 @@ class Runtime(Client):
 
     def actor_killed(self, actor: bytes) -> None:
         """This process has killed an actor: its calls fail at once."""
-        cause = outcome.error(encode_exception(
-            errors.ActorDiedError("zray.kill() ended it", actor_id=actor.hex(),
-                                  reason="zray.kill() ended it"), where="zray.kill"))
+        cause = outcome.error(
+            encode_exception(
+                errors.ActorDiedError(
+                    "zray.kill() ended it", actor_id=actor.hex(), reason="zray.kill() ended it"
+                ),
+                where="zray.kill",
+            )
+        )
         with self.lock:
             route = self.session.actors.routes.get(actor)
             if route is not None:
-                self.session.actors.state_changed(actor, "DEAD", None, None, route.incarnation,
-                                                  cause)
+                self.session.actors.state_changed(
+                    actor, "DEAD", None, None, route.incarnation, cause
+                )
             self.session.after_arrival()
         with self.turn:
             self.turn.notify_all()
 
     # -- actor calls ---------------------------------------------------------------------------
 
-    def call_actor(self, route: ActorRoute, method: str | bytes, returns: int,
-                   args: tuple[Any, ...], kwargs: dict[str, Any], retries: int,
-                   keep: object) -> int:
+    def call_actor(
+        self,
+        route: ActorRoute,
+        method: str | bytes,
+        returns: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        retries: int,
+        keep: object,
+    ) -> int:
         """Call an actor; returns the number of the first return."""
         if not kwargs:
             for value in args:
@@ -295,8 +335,16 @@ class Runtime(Client):
         held = (keep, packed.keep) if packed.keep else keep
         return self._send_call(route, method, returns, packed.blob, packed.slots, held, retries)
 
-    def _send_call(self, route: ActorRoute, method: str | bytes, returns: int, data: bytes,
-                   slots: dict[Key, list[int | str]] | None, keep: object, retries: int) -> int:
+    def _send_call(
+        self,
+        route: ActorRoute,
+        method: str | bytes,
+        returns: int,
+        data: bytes,
+        slots: dict[Key, list[int | str]] | None,
+        keep: object,
+        retries: int,
+    ) -> int:
         if self.closed:
             self.check_usable()
         limit = route.pending_calls_max
@@ -305,7 +353,9 @@ class Runtime(Client):
             if 0 <= limit <= len(route.pending):
                 raise errors.PendingCallsLimitError(
                     f"{len(route.pending)} calls wait for this actor and max_pending_calls is"
-                    f" {limit}: get() some results first, or raise the limit", limit=limit)
+                    f" {limit}: get() some results first, or raise the limit",
+                    limit=limit,
+                )
             number = session.tasks.take_numbers()
             if returns == STREAMING:
                 session.streams.start(number)
@@ -313,9 +363,11 @@ class Runtime(Client):
             session.actors.call(route, call)
             if slots:
                 session.resolve(
-                    data, slots,
+                    data,
+                    slots,
                     lambda filled: session.actors.arguments_ready(route, number, filled),
-                    lambda found: session.actors.argument_failed(route, number, found))
+                    lambda found: session.actors.argument_failed(route, number, found),
+                )
         self.call_submitted(route)
         return number
 
@@ -333,8 +385,9 @@ class Runtime(Client):
         found = self.results.get(key)
         return found is not None and found[0] != _ELSEWHERE
 
-    def get_one(self, ref: ObjectRef[Any], timeout_s: float | None, *,
-                writable: bool = False) -> Any:
+    def get_one(
+        self, ref: ObjectRef[Any], timeout_s: float | None, *, writable: bool = False
+    ) -> Any:
         """Wait for one ref and return its value, or raise its error."""
         key = ref.key
         found = self.results.get(key)
@@ -349,8 +402,9 @@ class Runtime(Client):
             return _loads(found)
         return self.objects.value(key, found, writable=writable)
 
-    def get_many(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None, *,
-                 writable: bool = False) -> list[Any]:
+    def get_many(
+        self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None, *, writable: bool = False
+    ) -> list[Any]:
         """Wait for all and return their values in order, or raise the first error."""
         results = self.results
         keys = [ref.key for ref in refs]
@@ -360,11 +414,16 @@ class Runtime(Client):
                 self._await_keys(keys, timeout_s)
                 break
         value = self.objects.value
-        return [_loads(found) if (found := results[key])[0] == _PICKLE
-                else value(key, found, writable=writable) for key in keys]
+        return [
+            _loads(found)
+            if (found := results[key])[0] == _PICKLE
+            else value(key, found, writable=writable)
+            for key in keys
+        ]
 
-    def get_map(self, refs: RefSequence[Any], timeout_s: float | None, *,
-                writable: bool = False) -> list[Any]:
+    def get_map(
+        self, refs: RefSequence[Any], timeout_s: float | None, *, writable: bool = False
+    ) -> list[Any]:
         """Wait for a whole map and return its values in order, or raise the first error."""
         if self.closed:
             self.check_usable()
@@ -378,7 +437,8 @@ class Runtime(Client):
                     missing = sum(b.done.count(0) for b in refs.batches)
                     raise errors.GetTimeoutError(
                         f"{missing} of {len(refs)} map results are not there after {timeout_s} s",
-                        timeout_s=timeout_s or 0.0)
+                        timeout_s=timeout_s or 0.0,
+                    )
             self._extend(values, batch, writable)
         return values
 
@@ -423,19 +483,23 @@ class Runtime(Client):
             first = next(key for key in keys if not self.is_ready(key))
             raise errors.GetTimeoutError(
                 f"{waiting} of {count} objects are not there after {timeout_s} s, the first is"
-                f" {self.session.references.id_of(first).hex()}", timeout_s=timeout_s or 0.0)
+                f" {self.session.references.id_of(first).hex()}",
+                timeout_s=timeout_s or 0.0,
+            )
 
     def _locate(self, keys: Iterable[Key]) -> None:
         results, references = self.results, self.session.references
-        absent = [key for key in keys if (found := results.get(key)) is None
-                  or found[0] == _ELSEWHERE]
+        absent = [
+            key for key in keys if (found := results.get(key)) is None or found[0] == _ELSEWHERE
+        ]
         if absent and (references.units or references.registered):
             with self.lock:
                 for key in absent:
                     references.locate(key)
 
-    def wait(self, refs: list[Any], num_returns: int,
-             timeout_s: float | None) -> tuple[list[Any], list[Any]]:
+    def wait(
+        self, refs: list[Any], num_returns: int, timeout_s: float | None
+    ) -> tuple[list[Any], list[Any]]:
         """Split refs into ready and not, at least num_returns ready unless time is over."""
         references = self.session.references
         seen = references.arrivals
@@ -491,17 +555,23 @@ class Runtime(Client):
     def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
         """Ask for the end of the task or call that makes this ref."""
         if not isinstance(ref.key, int):
-            raise errors.UserError(f"{ref!r} was made by another process, and only that one can"
-                                   " cancel it: cancel it where .remote() was called")
+            raise errors.UserError(
+                f"{ref!r} was made by another process, and only that one can"
+                " cancel it: cancel it where .remote() was called"
+            )
         if not self.is_ready(ref.key):
             self.cancel_number(task_number_of(ref.key), force=force, recursive=recursive)
 
     def cancel_number(self, number: int, *, force: bool = False, recursive: bool) -> None:
         """Ask for the end of a task or call by its number; nothing where it has ended."""
-        cancelled = outcome.error(encode_exception(
-            errors.TaskCancelledError("cancelled before it began",
-                                      task_id=object_id(self.process, number).hex()),
-            where="zray.cancel"))
+        cancelled = outcome.error(
+            encode_exception(
+                errors.TaskCancelledError(
+                    "cancelled before it began", task_id=object_id(self.process, number).hex()
+                ),
+                where="zray.cancel",
+            )
+        )
         self.flush()
         with self.lock:
             session = self.session
@@ -515,8 +585,14 @@ class Runtime(Client):
             else:
                 batch = session.tasks.batch_of(number)
                 if batch is not None:
-                    session.outbox.call(messages.CANCEL, batch.target, batch.first,
-                                        number - batch.first, force, recursive)
+                    session.outbox.call(
+                        messages.CANCEL,
+                        batch.target,
+                        batch.first,
+                        number - batch.first,
+                        force,
+                        recursive,
+                    )
         self.flush()
 
     def when_ready(self, key: Key, callback: Callable[[], None]) -> bool:
@@ -535,6 +611,7 @@ class Runtime(Client):
     def when_item(self, stream: Stream, completion: Key, callback: Callable[[], None]) -> None:
         """Call back when a generator has an item or has ended."""
         from zray.protocol.ids import return_number
+
         with self.lock:
             callbacks = self.session.callbacks
             ready = stream.arrived > stream.consumed or self.is_ready(completion)

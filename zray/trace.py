@@ -49,19 +49,36 @@ def trace_events(events: Iterable[list[Any]]) -> list[Span]:
     lanes = _Lanes()
     for kind, at_s, fields in events:
         if kind == "task_executed":
-            spans.append({
-                "ph": "X", "cat": "task", "name": fields["function"] or "task",
-                "pid": lanes.pid, "tid": lanes.of(fields["worker"]),
-                "ts": fields["started_at"] * 1e6, "dur": max(fields["duration_s"] * 1e6, 0.001),
-                "args": {"task": _shown(fields["task"]), "tasks": fields.get("count", 1),
-                         "error": fields["error"]}})
+            spans.append(
+                {
+                    "ph": "X",
+                    "cat": "task",
+                    "name": fields["function"] or "task",
+                    "pid": lanes.pid,
+                    "tid": lanes.of(fields["worker"]),
+                    "ts": fields["started_at"] * 1e6,
+                    "dur": max(fields["duration_s"] * 1e6, 0.001),
+                    "args": {
+                        "task": _shown(fields["task"]),
+                        "tasks": fields.get("count", 1),
+                        "error": fields["error"],
+                    },
+                }
+            )
             continue
         worker = fields.get("worker")
-        spans.append({
-            "ph": "i", "cat": kind, "name": _moment(kind, fields), "pid": lanes.pid,
-            "tid": lanes.of(worker) if worker else _NODE_TID, "ts": at_s * 1e6,
-            "s": "t" if worker else "p",
-            "args": {name: _shown(value) for name, value in fields.items()}})
+        spans.append(
+            {
+                "ph": "i",
+                "cat": kind,
+                "name": _moment(kind, fields),
+                "pid": lanes.pid,
+                "tid": lanes.of(worker) if worker else _NODE_TID,
+                "ts": at_s * 1e6,
+                "s": "t" if worker else "p",
+                "args": {name: _shown(value) for name, value in fields.items()},
+            }
+        )
     spans.sort(key=lambda span: span["ts"])
     return [*lanes.names(), *spans]
 
@@ -79,12 +96,17 @@ class _Lanes:
 
     def names(self) -> list[Span]:
         """Return the events that give the lanes their names."""
-        lanes = {"scheduler": _NODE_TID,
-                 **{f"worker {worker}": tid for worker, tid in self._tids.items()}}
-        rows: list[Span] = [{"ph": "M", "name": "process_name", "pid": self.pid, "tid": 0,
-                             "args": {"name": "node"}}]
-        rows += [{"ph": "M", "name": "thread_name", "pid": self.pid, "tid": tid,
-                  "args": {"name": name}} for name, tid in lanes.items()]
+        lanes = {
+            "scheduler": _NODE_TID,
+            **{f"worker {worker}": tid for worker, tid in self._tids.items()},
+        }
+        rows: list[Span] = [
+            {"ph": "M", "name": "process_name", "pid": self.pid, "tid": 0, "args": {"name": "node"}}
+        ]
+        rows += [
+            {"ph": "M", "name": "thread_name", "pid": self.pid, "tid": tid, "args": {"name": name}}
+            for name, tid in lanes.items()
+        ]
         return rows
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from zray.errors import RemoteProtocolError
+from zray.errors import GcsError, RemoteProtocolError
 from zray.protocol.ids import object_id
 from zray.protocol.limits import EVENTS_MAX, LEDGER_BYTES_MAX
 
@@ -25,10 +25,15 @@ from .ledger import Ledger
 from .store import Put, Transaction
 from .tables import JobRecord, NodeRecord, Tables
 
-_STATES = {"PENDING": "pending", "STARTING": "pending", "ALIVE": "alive",
-           "RESTARTING": "restarting"}
+_STATES = {
+    "PENDING": "pending",
+    "STARTING": "pending",
+    "ALIVE": "alive",
+    "RESTARTING": "restarting",
+}
 _SYNC_S = 1.0
 _PRUNE_S = 60.0
+_FAILURES_SHOWN = 20
 _DEAD_ACTORS_MAX = 10_000
 _UNWRITTEN_MAX = 20_000
 _COMMIT_OPERATIONS = 2_000
@@ -44,8 +49,7 @@ class Catalog:
         resources: what the node offers, for its record.
     """
 
-    def __init__(self, path: str, *, node: bytes, durable: bool,
-                 resources: dict[str, int]) -> None:
+    def __init__(self, path: str, *, node: bytes, durable: bool, resources: dict[str, int]) -> None:
         self.node = node
         self.durable = durable
         self.store = LmdbStore(path)
@@ -58,6 +62,8 @@ class Catalog:
         self._dead: dict[bytes, ActorRecord] = {}
         self._urgent = False
         self._pruned_at = 0.0
+        self.write_failures = 0
+        """How often lineage or events could not be written."""
         self._synced_at = 0.0
         self._end_leftovers()
         self.tables.nodes.register(NodeRecord(node_id=node))
@@ -67,8 +73,9 @@ class Catalog:
         """Actors and jobs of an earlier life of this directory are not running any more."""
         for record in self.tables.actors.select():
             if record.state != "dead":
-                self.tables.actors.update(record.actor_id, state="dead",
-                                          death_cause="its node was stopped")
+                self.tables.actors.update(
+                    record.actor_id, state="dead", death_cause="its node was stopped"
+                )
         for job in self.tables.jobs.all():
             if job.state == "running":
                 self.tables.jobs.finish(job.job_id, "failed", time.time(), "its node was stopped")
@@ -78,9 +85,16 @@ class Catalog:
     def job_started(self, driver: bytes, pid: int, details: dict[str, Any], now: float) -> None:
         """A driver has connected."""
         entrypoint = str(details.get("entrypoint", ""))
-        self.tables.jobs.add(JobRecord(
-            job_id=driver, driver_id=driver, driver_pid=pid, entrypoint=entrypoint,
-            namespace=details.get("namespace") or "", started_at=now))
+        self.tables.jobs.add(
+            JobRecord(
+                job_id=driver,
+                driver_id=driver,
+                driver_pid=pid,
+                entrypoint=entrypoint,
+                namespace=details.get("namespace") or "",
+                started_at=now,
+            )
+        )
         self.events.record("job_started", now, driver.hex(), pid, entrypoint)
 
     def job_ended(self, driver: bytes, state: str, now: float) -> None:
@@ -90,13 +104,21 @@ class Catalog:
 
     # -- actors ----------------------------------------------------------------------------------
 
-    def actor_created(self, actor: bytes, class_id: bytes, owner: bytes,
-                      details: dict[str, Any]) -> object | None:
+    def actor_created(
+        self, actor: bytes, class_id: bytes, owner: bytes, details: dict[str, Any]
+    ) -> object | None:
         """Record an actor; returns who has its name already, else None."""
         record = ActorRecord(
-            actor_id=actor, class_id=class_id, job_id=owner, name=details["name"] or "",
-            namespace=details["namespace"] or "", class_name=details["class"],
-            node_id=self.node, restarts_left=details["restarts"], detached=details["detached"])
+            actor_id=actor,
+            class_id=class_id,
+            job_id=owner,
+            name=details["name"] or "",
+            namespace=details["namespace"] or "",
+            class_name=details["class"],
+            node_id=self.node,
+            restarts_left=details["restarts"],
+            detached=details["detached"],
+        )
         if details["name"] is not None:
             taken = self.tables.actors.register(record)
             if taken is not None:
@@ -105,14 +127,18 @@ class Catalog:
         self._unwritten[actor] = {}
         return None
 
-    def actor_changed(self, actor: bytes, state: str, worker: bytes, incarnation: int,
-                      restarts_left: int) -> None:
+    def actor_changed(
+        self, actor: bytes, state: str, worker: bytes, incarnation: int, restarts_left: int
+    ) -> None:
         """An actor's state is to be recorded, at once where others may look it up by name."""
         if actor not in self._actors:
             return
         self._unwritten.setdefault(actor, {}).update(
-            state=_STATES[state], worker_id=worker, incarnation=incarnation,
-            restarts_left=restarts_left)
+            state=_STATES[state],
+            worker_id=worker,
+            incarnation=incarnation,
+            restarts_left=restarts_left,
+        )
         self._urgent = self._urgent or bool(self._actors[actor].name)
 
     def actor_died(self, actor: bytes) -> None:
@@ -145,11 +171,21 @@ class Catalog:
         now = time.time()
         for at in range(0, len(records), _COMMIT_OPERATIONS):
             part = records[at : at + _COMMIT_OPERATIONS]
-            self.store.transact(Transaction(
-                (), tuple(Put("actors", record.actor_id, record.pack()) for record in part)))
+            self.store.transact(
+                Transaction(
+                    (), tuple(Put("actors", record.actor_id, record.pack()) for record in part)
+                )
+            )
         for record in records:
-            self.events.record("actor_state", now, record.actor_id.hex(), record.state,
-                               record.worker_id.hex(), record.incarnation, record.death_cause)
+            self.events.record(
+                "actor_state",
+                now,
+                record.actor_id.hex(),
+                record.state,
+                record.worker_id.hex(),
+                record.incarnation,
+                record.death_cause,
+            )
 
     def _current(self, actor: bytes, change: dict[str, Any]) -> ActorRecord:
         record = self._actors[actor]
@@ -170,28 +206,46 @@ class Catalog:
 
     # -- lineage and events ------------------------------------------------------------------------
 
-    def tasks_submitted(self, client: bytes, rows: list[list[Any]],
-                        payloads: list[bytes]) -> None:
-        """Append batches to the ledger, as they came."""
-        self.ledger.append([msgpack.packb((client, row, payload))
-                            for row, payload in zip(rows, payloads, strict=True)])
+    def tasks_submitted(self, client: bytes, rows: list[list[Any]], payloads: list[bytes]) -> None:
+        """Append batches to the ledger, as they came. A task runs also where none can be kept."""
+        records = [
+            msgpack.packb((client, row, payload))
+            for row, payload in zip(rows, payloads, strict=True)
+        ]
+        try:
+            self.ledger.append(records)
+        except GcsError as error:
+            self._unwritable("lineage", error)
 
-    def tasks_finished(self, worker: bytes, reports: list[list[Any]],
-                       functions: list[str]) -> None:
+    def tasks_finished(self, worker: bytes, reports: list[list[Any]], functions: list[str]) -> None:
         """Record what a worker has executed: one event a report, not a task."""
         now = time.time()
         name = worker.hex()
-        self.events.record_batch(msgpack.packb([
-            ("task_executed", now, object_id(client, first + low), function, name,
-             now - busy_us / 1e6, busy_us / 1e6, None, high - low)
-            for (client, first, low, high, busy_us), function
-            in zip(reports, functions, strict=True)]))
+        self.events.record_batch(
+            msgpack.packb(
+                [
+                    (
+                        "task_executed",
+                        now,
+                        object_id(client, first + low),
+                        function,
+                        name,
+                        now - busy_us / 1e6,
+                        busy_us / 1e6,
+                        None,
+                        high - low,
+                    )
+                    for (client, first, low, high, busy_us), function in zip(
+                        reports, functions, strict=True
+                    )
+                ]
+            )
+        )
 
     def events_since(self, limit: int, now: float) -> list[list[Any]]:
         """Return the newest events as [kind, time, values]."""
         self.events.flush(now)
-        return [[event.kind, event.at_s, event.fields] for event in
-                self.events.select(limit=limit)]
+        return [[event.kind, event.at_s, event.fields] for event in self.events.select(limit=limit)]
 
     # -- key-value ---------------------------------------------------------------------------------
 
@@ -219,20 +273,34 @@ class Catalog:
         if now - self._pruned_at >= _PRUNE_S:
             self._pruned_at = now
             self.tables.actors.prune(_DEAD_ACTORS_MAX)
-        self.ledger.flush()
-        self.events.flush(now)
+        # A full disk, or no descriptor left: what is queued is kept for the next time, within its
+        # bound. Lineage and events are no reason for a node to end.
+        try:
+            self.ledger.flush()
+            self.events.flush(now)
+        except GcsError as error:
+            self._unwritable("lineage and events", error)
         if self.durable and now - self._synced_at >= _SYNC_S:
             self._synced_at = now
             self.store.sync()
+
+    def _unwritable(self, what: str, error: GcsError) -> None:
+        self.write_failures += 1
+        if self.write_failures <= _FAILURES_SHOWN:
+            print(f"{what} can't be written: {error}", flush=True)
 
     def statistics(self) -> dict[str, Any]:
         """Return sizes for status and metrics."""
         ledger = self.ledger.statistics()
         events = self.events.statistics()
-        return {"revision": self.store.revision, "ledger_records": ledger.next_position,
-                "ledger_bytes": ledger.stored_bytes,
-                "ledger_dropped_records": ledger.dropped_records,
-                "events_dropped": events.dropped}
+        return {
+            "revision": self.store.revision,
+            "ledger_records": ledger.next_position,
+            "ledger_bytes": ledger.stored_bytes,
+            "ledger_dropped_records": ledger.dropped_records,
+            "events_dropped": events.dropped,
+            "write_failures": self.write_failures,
+        }
 
     def close(self, now: float) -> None:
         """Write everything and close."""

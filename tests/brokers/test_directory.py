@@ -40,8 +40,9 @@ class Objects:
         for process in (OWNER, FRIEND, WORKER):
             self.directory.process_joined(process)
 
-    def share(self, identity: bytes, found: bytes | None = PLAIN,
-              contained: list[bytes] | None = None) -> None:
+    def share(
+        self, identity: bytes, found: bytes | None = PLAIN, contained: list[bytes] | None = None
+    ) -> None:
         self.directory.share(OWNER, identity, found, contained or [], first=True)
 
     def register(self, identity: bytes, offset: int, contained: list[bytes] | None = None) -> None:
@@ -183,8 +184,10 @@ def test_a_spilled_object_comes_back_for_who_asks(objects: Objects) -> None:
     objects.directory.locate(OWNER, [X])
     assert objects.commands() == [Restore(X)]
     assert objects.directory.restored(X, 8192)
-    assert objects.commands() == [DeleteSpilled(X, "file"),
-                                  Locate(OWNER, X, outcome.stored(8192, 100))]
+    assert objects.commands() == [
+        DeleteSpilled(X, "file"),
+        Locate(OWNER, X, outcome.stored(8192, 100)),
+    ]
     assert not objects.directory.spilled(X, "file"), "it has been told where it lies"
 
 

@@ -41,11 +41,22 @@ class Actors:
     def __init__(self) -> None:
         self.dispatcher = Dispatcher(shared_hosts=2)
 
-    def create(self, actor: bytes, *, restarts: int = 0, shared: bool = False,
-               resources: dict[str, int] | None = None) -> None:
+    def create(
+        self,
+        actor: bytes,
+        *,
+        restarts: int = 0,
+        shared: bool = False,
+        resources: dict[str, int] | None = None,
+    ) -> None:
         details: dict[str, Any] = {
-            "restarts": restarts, "isolation": "shared" if shared else "process", "env": {},
-            "placement": resources or {}, "resources": resources or {}, "detached": False}
+            "restarts": restarts,
+            "isolation": "shared" if shared else "process",
+            "env": {},
+            "placement": resources or {},
+            "resources": resources or {},
+            "detached": False,
+        }
         self.dispatcher.create(OWNER, actor, b"class", details, b"arguments")
 
     def place(self, actor: bytes, worker: bytes = W1, *, alive: bool = True) -> None:
@@ -123,7 +134,9 @@ def test_killing_ends_an_actor_and_its_worker(actors: Actors) -> None:
     actors.commands()
     actors.dispatcher.kill(A, b"killed", no_restart=True)
     assert actors.commands(KillWorker, Tell) == [
-        Tell(OWNER, A), KillWorker(W1, "its actor has ended")]
+        Tell(OWNER, A),
+        KillWorker(W1, "its actor has ended"),
+    ]
     assert actors.dispatcher.dead[A] == b"killed"
 
 
@@ -173,8 +186,8 @@ def test_a_share_is_not_taken_for_a_host(actors: Actors) -> None:
     for actor in (A, B):
         actors.create(actor, shared=True, resources={"seat": 1})
     actors.dispatcher.claimed(A, W1, EMPTY, in_host=False)
-    assert [each.shared_host for each in actors.commands(Claim)  # type: ignore[union-attr]
-            if each.shared_host] == [W1, W1]  # type: ignore[union-attr]
+    claims = [each for each in actors.commands(Claim) if isinstance(each, Claim)]
+    assert [each.shared_host for each in claims if each.shared_host] == [W1, W1]
     actors.dispatcher.claimed(B, W1, SEAT, in_host=True)
     assert actors.dispatcher.actors[B].worker == W1
     actors.dispatcher.claimed(B, W2, EMPTY, in_host=False)
@@ -199,8 +212,7 @@ def test_killing_a_shared_actor_leaves_its_neighbours_alone(actors: Actors) -> N
     actors.dispatcher.claimed(A, W1, EMPTY, in_host=False)
     actors.commands()
     actors.dispatcher.kill(A, b"killed", no_restart=False)
-    assert actors.commands(End, KillWorker, Start) == [
-        End(A, W1, 0, killed=True), Start(A)]
+    assert actors.commands(End, KillWorker, Start) == [End(A, W1, 0, killed=True), Start(A)]
     assert actors.dispatcher.actors[A].incarnation == 1
     assert actors.dispatcher.actors[B].incarnation == 0
 

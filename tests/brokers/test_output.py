@@ -29,7 +29,9 @@ def test_a_log_goes_on_in_the_next_life_of_its_node(tmp_path: Path) -> None:
         log.write([("f 1", False, word)])
         log.close()
     assert [line.split()[-1] for line in (tmp_path / "workers.log").read_text().splitlines()] == [
-        "one", "two"]
+        "one",
+        "two",
+    ]
 
 
 def test_two_files_of_the_limit_are_all_that_is_kept(tmp_path: Path) -> None:

@@ -34,8 +34,9 @@ class Node:
         spec = [b"f", f"f{number}", resources, 1, 3, None, 0, {}, 0]
         self.scheduler.declare(client, number, spec)
 
-    def submit(self, first: int, count: int, *, client: bytes = CLIENT, number: int = 0,
-               retries: int = 3) -> None:
+    def submit(
+        self, first: int, count: int, *, client: bytes = CLIENT, number: int = 0, retries: int = 3
+    ) -> None:
         self.scheduler.submit(client, [[number, first, count, 0, count, 0, retries]], [b"payload"])
 
     def commands(self) -> list[Command]:
@@ -44,13 +45,19 @@ class Node:
 
     def runs(self) -> list[tuple[bytes, int, int, int]]:
         """Return (worker, first, low, high) of the Runs since the last look."""
-        return [(each.worker, each.work.first, each.low, each.high)
-                for each in self.commands() if isinstance(each, Run)]
+        return [
+            (each.worker, each.work.first, each.low, each.high)
+            for each in self.commands()
+            if isinstance(each, Run)
+        ]
 
     def items(self, worker: bytes) -> list[int]:
         """Return the items that a worker has, in its order."""
-        return [item for work in self.scheduler.workers[worker].outstanding
-                for item in range(work.low, work.high)]
+        return [
+            item
+            for work in self.scheduler.workers[worker].outstanding
+            for item in range(work.low, work.high)
+        ]
 
     def give_back(self, worker: bytes) -> None:
         """The worker gives back all but the task it runs."""
@@ -137,8 +144,11 @@ def test_only_the_first_unfinished_task_is_blamed_for_a_crash(node: Node) -> Non
     node.start(W1)
     node.submit(1, 3)
     node.scheduler.worker_died(W1, "killed")
-    assert [(item, work.retries) for work in node.scheduler.queues.all_ranges()
-            for item in range(work.low, work.high)] == [(0, 2), (1, 3), (2, 3)]
+    assert [
+        (item, work.retries)
+        for work in node.scheduler.queues.all_ranges()
+        for item in range(work.low, work.high)
+    ] == [(0, 2), (1, 3), (2, 3)]
 
 
 def test_a_suspect_runs_alone(node: Node) -> None:
@@ -156,7 +166,8 @@ def test_a_task_without_retries_fails_when_its_worker_dies(node: Node) -> None:
     node.commands()
     node.scheduler.worker_died(W1, "killed")
     assert [each for each in node.commands() if isinstance(each, Fail)] == [
-        Fail(CLIENT, 1, [0], "f0", "killed")]
+        Fail(CLIENT, 1, [0], "f0", "killed")
+    ]
     assert not node.scheduler.queues.task_count
 
 
@@ -276,7 +287,9 @@ def test_a_queued_task_is_cancelled_in_the_queue_and_a_running_one_is_found(node
     node.submit(1, 3)
     assert node.scheduler.cancel(CLIENT, 1, 1) == (True, None)
     assert [(work.low, work.high) for work in node.scheduler.queues.all_ranges()] == [
-        (0, 1), (2, 3)]
+        (0, 1),
+        (2, 3),
+    ]
     node.start(W1)
     assert node.scheduler.cancel(CLIENT, 1, 0) == (False, W1)
 

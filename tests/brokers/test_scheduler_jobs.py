@@ -51,8 +51,19 @@ def _submit(scheduler: Scheduler, client: bytes, first: int = 1, count: int = 1)
 
 
 def _finish(scheduler: Scheduler, run: Run, now: float = 0.0) -> None:
-    scheduler.finished(run.worker, [[run.work.task_class.client, run.work.first, run.low, run.high,
-                                     5000 * (run.high - run.low)]], now)
+    scheduler.finished(
+        run.worker,
+        [
+            [
+                run.work.task_class.client,
+                run.work.first,
+                run.low,
+                run.high,
+                5000 * (run.high - run.low),
+            ]
+        ],
+        now,
+    )
     scheduler.check()
 
 
@@ -88,7 +99,8 @@ def test_the_workers_of_a_job_end_with_it_and_fresh_ones_take_their_place() -> N
     assert [kill.worker for kill in _commands(scheduler, Kill)] == [run.worker]
     scheduler.worker_died(run.worker, "")
     assert [(fork.env, fork.count) for fork in scheduler.commands if type(fork) is Fork] == [
-        ((), 1)]
+        ((), 1)
+    ]
     _start_forked(scheduler)
     assert not scheduler.queues.by_shape, "the queues of a job are forgotten with it"
 

@@ -191,8 +191,17 @@ class Load:
 
     def run(self, seconds: float) -> None:
         """Do a random one of these until the time is over."""
-        kinds = [self.tasks, self.map, self.nesting, self.large, self.containers, self.generators,
-                 self.actors, self.once, self.forgotten]
+        kinds = [
+            self.tasks,
+            self.map,
+            self.nesting,
+            self.large,
+            self.containers,
+            self.generators,
+            self.actors,
+            self.once,
+            self.forgotten,
+        ]
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.random.choice(kinds)()

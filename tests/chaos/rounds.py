@@ -66,21 +66,31 @@ class Chaos:
     def round(self, number: int) -> str:
         """Run one round; returns a line about it. Raises AssertionError where something is off."""
         kill_driver = number % 3 == 2
-        report = self._drive(self.random.randrange(1 << 30), kill=self.random.randrange(1, 4),
-                             kill_driver=kill_driver)
+        report = self._drive(
+            self.random.randrange(1 << 30),
+            kill=self.random.randrange(1, 4),
+            kill_driver=kill_driver,
+        )
         assert self.node.poll() is None, f"the node ended: {self._log()}"
         try:
             wait_until(self._returned, SETTLE_TIMEOUT_S)
         except AssertionError:
-            raise AssertionError(f"round {number} ({report}) left traces: {self._difference()} of"
-                                 f" {self._traces()}; {self._rows()}; {self._log()}") from None
+            raise AssertionError(
+                f"round {number} ({report}) left traces: {self._difference()} of"
+                f" {self._traces()}; {self._rows()}; {self._log()}"
+            ) from None
         return f"round {number}: {report}"
 
     def _drive(self, seed: int, *, kill: int, kill_driver: bool) -> str:
         environment = {**os.environ, "ZRAY_ADDRESS": self.directory, "PYTHONPATH": str(ROOT)}
         driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.load", str(seed), str(LOAD_S)], cwd=ROOT,
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            [sys.executable, "-m", "tests.chaos.load", str(seed), str(LOAD_S)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert driver.stdout is not None
         with driver:
             if driver.stdout.readline() != "ready\n":
@@ -99,8 +109,9 @@ class Chaos:
                 with contextlib.suppress(ProcessLookupError):
                     driver.send_signal(signal.SIGUSR1)
                 driver.kill()
-                raise AssertionError(f"the driver of seed {seed} hangs: {driver.communicate()};"
-                                     f" {self._log()}") from None
+                raise AssertionError(
+                    f"the driver of seed {seed} hangs: {driver.communicate()}; {self._log()}"
+                ) from None
         if not kill_driver:
             assert driver.returncode == 0, f"seed {seed}: {out}{err[-3000:]}; {self._log()}"
         return f"seed {seed}, driver {driver.returncode}, {out.strip()}"
@@ -136,29 +147,43 @@ class Chaos:
         status = self._status()
         scheduler = status["scheduler"]
         return {
-            "workers": scheduler["workers"], "queued": scheduler["queued_tasks"],
-            "running": scheduler["running_tasks"], "pending_actors": scheduler["pending_actors"],
-            "actors": status["actor_counts"], "objects": status["object_counts"]["objects"],
-            "used_bytes": status["store"]["used_bytes"], "drivers": status["drivers"],
+            "workers": scheduler["workers"],
+            "queued": scheduler["queued_tasks"],
+            "running": scheduler["running_tasks"],
+            "pending_actors": scheduler["pending_actors"],
+            "actors": status["actor_counts"],
+            "objects": status["object_counts"]["objects"],
+            "used_bytes": status["store"]["used_bytes"],
+            "drivers": status["drivers"],
             "spill_bytes": status["store"]["spill_bytes"],
             "waiting": status["store"]["waiting_allocations"],
             "available": status["resources"]["available"],
-            "files": len(os.listdir(self.directory)), "malformed": status["malformed_messages"],
-            "descriptors": self.process.num_fds(), "processes": len(self._workers())}
+            "files": len(os.listdir(self.directory)),
+            "malformed": status["malformed_messages"],
+            "descriptors": self.process.num_fds(),
+            "processes": len(self._workers()),
+        }
 
     def _settled(self) -> bool:
         traces = self._traces()
         workers = traces["workers"]
-        return bool(workers.keys() <= {"idle"} and workers.get("idle", 0) == traces["processes"]
-                    and traces["processes"] <= SETTINGS["num_cpus"] and traces["drivers"] == 0)
+        return bool(
+            workers.keys() <= {"idle"}
+            and workers.get("idle", 0) == traces["processes"]
+            and traces["processes"] <= SETTINGS["num_cpus"]
+            and traces["drivers"] == 0
+        )
 
     def _difference(self) -> dict[str, Any]:
         """Return what differs from the beginning; a worker more or less has its own share."""
         before, now = self.baseline, self._traces()
         more = now["processes"] - before["processes"]
         allowed = {"files": FILES_OF_A_WORKER, "descriptors": DESCRIPTORS_OF_A_WORKER}
-        found = {name: (before[name], value) for name, value in now.items()
-                 if name not in ("workers", "processes", *allowed) and value != before[name]}
+        found = {
+            name: (before[name], value)
+            for name, value in now.items()
+            if name not in ("workers", "processes", *allowed) and value != before[name]
+        }
         for name, share in allowed.items():
             if now[name] > before[name] + share * max(0, more):
                 found[name] = (before[name], now[name])
@@ -185,8 +210,9 @@ def main() -> int:
             print(chaos.round(number), flush=True)
     finally:
         chaos.close()
-    print(f"{arguments.rounds} rounds, {chaos.kills} workers killed,"
-          f" {time.monotonic() - began:.0f} s")
+    print(
+        f"{arguments.rounds} rounds, {chaos.kills} workers killed, {time.monotonic() - began:.0f} s"
+    )
     return 0
 
 

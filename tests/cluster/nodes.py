@@ -30,24 +30,46 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.node = folder / "node"
-        self.env = {name: value for name, value in os.environ.items()
-                    if not name.startswith("ZRAY_")}
-        self.env.update(XDG_RUNTIME_DIR=str(folder), ZRAY_TMPDIR=str(folder), COLUMNS="200",
-                        PYTHONUNBUFFERED="1")
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith("ZRAY_")
+        }
+        self.env.update(
+            XDG_RUNTIME_DIR=str(folder),
+            ZRAY_TMPDIR=str(folder),
+            COLUMNS="200",
+            PYTHONUNBUFFERED="1",
+        )
         self.children: list[subprocess.Popen[str]] = []
 
     # -- zray-node -------------------------------------------------------------------------------
 
-    def run(self, *arguments: str, timeout_s: float = 30.0,
-            env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, timeout_s: float = 30.0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run zray-node to its end."""
-        return subprocess.run([*COMMAND, *arguments], env=self.env | (env or {}), cwd=self.folder,
-                              capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=self.env | (env or {}),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
 
     def start(self, *arguments: str) -> dict[str, Any]:
         """Start a node in ``self.node``; returns what it reports."""
-        done = self.run("start", "--dir", str(self.node), "--num-cpus", "2",
-                        "--object-store-memory", "200MiB", "--json", *arguments)
+        done = self.run(
+            "start",
+            "--dir",
+            str(self.node),
+            "--num-cpus",
+            "2",
+            "--object-store-memory",
+            "200MiB",
+            "--json",
+            *arguments,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         report: dict[str, Any] = json.loads(done.stdout)
         return report
@@ -66,21 +88,33 @@ class Place:
         path.write_text(textwrap.dedent(text))
         return path
 
-    def launch(self, text: str, *arguments: str, folder: str = "", embedded: bool = False,
-               env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def launch(
+        self,
+        text: str,
+        *arguments: str,
+        folder: str = "",
+        embedded: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
         """Run a driver of the node (or one with a node of its own) in a session of its own."""
         path = self.program(text, f"driver{len(self.children)}.py", folder)
         address = {} if embedded else {"ZRAY_ADDRESS": str(self.node)}
-        child = subprocess.Popen([sys.executable, str(path), *arguments],
-                                 env=self.env | address | (env or {}), cwd=path.parent,
-                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE, text=True,
-                                 start_new_session=True)
+        child = subprocess.Popen(
+            [sys.executable, str(path), *arguments],
+            env=self.env | address | (env or {}),
+            cwd=path.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         self.children.append(child)
         return child
 
-    def drive(self, text: str, *arguments: str, folder: str = "",
-              env: dict[str, str] | None = None) -> str:
+    def drive(
+        self, text: str, *arguments: str, folder: str = "", env: dict[str, str] | None = None
+    ) -> str:
         """Run a driver to its successful end; returns what it printed."""
         child = self.launch(text, *arguments, folder=folder, env=env)
         out, err = child.communicate(timeout=30)
@@ -96,8 +130,11 @@ class Place:
         for process in psutil.process_iter():
             try:
                 words = process.cmdline()
-                if "--dir" in words and words[words.index("--dir") + 1].startswith(named) and (
-                        process.status() != psutil.STATUS_ZOMBIE):
+                if (
+                    "--dir" in words
+                    and words[words.index("--dir") + 1].startswith(named)
+                    and (process.status() != psutil.STATUS_ZOMBIE)
+                ):
                     found.append(process)
             except (psutil.NoSuchProcess, IndexError):
                 continue
@@ -105,8 +142,7 @@ class Place:
 
     def await_no_process(self, timeout_s: float = 10.0) -> None:
         """Wait until no node, zygote or worker of this folder is left."""
-        wait_until(lambda: not self.processes(), timeout_s,
-                   what=f"the end of {self.processes()}")
+        wait_until(lambda: not self.processes(), timeout_s, what=f"the end of {self.processes()}")
 
     def close(self) -> None:
         """End all that is left."""

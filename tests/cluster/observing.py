@@ -62,7 +62,8 @@ def wait_for_empty_store(timeout_s: float = 10.0) -> None:
     except AssertionError:
         rows = ask("objects")
         raise AssertionError(
-            f"memory did not come back: {seen}; {len(rows)} objects, {rows[:3]}") from None
+            f"memory did not come back: {seen}; {len(rows)} objects, {rows[:3]}"
+        ) from None
 
 
 def worker_pids() -> list[int]:

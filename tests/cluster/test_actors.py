@@ -81,10 +81,16 @@ class Counter:
 
     def context(self):
         found = zray.get_runtime_context()
-        return {"actor": found.get_actor_id(), "task": found.get_task_id(),
-                "job": found.get_job_id(), "name": found.get_actor_name(),
-                "namespace": found.namespace, "resources": found.get_assigned_resources(),
-                "again": found.was_current_actor_reconstructed, "call": found.get_task_name()}
+        return {
+            "actor": found.get_actor_id(),
+            "task": found.get_task_id(),
+            "job": found.get_job_id(),
+            "name": found.get_actor_name(),
+            "namespace": found.namespace,
+            "resources": found.get_assigned_resources(),
+            "again": found.was_current_actor_reconstructed,
+            "call": found.get_task_name(),
+        }
 
     def myself(self):
         return zray.get_runtime_context().current_actor
@@ -95,8 +101,7 @@ Actor = zray.remote(Counter)
 
 def test_calls_of_a_caller_run_in_the_order_sent(isolation):
     counter = Actor.options(isolation=isolation).remote(10)
-    assert zray.get([counter.add.remote() for _ in range(500)],
-                    timeout=20) == list(range(11, 511))
+    assert zray.get([counter.add.remote() for _ in range(500)], timeout=20) == list(range(11, 511))
 
 
 def test_num_returns_of_a_method(isolation):
@@ -221,8 +226,10 @@ def test_a_method_that_is_not_there_is_named():
 
 def test_shared_actors_call_each_other_without_deadlock():
     counters = [Actor.options(isolation="shared").remote() for _ in range(12)]
-    refs = [counter.call_other.remote([counters[(i + 4) % 12]])
-            for i, counter in enumerate(counters[:4])]
+    refs = [
+        counter.call_other.remote([counters[(i + 4) % 12]])
+        for i, counter in enumerate(counters[:4])
+    ]
     assert zray.get(refs, timeout=20) == [5] * 4
 
 
@@ -276,9 +283,15 @@ def test_the_runtime_context_of_an_actor(isolation):
     ref = counter.context.remote()
     found = zray.get(ref, timeout=10)
     assert found == {
-        "actor": counter._actor_id.hex(), "task": ref.hex(),
-        "job": zray.get_runtime_context().get_job_id(), "name": name, "namespace": "here",
-        "resources": {"CPU": 0.5}, "again": False, "call": "Counter.context"}
+        "actor": counter._actor_id.hex(),
+        "task": ref.hex(),
+        "job": zray.get_runtime_context().get_job_id(),
+        "name": name,
+        "namespace": "here",
+        "resources": {"CPU": 0.5},
+        "again": False,
+        "call": "Counter.context",
+    }
     assert zray.get(counter.myself.remote(), timeout=10) == counter
 
 

@@ -111,8 +111,7 @@ def test_plain_methods_run_between_coroutines(box):
 
 def test_refs_are_awaited_inside(box):
     assert zray.get(box.value_of.remote([later.remote(7)]), timeout=10) == 7
-    assert zray.get([box.value_of_task.remote(i) for i in range(20)],
-                    timeout=20) == list(range(20))
+    assert zray.get([box.value_of_task.remote(i) for i in range(20)], timeout=20) == list(range(20))
 
 
 def test_a_blocking_get_inside_a_coroutine_still_ends(box):

@@ -383,7 +383,9 @@ def test_get_actor_finds_names_in_their_namespace():
         zray.get_actor("")
     assert zray.util.list_named_actors() == ["one"]
     assert zray.util.list_named_actors(all_namespaces=True) == [
-        {"name": "one", "namespace": "api"}, {"name": "one", "namespace": "elsewhere"}]
+        {"name": "one", "namespace": "api"},
+        {"name": "one", "namespace": "elsewhere"},
+    ]
     zray.kill(here)
     zray.kill(there)
     wait_until(lambda: not zray.util.list_named_actors(all_namespaces=True))

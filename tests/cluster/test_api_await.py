@@ -71,7 +71,8 @@ def test_a_ref_is_awaited_for_its_value_or_its_error():
 def test_gather_and_as_completed_take_refs():
     async def main():
         assert await asyncio.gather(*[double.remote(i) for i in range(50)]) == [
-            2 * i for i in range(50)]
+            2 * i for i in range(50)
+        ]
         found = await asyncio.gather(double.remote(1), fail.remote(), return_exceptions=True)
         assert found[0] == 2
         assert isinstance(found[1], KeyError)
@@ -195,7 +196,12 @@ def test_futures_of_refs_work_with_concurrent_futures():
     assert sorted(future.result() for future in done) == [2 * i for i in range(20)]
     waiting = [double.remote(i).future() for i in range(5)]
     assert sorted(f.result() for f in concurrent.futures.as_completed(waiting, timeout=20)) == [
-        0, 2, 4, 6, 8]
+        0,
+        2,
+        4,
+        6,
+        8,
+    ]
     with pytest.raises(KeyError):
         fail.remote().future().result(timeout=20)
 

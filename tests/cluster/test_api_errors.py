@@ -63,9 +63,15 @@ def test_remote_things_are_not_called_directly():
 
 
 def test_arguments_that_do_not_fit_are_refused_where_the_call_is_made():
-    for call in (lambda: add.remote(), lambda: add.remote(1, 2, 3), lambda: add.remote(1, z=2),
-                 lambda: add.remote(1, x=2), lambda: Counter.remote(),
-                 lambda: Counter.remote(1, 2), lambda: Counter.remote(1, stop=2)):
+    for call in (
+        lambda: add.remote(),
+        lambda: add.remote(1, 2, 3),
+        lambda: add.remote(1, z=2),
+        lambda: add.remote(1, x=2),
+        lambda: Counter.remote(),
+        lambda: Counter.remote(1, 2),
+        lambda: Counter.remote(1, stop=2),
+    ):
         with pytest.raises(TypeError, match="argument"):
             call()
     assert zray.get(add.remote(1, scale=3)) == 6
@@ -81,6 +87,7 @@ def test_what_is_remote_already_or_async_is_not_decorated():
     with pytest.raises(TypeError, match="remote already"):
         zray.remote(add)
     with pytest.raises(TypeError, match="async"):
+
         @zray.remote
         async def later():
             return 1
@@ -88,6 +95,7 @@ def test_what_is_remote_already_or_async_is_not_decorated():
     with pytest.raises(TypeError):
         zray.remote(1, 2)
     with pytest.raises(TypeError, match="derive"):
+
         class Sub(Counter):
             pass
 
@@ -260,8 +268,13 @@ def test_an_error_travels_through_tasks_that_take_it():
         return zray.get(refs[0])
 
     ref = fail.remote()
-    for victim in (add.remote(ref), add.remote(1, y=ref), gets.remote([ref]),
-                   Counter.remote(1).add.remote(ref), Counter.remote(ref).add.remote(1)):
+    for victim in (
+        add.remote(ref),
+        add.remote(1, y=ref),
+        gets.remote([ref]),
+        Counter.remote(1).add.remote(ref),
+        Counter.remote(ref).add.remote(1),
+    ):
         with pytest.raises((Refused, errors.ActorDiedError)):
             zray.get(victim, timeout=20)
 

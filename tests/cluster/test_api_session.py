@@ -102,8 +102,9 @@ def test_many_threads_that_start_zray_at_once_share_one_node():
 
     def start():
         barrier.wait(10)
-        seen.append((zray.init(num_cpus=1, ignore_reinit_error=True).node_id,
-                     zray.get(double.remote(2))))
+        seen.append(
+            (zray.init(num_cpus=1, ignore_reinit_error=True).node_id, zray.get(double.remote(2)))
+        )
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
@@ -116,12 +117,15 @@ def test_many_threads_that_start_zray_at_once_share_one_node():
 
 def test_init_joins_a_node_by_its_directory():
     context = zray.init(num_cpus=1, namespace="shared")
-    code = (f"import zray; zray.init({context.address!r}, namespace='shared');"
-            "print(zray.get(zray.get_actor('tally').add.remote(5)))")
+    code = (
+        f"import zray; zray.init({context.address!r}, namespace='shared');"
+        "print(zray.get(zray.get_actor('tally').add.remote(5)))"
+    )
     tally = Counter.options(name="tally").remote()
     assert zray.get(tally.add.remote(1)) == 1
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False
+    )
     assert done.stdout.strip() == "6", done.stderr
     assert zray.get(tally.add.remote(1)) == 7
 
@@ -129,10 +133,13 @@ def test_init_joins_a_node_by_its_directory():
 def test_options_of_a_running_node_are_refused_when_joining_it():
     context = zray.init(num_cpus=1)
     address = context.address
-    code = (f"import zray\ntry: zray.init({address!r}, num_cpus=0)\n"
-            "except zray.exceptions.OptionError as error: print(error.option)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40,
-                          check=False)
+    code = (
+        f"import zray\ntry: zray.init({address!r}, num_cpus=0)\n"
+        "except zray.exceptions.OptionError as error: print(error.option)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False
+    )
     assert done.stdout.strip() == "num_cpus", done.stderr
 
 
@@ -161,8 +168,14 @@ def test_init_refuses_what_it_does_not_honour_and_names_the_option(options, opti
 
 
 def test_options_of_ray_that_ask_for_nothing_pass():
-    zray.init(num_cpus=1, include_dashboard=False, local_mode=False, logging_level=logging.ERROR,
-              dashboard_host=None, configure_logging=False)
+    zray.init(
+        num_cpus=1,
+        include_dashboard=False,
+        local_mode=False,
+        logging_level=logging.ERROR,
+        dashboard_host=None,
+        configure_logging=False,
+    )
     assert logging.getLogger("zray").level == logging.ERROR
     logging.getLogger("zray").setLevel(logging.NOTSET)
 
@@ -308,10 +321,18 @@ def test_zray_in_a_forked_child_is_a_typed_error_that_says_what_to_do():
     zray.init(num_cpus=3)
     late, counter = wait_for.remote("/nowhere"), Counter.remote()
     uses = [
-        lambda: double.remote(1), lambda: zray.get(late), lambda: zray.put(1),
-        lambda: zray.wait([late]), lambda: counter.add.remote(), lambda: Counter.remote(),
-        lambda: zray.nodes(), lambda: double.map([1]), lambda: zray.kill(counter),
-        lambda: zray.cancel(late), lambda: late.future()]
+        lambda: double.remote(1),
+        lambda: zray.get(late),
+        lambda: zray.put(1),
+        lambda: zray.wait([late]),
+        lambda: counter.add.remote(),
+        lambda: Counter.remote(),
+        lambda: zray.nodes(),
+        lambda: double.map([1]),
+        lambda: zray.kill(counter),
+        lambda: zray.cancel(late),
+        lambda: late.future(),
+    ]
     for use in uses:
         text = _in_child(use)
         assert text.startswith("ForkedProcessError"), text
@@ -369,11 +390,14 @@ def test_an_init_that_fails_leaves_nothing_behind(no_leaks):
 
 
 def test_a_program_that_ends_without_shutdown_leaves_nothing(tmp_path):
-    code = ("import zray\n@zray.remote\ndef f(): return 1\n"
-            f"c = zray.init(num_cpus=1, _temp_dir={str(tmp_path)!r})\n"
-            "ref = f.remote()\nprint(zray.get(ref))\n")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40,
-                          check=False)
+    code = (
+        "import zray\n@zray.remote\ndef f(): return 1\n"
+        f"c = zray.init(num_cpus=1, _temp_dir={str(tmp_path)!r})\n"
+        "ref = f.remote()\nprint(zray.get(ref))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=40, check=False
+    )
     assert done.stdout.strip() == "1", done.stderr
     assert not done.stderr
     assert not os.listdir(tmp_path)
@@ -385,8 +409,13 @@ def test_a_node_that_is_killed_is_a_typed_error_and_the_next_session_works():
     zray.get(counter.add.remote())
     late = wait_for.remote("/nowhere")
     os.kill(zray.state.ask("status")["pid"], signal.SIGKILL)
-    for use in (lambda: zray.get(late), lambda: zray.put(np.ones(100_000)), lambda: zray.nodes(),
-                lambda: counter.add.remote(), lambda: zray.get(double.remote(1))):
+    for use in (
+        lambda: zray.get(late),
+        lambda: zray.put(np.ones(100_000)),
+        lambda: zray.nodes(),
+        lambda: counter.add.remote(),
+        lambda: zray.get(double.remote(1)),
+    ):
         with pytest.raises(errors.NodeDiedError, match="gone"):
             use()
     zray.shutdown()

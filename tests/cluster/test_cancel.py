@@ -185,6 +185,7 @@ def test_a_keyboard_interrupt_of_the_users_own_is_an_error():
 
 def test_cancels_that_race_with_the_end_hurt_no_other_task():
     """Each task is cancelled about when it ends; its neighbours must all have their values."""
+
     @zray.remote
     def short(seconds):
         until = time.perf_counter() + seconds

@@ -34,18 +34,23 @@ def test_every_command_explains_itself_with_examples(place: Place, command: str)
 
 def test_help_states_the_exit_codes_and_version_the_version(place: Place) -> None:
     import zray
+
     done = place.run("--help")
     assert all(text in done.stdout for text in ("Exit codes", "3 no node runs there"))
     assert place.run("--version").stdout == f"zray-node {zray.__version__}\n"
 
 
 def test_the_shell_completes_commands_and_options(place: Place) -> None:
-    env = {"_ZRAY_NODE_COMPLETE": "complete_bash", "COMP_CWORD": "1",
-           "COMP_WORDS": "zray-node st"}
-    program = ("import sys; sys.argv[0] = 'zray-node'\n"
-               "from zray.cli import main; main([])")
-    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True,
-                          env={**place.env, **env}, check=False, timeout=20)
+    env = {"_ZRAY_NODE_COMPLETE": "complete_bash", "COMP_CWORD": "1", "COMP_WORDS": "zray-node st"}
+    program = "import sys; sys.argv[0] = 'zray-node'\nfrom zray.cli import main; main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        text=True,
+        capture_output=True,
+        env={**place.env, **env},
+        check=False,
+        timeout=20,
+    )
     assert set(done.stdout.split()) == {"start", "status", "stop"}, done.stderr
 
 
@@ -65,16 +70,20 @@ def test_stop_without_a_node_succeeds(place: Place) -> None:
     assert json.loads(done.stdout)["stopped"] is False
 
 
-@pytest.mark.parametrize(("arguments", "env", "said"), [
-    (["start", "--num-cpu", "2"], {}, "--num-cpus"),
-    (["start", "--resources", "{"], {}, "JSON"),
-    (["start", "--object-store-memory", "many"], {}, "4GiB"),
-    (["start"], {"ZRAY_NUM_CPU": "2"}, "ZRAY_NUM_CPUS"),
-    (["run", "missing.py"], {}, "missing.py"),
-    (["stat"], {}, "status"),
-])
-def test_wrong_usage_is_exit_code_2_with_a_hint(place: Place, arguments: list[str],
-                                               env: dict[str, str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "env", "said"),
+    [
+        (["start", "--num-cpu", "2"], {}, "--num-cpus"),
+        (["start", "--resources", "{"], {}, "JSON"),
+        (["start", "--object-store-memory", "many"], {}, "4GiB"),
+        (["start"], {"ZRAY_NUM_CPU": "2"}, "ZRAY_NUM_CPUS"),
+        (["run", "missing.py"], {}, "missing.py"),
+        (["stat"], {}, "status"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_with_a_hint(
+    place: Place, arguments: list[str], env: dict[str, str], said: str
+) -> None:
     done = place.run(*arguments, env=env)
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr
@@ -100,8 +109,9 @@ def test_a_directory_open_to_others_is_refused(place: Place) -> None:
 
 
 def test_a_node_outlives_the_command_and_is_found_by_address_auto(place: Place) -> None:
-    done = place.run("start", "--dir", str(place.node), "--num-cpus", "1",
-                     "--resources", '{"license": 2}')
+    done = place.run(
+        "start", "--dir", str(place.node), "--num-cpus", "1", "--resources", '{"license": 2}'
+    )
     assert done.returncode == 0, done.stderr
     assert str(place.node) in done.stdout
     assert 'address="auto"' in done.stdout
@@ -137,8 +147,12 @@ def test_a_second_node_in_one_directory_is_refused_with_the_pid_of_the_first(pla
 
 def test_of_two_starts_at_once_one_wins(place: Place) -> None:
     words = [*COMMAND, "start", "--dir", str(place.node), "--num-cpus", "1"]
-    starts = [subprocess.Popen(words, env=place.env, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE) for _ in range(2)]
+    starts = [
+        subprocess.Popen(
+            words, env=place.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
     told = [start.communicate(timeout=30) for start in starts]
     assert sorted(start.returncode for start in starts) == [0, 1], told
     assert any("already, with pid" in err for _out, err in told)
@@ -177,7 +191,8 @@ def test_status_shows_what_runs(place: Place) -> None:
     assert sum(row["count"] for row in report["tasks"]) == 5
     assert report["store"]["used_bytes"] >= 8_000_000
     assert [(row["name"], row["namespace"], row["state"]) for row in report["actors"]] == [
-        ("till", "shop", "ALIVE")]
+        ("till", "shop", "ALIVE")
+    ]
     assert [row["state"] for row in report["jobs"]] == ["running"]
     assert report["problems"] == []
     shown = place.run("status")
@@ -209,8 +224,9 @@ def test_stop_force_ends_a_node_that_does_not_answer(place: Place) -> None:
 
 def test_start_block_stays_until_it_is_interrupted(place: Place) -> None:
     words = [*COMMAND, "start", "--dir", str(place.node), "--num-cpus", "1", "--block"]
-    blocked = subprocess.Popen(words, env=place.env, text=True, stdout=subprocess.PIPE,
-                               start_new_session=True)
+    blocked = subprocess.Popen(
+        words, env=place.env, text=True, stdout=subprocess.PIPE, start_new_session=True
+    )
     assert blocked.stdout is not None
     with blocked.stdout as out:
         assert "A node runs in" in out.readline()
@@ -258,8 +274,12 @@ def test_run_without_a_node_brings_one_along(place: Place) -> None:
 
 def test_run_hands_on_signals(place: Place) -> None:
     place.start()
-    child = subprocess.Popen([*COMMAND, "run", str(place.program(PROGRAM)), "wait"],
-                             env=place.env, text=True, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [*COMMAND, "run", str(place.program(PROGRAM)), "wait"],
+        env=place.env,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
     assert child.stdout is not None
     with child.stdout as out:
         while out.readline() != "waiting\n":
@@ -270,8 +290,15 @@ def test_run_hands_on_signals(place: Place) -> None:
 
 def test_run_takes_a_module(place: Place) -> None:
     place.program("import sys; print(sys.argv[1:])", "main.py", "part")
-    done = subprocess.run([*COMMAND, "run", "-m", "part.main", "x"], env=place.env, text=True,
-                          cwd=place.folder, capture_output=True, check=False, timeout=20)
+    done = subprocess.run(
+        [*COMMAND, "run", "-m", "part.main", "x"],
+        env=place.env,
+        text=True,
+        cwd=place.folder,
+        capture_output=True,
+        check=False,
+        timeout=20,
+    )
     assert done.stdout == "['x']\n", done.stderr
 
 
@@ -280,8 +307,9 @@ def test_run_takes_a_module(place: Place) -> None:
 
 def test_logs_follows_what_is_printed_until_the_node_ends(place: Place) -> None:
     place.start()
-    follower = subprocess.Popen([*COMMAND, "logs", "--follow"], env=place.env, text=True,
-                                stdout=subprocess.PIPE)
+    follower = subprocess.Popen(
+        [*COMMAND, "logs", "--follow"], env=place.env, text=True, stdout=subprocess.PIPE
+    )
     assert follower.stdout is not None
     with follower.stdout as out:
         place.drive("""
@@ -305,8 +333,18 @@ def test_doctor_finds_this_machine_fit(place: Place) -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 0, report
     found = {row["check"]: row["level"] for row in report["findings"]}
-    assert {"python", "pyzmq", "lmdb", "shared memory", "open files", "memory", "clock",
-            "temporary folder", "settings", "node"} <= set(found)
+    assert {
+        "python",
+        "pyzmq",
+        "lmdb",
+        "shared memory",
+        "open files",
+        "memory",
+        "clock",
+        "temporary folder",
+        "settings",
+        "node",
+    } <= set(found)
     assert "what to do" in place.run("doctor").stdout
 
 
@@ -315,22 +353,27 @@ def test_doctor_fails_where_sockets_cannot_be_made(place: Place) -> None:
     deep.mkdir()
     done = place.run("doctor", "--json", env={"ZRAY_TMPDIR": str(deep)})
     assert done.returncode == 1
-    (row,) = [row for row in json.loads(done.stdout)["findings"]
-              if row["check"] == "temporary folder"]
+    (row,) = [
+        row for row in json.loads(done.stdout)["findings"] if row["check"] == "temporary folder"
+    ]
     assert row["level"] == "failure"
     assert "ZRAY_TMPDIR" in row["advice"]
 
 
 def test_doctor_clean_removes_what_dead_nodes_left_and_nothing_else(place: Place) -> None:
     living = place.start()
-    dead = place.launch("""
+    dead = place.launch(
+        """
     import sys, zray
     print(zray.init().address, flush=True)
     sys.stdin.read()
-    """, embedded=True)
+    """,
+        embedded=True,
+    )
     directory = line_of(dead)
-    nodes = [process for process in place.processes(directory)
-             if "zray.brokers" in process.cmdline()]
+    nodes = [
+        process for process in place.processes(directory) if "zray.brokers" in process.cmdline()
+    ]
     # The node first, so that nobody is left to remove the directory.
     nodes[0].kill()
     dead.kill()

@@ -64,7 +64,8 @@ def delay_s(tmp_path, number, submit):
 
 @pytest.mark.parametrize("how", ["queued", "leased"])
 def test_the_result_of_a_task_whose_worker_was_killed_is_late_by_at_most_100_ms(
-        node, tmp_path, how, capsys):
+    node, tmp_path, how, capsys
+):
     zray.get([pid.remote() for _ in range(20)], timeout=20)
     delays = []
     for number in range(ROUNDS):
@@ -74,8 +75,10 @@ def test_the_result_of_a_task_whose_worker_was_killed_is_late_by_at_most_100_ms(
                 zray.get(pid.remote(), timeout=20)
         delays.append(delay_s(tmp_path, number, lambda path: die_once.remote(path, 5)))
     with capsys.disabled():
-        print(f"\nrecovery ({how}): median {statistics.median(delays) * 1e3:.0f} ms,"
-              f" longest {max(delays) * 1e3:.0f} ms")
+        print(
+            f"\nrecovery ({how}): median {statistics.median(delays) * 1e3:.0f} ms,"
+            f" longest {max(delays) * 1e3:.0f} ms"
+        )
     assert statistics.median(delays) < PROMISED_DELAY_S
 
 
@@ -121,9 +124,9 @@ def test_a_large_result_made_twice_is_right_and_leaves_no_memory(node, tmp_path)
             from zray import api
             from zray.protocol.ids import owner_of
             from zray.serialization import blob
+
             identity = bytes.fromhex(zray.get_runtime_context().get_task_id())
-            api.runtime().objects.write_result(blob.encode(array), identity, owner_of(identity),
-                                               [])
+            api.runtime().objects.write_result(blob.encode(array), identity, owner_of(identity), [])
             os.kill(os.getpid(), signal.SIGKILL)
         return array
 
@@ -156,8 +159,9 @@ def test_killing_all_workers_again_and_again_loses_no_task(node):
                 os.kill(worker, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        wait_until(lambda: ask("status")["scheduler"]["workers"].get("running", 0) > 0
-                   or not ask("tasks"))
+        wait_until(
+            lambda: ask("status")["scheduler"]["workers"].get("running", 0) > 0 or not ask("tasks")
+        )
     assert zray.get(refs, timeout=40) == list(range(100))
 
 
@@ -258,6 +262,7 @@ def test_a_worker_killed_in_the_midst_of_a_put_gives_its_extent_back(node):
     def half_written():
         from zray import api
         from zray.protocol import messages
+
         api.runtime().request(messages.ALLOCATE, 50_000_000)
         os.kill(os.getpid(), signal.SIGKILL)
 

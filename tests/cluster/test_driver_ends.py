@@ -46,15 +46,22 @@ BUSY = """
 
 
 def _nothing_is_left(place: Place, directory: str, timeout_s: float = 5.0) -> None:
-    wait_until(lambda: not place.processes(directory) and not os.path.exists(directory), timeout_s,
-               what="the end of the node and its directory")
+    wait_until(
+        lambda: not place.processes(directory) and not os.path.exists(directory),
+        timeout_s,
+        what="the end of the node and its directory",
+    )
 
 
 def test_a_killed_driver_takes_its_node_and_all_files_with_it(place: Place) -> None:
-    child = place.launch(BUSY + """
+    child = place.launch(
+        BUSY
+        + """
     print(context.address, flush=True)
     zray.get(ref)
-    """, embedded=True)
+    """,
+        embedded=True,
+    )
     directory = line_of(child)
     assert len(place.processes(directory)) >= 3
     child.kill()
@@ -63,7 +70,9 @@ def test_a_killed_driver_takes_its_node_and_all_files_with_it(place: Place) -> N
 
 
 def test_a_forked_child_of_a_killed_driver_does_not_keep_the_node(place: Place) -> None:
-    child = place.launch(BUSY + """
+    child = place.launch(
+        BUSY
+        + """
     import os
     pid = os.fork()
     if pid == 0:
@@ -72,7 +81,9 @@ def test_a_forked_child_of_a_killed_driver_does_not_keep_the_node(place: Place) 
     print(pid, flush=True)
     print(context.address, flush=True)
     zray.get(ref)
-    """, embedded=True)
+    """,
+        embedded=True,
+    )
     forked = int(line_of(child))
     directory = line_of(child)
     child.kill()
@@ -84,7 +95,9 @@ def test_a_forked_child_of_a_killed_driver_does_not_keep_the_node(place: Place) 
 
 
 def test_ctrl_c_reaches_user_code_and_the_session_goes_on(place: Place) -> None:
-    child = place.launch(BUSY + """
+    child = place.launch(
+        BUSY
+        + """
     print(context.address, flush=True)
     try:
         print("waiting", flush=True)
@@ -93,7 +106,9 @@ def test_ctrl_c_reaches_user_code_and_the_session_goes_on(place: Place) -> None:
         print("interrupted", flush=True)
     print(zray.get(quick.remote(1), timeout=10), zray.get(actor.call.remote(), timeout=10))
     print(zray.get(array)[0])
-    """, embedded=True)
+    """,
+        embedded=True,
+    )
     directory = line_of(child)
     while line_of(child) != "waiting":
         continue
@@ -103,16 +118,23 @@ def test_ctrl_c_reaches_user_code_and_the_session_goes_on(place: Place) -> None:
     out, err = child.communicate(timeout=20)
     assert child.returncode == 0, err
     assert [line for line in out.splitlines() if not line.startswith("(")] == [
-        "interrupted", "2 1", "1.0"]
+        "interrupted",
+        "2 1",
+        "1.0",
+    ]
     _nothing_is_left(place, directory)
 
 
 def test_an_uncaught_ctrl_c_ends_the_driver_and_leaves_nothing(place: Place) -> None:
-    child = place.launch(BUSY + """
+    child = place.launch(
+        BUSY
+        + """
     print(context.address, flush=True)
     print("waiting", flush=True)
     zray.get(ref)
-    """, embedded=True)
+    """,
+        embedded=True,
+    )
     directory = line_of(child)
     while line_of(child) != "waiting":
         continue
@@ -127,12 +149,15 @@ def test_an_uncaught_ctrl_c_ends_the_driver_and_leaves_nothing(place: Place) -> 
 def _await_blocked(child: subprocess.Popen[str]) -> None:
     """Wait until the driver's main thread sleeps in a system call."""
     import psutil
+
     process = psutil.Process(child.pid)
     wait_until(lambda: process.status() == psutil.STATUS_SLEEPING)
 
 
 def test_a_driver_whose_node_is_killed_gets_node_died_error(place: Place) -> None:
-    child = place.launch(BUSY + """
+    child = place.launch(
+        BUSY
+        + """
     print(context.address, flush=True)
     try:
         zray.get(ref)
@@ -145,10 +170,13 @@ def test_a_driver_whose_node_is_killed_gets_node_died_error(place: Place) -> Non
         print("still dead")
     zray.shutdown()
     print(zray.is_initialized())
-    """, embedded=True)
+    """,
+        embedded=True,
+    )
     directory = line_of(child)
-    (node,) = [process for process in place.processes(directory)
-               if "zray.brokers" in process.cmdline()]
+    (node,) = [
+        process for process in place.processes(directory) if "zray.brokers" in process.cmdline()
+    ]
     wait_until(lambda: len(place.processes(directory)) >= 4)
     node.kill()
     out, err = child.communicate(timeout=20)
@@ -159,16 +187,21 @@ def test_a_driver_whose_node_is_killed_gets_node_died_error(place: Place) -> Non
 
 
 def test_sigterm_of_an_embedded_node_is_told_to_its_driver(place: Place) -> None:
-    child = place.launch(BUSY + """
+    child = place.launch(
+        BUSY
+        + """
     print(context.address, flush=True)
     try:
         zray.get(ref)
     except zray.exceptions.NodeDiedError as error:
         print("died")
-    """, embedded=True)
+    """,
+        embedded=True,
+    )
     directory = line_of(child)
-    (node,) = [process for process in place.processes(directory)
-               if "zray.brokers" in process.cmdline()]
+    (node,) = [
+        process for process in place.processes(directory) if "zray.brokers" in process.cmdline()
+    ]
     node.terminate()
     out, err = child.communicate(timeout=20)
     assert child.returncode == 0, out + err

@@ -78,7 +78,8 @@ def test_large_items_come_through_shared_memory():
             yield np.full(100_000, each)
 
     assert [int(zray.get(ref).sum()) for ref in arrays.remote()] == [
-        each * 100_000 for each in range(5)]
+        each * 100_000 for each in range(5)
+    ]
 
 
 @pytest.mark.parametrize("backlog", [1, 3, 20])

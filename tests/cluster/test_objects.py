@@ -76,10 +76,22 @@ class Keeper:
         return True
 
 
-@pytest.mark.parametrize("value", [
-    None, 7, "text", b"bytes", [1, {"a": (2, 3)}], b"x" * 65_000, b"y" * MB, "ü" * MB,
-    list(range(100_000)), {"nested": [b"z" * 200_000, {"deep": b"w" * 200_000}]},
-], ids=["none", "int", "str", "bytes", "nested", "64k", "1MB", "text", "list", "dict"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        7,
+        "text",
+        b"bytes",
+        [1, {"a": (2, 3)}],
+        b"x" * 65_000,
+        b"y" * MB,
+        "ü" * MB,
+        list(range(100_000)),
+        {"nested": [b"z" * 200_000, {"deep": b"w" * 200_000}]},
+    ],
+    ids=["none", "int", "str", "bytes", "nested", "64k", "1MB", "text", "list", "dict"],
+)
 def test_a_value_comes_back_equal_from_put_and_from_a_task(value):
     @zray.remote
     def same(given):

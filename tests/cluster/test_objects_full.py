@@ -193,8 +193,15 @@ def test_two_nodes_share_a_spill_directory_with_a_users_files(tmp_path):
         zray.shutdown()
         print("right", flush=True)
         """)
-    first, second = (subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, text=True) for _ in range(2))
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    )
     with first, second:
         assert first.stdout.readline() == second.stdout.readline() == "ready\n"
         assert first.communicate("\n")[0] == "right\n"
@@ -213,16 +220,21 @@ def test_a_store_works_where_dev_shm_has_64_megabytes():
         zray.shutdown()
         print("right")
         """)
-    shell = "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec \"$0\" -c \"$1\""
-    done = subprocess.run(["unshare", "-m", "sh", "-c", shell, sys.executable, program],
-                          capture_output=True, text=True, check=False)
+    shell = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", shell, sys.executable, program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if "Operation not permitted" in done.stderr or "permission denied" in done.stderr.lower():
         pytest.skip("this system does not let us make a mount namespace")
     assert done.stdout == "right\n", done.stderr
 
 
 def test_no_memory_for_new_pages_is_an_error_and_the_extent_is_committed_by_the_next(
-        node, monkeypatch):
+    node, monkeypatch
+):
     real = os.posix_fallocate
     refused = []
 
@@ -237,9 +249,11 @@ def test_no_memory_for_new_pages_is_an_error_and_the_extent_is_committed_by_the_
         zray.put(made(1, 40 * MB))
     refused.append(-1)
     committed = []
-    monkeypatch.setattr(os, "posix_fallocate",
-                        lambda fd, offset, nbytes: (committed.append(nbytes),
-                                                    real(fd, offset, nbytes))[1])
+    monkeypatch.setattr(
+        os,
+        "posix_fallocate",
+        lambda fd, offset, nbytes: (committed.append(nbytes), real(fd, offset, nbytes))[1],
+    )
     ref = zray.put(made(2, 40 * MB))
     assert committed, "the same extent was written to without memory behind it"
     assert right(zray.get(ref), 2)

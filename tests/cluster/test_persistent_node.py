@@ -23,10 +23,15 @@ pytestmark = pytest.mark.cluster
 def _idle(place: Place) -> dict[str, Any] | None:
     """Return the node's status once nobody uses it and nothing is held, else None."""
     status: dict[str, Any] = place.ask()
-    busy = (status["drivers"] or status["actor_counts"] or status["object_counts"]["objects"]
-            or status["store"]["used_bytes"] or status["scheduler"]["queued_tasks"]
-            or status["scheduler"]["running_tasks"]
-            or set(status["scheduler"]["workers"]) != {"idle"})
+    busy = (
+        status["drivers"]
+        or status["actor_counts"]
+        or status["object_counts"]["objects"]
+        or status["store"]["used_bytes"]
+        or status["scheduler"]["queued_tasks"]
+        or status["scheduler"]["running_tasks"]
+        or set(status["scheduler"]["workers"]) != {"idle"}
+    )
     free = status["resources"]["available"] == status["resources"]["total"]
     return status if free and not busy else None
 
@@ -69,7 +74,8 @@ def test_nothing_of_a_killed_driver_stays_on_the_node(place: Place) -> None:
     sockets = {path.name for path in place.node.iterdir() if path.is_socket()}
     workers = {row["worker"] for row in place.ask("workers")}
     assert {name.removesuffix(".e") for name in sockets} - workers == {"node", "node.sock"}
-    assert place.drive("""
+    assert (
+        place.drive("""
     import zray
     zray.init()
 
@@ -78,7 +84,9 @@ def test_nothing_of_a_killed_driver_stays_on_the_node(place: Place) -> None:
         return x + y
 
     print(zray.get(add.remote(1, 2), timeout=10))
-    """) == "3\n"
+    """)
+        == "3\n"
+    )
     wait_until(lambda: _idle(place), what="an idle node")
     assert [job["state"] for job in place.ask("jobs")].count("succeeded") == 1
 
@@ -99,12 +107,15 @@ COUNTER = """
 
 def test_a_detached_actor_outlives_its_driver_with_its_state(place: Place) -> None:
     place.start()
-    child = place.launch(COUNTER + """
+    child = place.launch(
+        COUNTER
+        + """
     counter = Counter.options(name="visits", lifetime="detached").remote()
     mortal = Counter.options(name="mortal").remote()
     print(zray.get([counter.add.remote(), mortal.add.remote()]), flush=True)
     sys.stdin.read()
-    """)
+    """
+    )
     assert line_of(child) == "[1, 1]"
     child.kill()
     child.wait()
@@ -121,11 +132,14 @@ def test_a_detached_actor_outlives_its_driver_with_its_state(place: Place) -> No
             print(type(error).__name__)
     """)
     assert out.split() == ["2", "ActorNotFoundError", "ActorNotFoundError"]
-    out = place.drive(COUNTER + """
+    out = place.drive(
+        COUNTER
+        + """
     counter = Counter.options(name="visits", lifetime="detached", get_if_exists=True).remote()
     print(zray.get(counter.add.remote(), timeout=10))
     zray.kill(counter)
-    """)
+    """
+    )
     assert out == "3\n"
     wait_until(lambda: _idle(place), what="an idle node")
 
@@ -144,7 +158,9 @@ KV = """
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_tables_survive_the_node(place: Place, end: str) -> None:
     first = place.start()
-    place.drive(KV + """
+    place.drive(
+        KV
+        + """
     @zray.remote(num_cpus=0)
     class Actor:
         def call(self):
@@ -153,7 +169,8 @@ def test_tables_survive_the_node(place: Place, end: str) -> None:
     actor = Actor.options(name="name", lifetime="detached", namespace="n").remote()
     zray.get(actor.call.remote())
     kv("put", "space", b"key", b"value", True)
-    """)
+    """
+    )
     if end == "stop":
         assert place.run("stop", "--dir", str(place.node)).returncode == 0
     else:
@@ -161,7 +178,9 @@ def test_tables_survive_the_node(place: Place, end: str) -> None:
     place.await_no_process()
     second = place.start()
     assert second["node"] != first["node"]
-    out = place.drive(KV + """
+    out = place.drive(
+        KV
+        + """
     print(kv("get", "space", b"key"))
 
     @zray.remote(num_cpus=0)
@@ -172,7 +191,8 @@ def test_tables_survive_the_node(place: Place, end: str) -> None:
     # The actor died with its node, so its name is free.
     actor = Actor.options(name="name", lifetime="detached", namespace="n").remote()
     print(zray.get(actor.call.remote(), timeout=10))
-    """)
+    """
+    )
     assert out == "b'value'\n2\n"
     jobs = place.ask("jobs")
     assert [job["state"] for job in jobs] == ["succeeded", "succeeded"]
@@ -244,7 +264,8 @@ def test_output_goes_to_the_driver_of_the_job_and_to_the_log(place: Place) -> No
     assert line_of(listener) == "here"
     out = place.drive(talker, "hello")
     assert [line.split(") ")[-1] for line in out.splitlines() if line.startswith("(say ")] == [
-        "hello"]
+        "hello"
+    ]
     heard, _err = listener.communicate("over\n", timeout=20)
     assert heard == "over\n\n"
     logged = place.run("logs", "--dir", str(place.node))
@@ -254,12 +275,17 @@ def test_output_goes_to_the_driver_of_the_job_and_to_the_log(place: Place) -> No
 
 def test_a_killed_node_is_told_to_its_drivers_and_takes_its_workers_along(place: Place) -> None:
     report = place.start()
-    child = place.launch(HEAVY.replace("zray.get(waiting)", """
+    child = place.launch(
+        HEAVY.replace(
+            "zray.get(waiting)",
+            """
     try:
         zray.get(waiting)
     except zray.exceptions.NodeDiedError as error:
         print("died", flush=True)
-    """))
+    """,
+        )
+    )
     assert line_of(child) == "ready"
     wait_until(lambda: len(place.processes()) >= 4)
     os.kill(report["pid"], signal.SIGKILL)

@@ -150,7 +150,8 @@ def test_nested_tasks_and_recursion():
         return [*ray.get(lesser), pivot, *ray.get(greater)]
 
     values = [random.Random(7).random() for _ in range(1)] + [
-        random.Random(seed).random() for seed in range(300)]
+        random.Random(seed).random() for seed in range(300)
+    ]
     assert ray.get(quicksort.remote(values)) == sorted(values)
 
 
@@ -165,7 +166,8 @@ def test_an_actor_pool_maps_in_order_and_as_it_comes():
     pool = ActorPool([Doubler.remote() for _ in range(2)])
     assert list(pool.map(lambda a, v: a.double.remote(v), [1, 2, 3, 4])) == [2, 4, 6, 8]
     assert sorted(pool.map_unordered(lambda a, v: a.double.remote(v), range(10))) == [
-        2 * i for i in range(10)]
+        2 * i for i in range(10)
+    ]
 
 
 def test_generators_stream_their_items():

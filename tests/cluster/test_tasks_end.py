@@ -180,12 +180,24 @@ def test_the_runtime_context_of_a_task():
     @zray.remote(num_cpus=0.5, name="my task")
     def look():
         found = zray.get_runtime_context()
-        return (found.get_task_id(), found.get_task_name(), found.get_assigned_resources(),
-                found.get_actor_id(), found.get_job_id(), found.is_canceled())
+        return (
+            found.get_task_id(),
+            found.get_task_name(),
+            found.get_assigned_resources(),
+            found.get_actor_id(),
+            found.get_job_id(),
+            found.is_canceled(),
+        )
 
     ref = look.remote()
     assert zray.get(ref, timeout=10) == (
-        ref.hex(), "my task", {"CPU": 0.5}, None, zray.get_runtime_context().get_job_id(), False)
+        ref.hex(),
+        "my task",
+        {"CPU": 0.5},
+        None,
+        zray.get_runtime_context().get_job_id(),
+        False,
+    )
 
 
 def test_the_items_of_a_map_have_ids_of_their_own():

@@ -183,8 +183,11 @@ def test_a_full_and_an_empty_queue_say_so(queue):
     assert queue.get_nowait_batch(2) == [1, 2]
     assert queue.get_nowait_batch(0) == []
     assert queue.size() == 1
-    for wrong in (lambda: queue.get(timeout=-1), lambda: queue.put(1, timeout=-1),
-                  lambda: queue.get_nowait_batch(-1)):
+    for wrong in (
+        lambda: queue.get(timeout=-1),
+        lambda: queue.put(1, timeout=-1),
+        lambda: queue.get_nowait_batch(-1),
+    ):
         with pytest.raises(ValueError, match="0 or more"):
             wrong()
     with pytest.raises(TypeError):
@@ -254,8 +257,7 @@ def test_a_queue_has_a_name_to_be_found_by():
 
 
 def test_as_completed_yields_values_and_refs():
-    assert sorted(as_completed([double.remote(i) for i in range(50)])) == [
-        2 * i for i in range(50)]
+    assert sorted(as_completed([double.remote(i) for i in range(50)])) == [2 * i for i in range(50)]
     refs = [double.remote(i) for i in range(5)]
     assert set(as_completed(refs, yield_obj_refs=True)) == set(refs)
     assert list(as_completed([])) == []
@@ -286,7 +288,8 @@ def test_map_unordered_takes_items_as_results_make_room():
     assert len([next(found) for _ in range(20)]) == 20
     assert len(taken) <= 26
     assert sorted(map_unordered(double, range(30), backpressure_size=None)) == [
-        2 * i for i in range(30)]
+        2 * i for i in range(30)
+    ]
     with pytest.raises(TypeError, match="remote function"):
         map_unordered(len, [])
     with pytest.raises(ValueError, match="backpressure_size"):

@@ -62,7 +62,8 @@ def test_map_and_starmap_keep_the_order(pool):
     assert pool.map(square, []) == []
     assert pool.map(lambda x: x + 1, iter([1, 2])) == [2, 3]
     assert pool.starmap(operator.add, zip(range(20), range(20), strict=True)) == list(
-        range(0, 40, 2))
+        range(0, 40, 2)
+    )
 
 
 def test_the_work_is_done_in_other_processes(pool):
@@ -105,13 +106,15 @@ def test_an_async_result_is_asked_waited_for_and_late(pool, tmp_path):
 
 def test_callbacks_get_the_result_or_the_error(pool):
     results, problems = [], []
-    pool.map_async(square, range(5), callback=results.append,
-                   error_callback=problems.append).get(20)
+    pool.map_async(square, range(5), callback=results.append, error_callback=problems.append).get(
+        20
+    )
     wait_until(lambda: results)
     assert results == [[0, 1, 4, 9, 16]]
     assert not problems
-    pool.apply_async(inverse, (0,), callback=results.append,
-                     error_callback=problems.append).wait(20)
+    pool.apply_async(inverse, (0,), callback=results.append, error_callback=problems.append).wait(
+        20
+    )
     wait_until(lambda: problems)
     assert isinstance(problems[0], ZeroDivisionError)
     assert len(results) == 1
@@ -124,7 +127,8 @@ def test_imap_yields_in_order_and_takes_an_endless_iterable(pool):
     assert list(pool.imap(square, range(30))) == [i * i for i in range(30)]
     assert list(pool.imap(square, range(7), chunksize=3)) == [i * i for i in range(7)]
     assert list(itertools.islice(pool.imap(square, itertools.count(), chunksize=4), 50)) == [
-        i * i for i in range(50)]
+        i * i for i in range(50)
+    ]
     assert list(pool.imap(square, [])) == []
 
 
@@ -138,8 +142,7 @@ def test_imap_unordered_does_not_wait_for_the_slow_ones(pool, tmp_path):
     assert next(found) == go
     with pytest.raises(StopIteration):
         next(found)
-    assert sorted(pool.imap_unordered(square, range(20), chunksize=3)) == [
-        i * i for i in range(20)]
+    assert sorted(pool.imap_unordered(square, range(20), chunksize=3)) == [i * i for i in range(20)]
 
 
 def test_imap_goes_on_after_an_error(pool):
@@ -215,6 +218,8 @@ def test_wrong_arguments_are_refused():
         Pool(1, initializer=3)
     with pytest.raises(zray.exceptions.OptionError, match="context"):
         Pool(1, context=multiprocessing.get_context("fork"))
-    with Pool(1, ray_remote_args={"num_cpus": 0}) as pool, pytest.raises(
-            ValueError, match="chunksize"):
+    with (
+        Pool(1, ray_remote_args={"num_cpus": 0}) as pool,
+        pytest.raises(ValueError, match="chunksize"),
+    ):
         pool.map(square, [1], chunksize=0)

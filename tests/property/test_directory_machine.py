@@ -63,9 +63,11 @@ class DirectoryMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         """Drop what nobody holds from the model, then compare the commands with it."""
         dropped: dict[bytes, Model] = {}
-        while dead := [identity for identity, model in self.objects.items()
-                       if not (model.holders or model.registered or model.waiters
-                               or self.containers(identity))]:
+        while dead := [
+            identity
+            for identity, model in self.objects.items()
+            if not (model.holders or model.registered or model.waiters or self.containers(identity))
+        ]:
             for identity in dead:
                 dropped[identity] = self.objects.pop(identity)
         commands, self.directory.commands = self.directory.commands, []
@@ -122,14 +124,18 @@ class DirectoryMachine(RuleBasedStateMachine):
         model.holders[owner] = 1
         model.pending = pending
         model.contained = [inner] if inner is not None else []
-        self.directory.share(owner, identity, None if pending else PLAIN, model.contained,
-                             first=True)
+        self.directory.share(
+            owner, identity, None if pending else PLAIN, model.contained, first=True
+        )
         self.settle()
 
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
-        found = sorted(identity for identity, model in self.objects.items()
-                       if model.pending and owner_of(identity) in self.alive)
+        found = sorted(
+            identity
+            for identity, model in self.objects.items()
+            if model.pending and owner_of(identity) in self.alive
+        )
         if not found:
             return
         identity = data.draw(st.sampled_from(found))
@@ -143,8 +149,7 @@ class DirectoryMachine(RuleBasedStateMachine):
     @rule(data=st.data(), again=st.booleans(), nested=st.booleans())
     def register(self, data: st.DataObject, again: bool, nested: bool) -> None:
         worker = data.draw(st.sampled_from(self.alive))
-        known = sorted(identity for identity in self.objects
-                       if owner_of(identity) in self.alive)
+        known = sorted(identity for identity in self.objects if owner_of(identity) in self.alive)
         if again and known:
             identity = data.draw(st.sampled_from(known))
         else:
@@ -162,8 +167,9 @@ class DirectoryMachine(RuleBasedStateMachine):
         model.extents.add(offset)
         model.mapped.add(owner_of(identity))
         model.contained += [inner] if inner is not None else []
-        self.directory.register(worker, identity, offset, 100,
-                                [inner] if inner is not None else [], owner_of(identity))
+        self.directory.register(
+            worker, identity, offset, 100, [inner] if inner is not None else [], owner_of(identity)
+        )
         self.settle()
 
     # -- holders ----------------------------------------------------------------------------------
@@ -202,8 +208,9 @@ class DirectoryMachine(RuleBasedStateMachine):
             model.registered = False
         if not self.holds(process, identity):
             model.mapped.discard(process)
-        self.directory.release(process, [(identity, units)] if units else [],
-                               [identity] if result else [])
+        self.directory.release(
+            process, [(identity, units)] if units else [], [identity] if result else []
+        )
         self.settle()
 
     @rule(data=st.data())
@@ -301,8 +308,9 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_spilled_copy_is_left_behind(self) -> None:
-        assert self.files == {model.file for model in self.objects.values()
-                              if model.file is not None}
+        assert self.files == {
+            model.file for model in self.objects.values() if model.file is not None
+        }
 
 
 TestDirectoryMachine = DirectoryMachine.TestCase

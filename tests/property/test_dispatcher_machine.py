@@ -28,8 +28,14 @@ ONE = 10_000
 def details(*, shared: bool, restarts: int, seats: int, detached: bool = False) -> dict[str, Any]:
     """Return an actor's options, as CREATE_ACTOR carries them."""
     resources = {"seat": seats * ONE} if seats else {}
-    return {"restarts": restarts, "isolation": "shared" if shared else "process", "env": {},
-            "placement": resources, "resources": resources, "detached": detached}
+    return {
+        "restarts": restarts,
+        "isolation": "shared" if shared else "process",
+        "env": {},
+        "placement": resources,
+        "resources": resources,
+        "detached": detached,
+    }
 
 
 class DispatcherMachine(RuleBasedStateMachine):
@@ -87,8 +93,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         identity = object_id(OWNER, self.next_number)
         self.next_number += 1
         self.restarts[identity], self.budgets[identity] = 0, restarts
-        self.dispatcher.create(OWNER, identity, b"class",
-                               details(shared=shared, restarts=restarts, seats=seats), b"")
+        self.dispatcher.create(
+            OWNER, identity, b"class", details(shared=shared, restarts=restarts, seats=seats), b""
+        )
         self.perform()
 
     @precondition(lambda self: self.claims)
@@ -104,8 +111,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             self.workers[worker] = set()
         else:
             self.shares[grant.number] = grant
-        self.dispatcher.claimed(claim.actor, worker, grant,
-                                in_host=claim.shared_host is not None)
+        self.dispatcher.claimed(claim.actor, worker, grant, in_host=claim.shared_host is not None)
         self.perform()
 
     @precondition(lambda self: self.claims)
@@ -121,13 +127,17 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fails=st.booleans())
     def init_ends(self, data: st.DataObject, fails: bool) -> None:
-        found = sorted(identity for identity, actor in self.dispatcher.actors.items()
-                       if actor.state == STARTING)
+        found = sorted(
+            identity
+            for identity, actor in self.dispatcher.actors.items()
+            if actor.state == STARTING
+        )
         if found:
             actor = self.dispatcher.actors[data.draw(st.sampled_from(found))]
             assert actor.worker is not None
-            self.dispatcher.started(actor.worker, actor.actor, actor.incarnation,
-                                    b"error" if fails else None)
+            self.dispatcher.started(
+                actor.worker, actor.actor, actor.incarnation, b"error" if fails else None
+            )
             self.perform()
             assert (actor.state == ALIVE) != fails
 
@@ -173,8 +183,11 @@ class DispatcherMachine(RuleBasedStateMachine):
         there = [actor for actor in self.dispatcher.actors.values() if actor.worker == worker]
         before = {actor.actor: actor.incarnation for actor in there}
         del self.workers[worker]
-        self.claims = [claim for claim in self.claims if claim.shared_host != worker or
-                       self.host_claim_fails(claim)]
+        self.claims = [
+            claim
+            for claim in self.claims
+            if claim.shared_host != worker or self.host_claim_fails(claim)
+        ]
         self.dispatcher.worker_died(worker, b"crash")
         self.perform()
         for actor in there:
@@ -213,8 +226,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.dispatcher.expect(FRIEND, identity)
         if created:
             self.restarts[identity] = self.budgets[identity] = 0
-            self.dispatcher.create(OWNER, identity, b"class",
-                                   details(shared=False, restarts=0, seats=0), b"")
+            self.dispatcher.create(
+                OWNER, identity, b"class", details(shared=False, restarts=0, seats=0), b""
+            )
             assert FRIEND in self.dispatcher.actors[identity].watchers
         else:
             self.dispatcher.stillborn(identity, b"argument")

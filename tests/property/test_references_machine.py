@@ -52,8 +52,9 @@ class Client:
 
     def register(self, number: int, held: list[bytes]) -> None:
         offset = self.private.pop(number)
-        self.outbox.call(messages.REGISTER, self.references.id_of(number), offset, 1, held,
-                         self.process)
+        self.outbox.call(
+            messages.REGISTER, self.references.id_of(number), offset, 1, held, self.process
+        )
 
     def take(self, key: Key) -> None:
         """The program has one more reference, which the references have counted."""
@@ -98,13 +99,15 @@ class ReferencesMachine(RuleBasedStateMachine):
     def call(self, client: Client, message: list[Any]) -> None:
         kind = message[1]
         if kind == messages.SHARE:
-            self.directory.share(client.process, message[3], message[4], message[5],
-                                 first=message[6])
+            self.directory.share(
+                client.process, message[3], message[4], message[5], first=message[6]
+            )
         elif kind == messages.REGISTER:
             client.extents.remove(message[4])
             self.extents.add(message[4])
-            self.directory.register(client.process, message[3], message[4], message[5],
-                                    message[6], message[7])
+            self.directory.register(
+                client.process, message[3], message[4], message[5], message[6], message[7]
+            )
         elif kind == messages.HOLD:
             self.directory.hold(client.process, message[3])
         else:
@@ -149,9 +152,12 @@ class ReferencesMachine(RuleBasedStateMachine):
         client.pending[number] = executions
         client.take(number)
 
-    @rule(which=st.booleans(), data=st.data(), kind=st.sampled_from(("plain", "error", "stored",
-                                                                     "holding")),
-          lost=st.booleans())
+    @rule(
+        which=st.booleans(),
+        data=st.data(),
+        kind=st.sampled_from(("plain", "error", "stored", "holding")),
+        lost=st.booleans(),
+    )
     def outcome_arrives(self, which: bool, data: st.DataObject, kind: str, lost: bool) -> None:
         """An execution ends; word of it is lost where its worker died, and another was begun."""
         client = self.client(which)
@@ -284,8 +290,17 @@ class ReferencesMachine(RuleBasedStateMachine):
         assert not self.extents
         for client in self.clients:
             references = client.references
-            for name in ("results", "units", "registered", "extra", "contained", "views",
-                         "dropped", "publish", "adopted"):
+            for name in (
+                "results",
+                "units",
+                "registered",
+                "extra",
+                "contained",
+                "views",
+                "dropped",
+                "publish",
+                "adopted",
+            ):
                 assert not getattr(references, name), (name, getattr(references, name))
             assert not client.private
             assert not client.extents

@@ -23,7 +23,11 @@ from zray.brokers.scheduling import Claim
 ONE = 10_000
 CLIENTS = (b"client-1", b"client-2")
 KINDS: list[tuple[dict[str, int], int]] = [
-    ({"CPU": ONE}, 3), ({"CPU": ONE // 2}, 3), ({}, -1), ({"CPU": ONE, "disk": ONE}, 0)]
+    ({"CPU": ONE}, 3),
+    ({"CPU": ONE // 2}, 3),
+    ({}, -1),
+    ({"CPU": ONE, "disk": ONE}, 0),
+]
 Task = tuple[bytes, int, int]
 
 
@@ -38,8 +42,11 @@ class Worker:
         self.actor = False
 
     def tasks(self) -> list[Task]:
-        return [(client, first, item) for client, first, low, high in self.ranges
-                for item in range(low, high)]
+        return [
+            (client, first, item)
+            for client, first, low, high in self.ranges
+            for item in range(low, high)
+        ]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -61,8 +68,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.claimed: dict[bytes, Any] = {}
         for client in self.clients:
             for number, (resources, retries) in enumerate(KINDS):
-                self.scheduler.declare(client, number, [b"f", f"f{number}", resources, 1, retries,
-                                                        None, 0, {}, 0])
+                self.scheduler.declare(
+                    client, number, [b"f", f"f{number}", resources, 1, retries, None, 0, {}, 0]
+                )
         self.scheduler.start_pool()
         self.perform()
 
@@ -122,8 +130,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         client, first, item = data.draw(st.sampled_from(sorted(self.open)))
-        queued = not any((client, first, item) in worker.tasks()
-                         for worker in self.workers.values())
+        queued = not any(
+            (client, first, item) in worker.tasks() for worker in self.workers.values()
+        )
         removed, where = self.scheduler.cancel(client, first, item)
         assert removed == queued
         if removed:
@@ -271,9 +280,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_task_is_in_one_place(self) -> None:
-        queued = [(work.task_class.client, work.first, item)
-                  for work in self.scheduler.queues.all_ranges()
-                  for item in range(work.low, work.high)]
+        queued = [
+            (work.task_class.client, work.first, item)
+            for work in self.scheduler.queues.all_ranges()
+            for item in range(work.low, work.high)
+        ]
         placed = [task for worker in self.workers.values() for task in worker.tasks()]
         everywhere = queued + placed
         assert len(everywhere) == len(set(everywhere)), "a task in two places"
@@ -283,9 +294,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def the_scheduler_knows_what_each_worker_has(self) -> None:
         for process, worker in self.workers.items():
             state = self.scheduler.workers[process]
-            assert worker.tasks() == [(work.task_class.client, work.first, item)
-                                      for work in state.outstanding
-                                      for item in range(work.low, work.high)]
+            assert worker.tasks() == [
+                (work.task_class.client, work.first, item)
+                for work in state.outstanding
+                for item in range(work.low, work.high)
+            ]
 
     @invariant()
     def what_fits_is_handed_out_or_a_worker_is_on_its_way(self) -> None:
@@ -293,8 +306,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             if queue and self.resources.fits(shape.amounts):
                 assert not self.scheduler.idle.get(()), "an idle worker and a task that fits"
                 # After workers that died before they were ready the next ones come later.
-                assert (self.scheduler.forking.get((), 0) > 0
-                        or self.scheduler.failed_starts), "nobody comes for a task that fits"
+                assert self.scheduler.forking.get((), 0) > 0 or self.scheduler.failed_starts, (
+                    "nobody comes for a task that fits"
+                )
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -43,8 +43,10 @@ def main() -> int:
     if failed:
         print(min(failed)[1], file=sys.stderr)
         print("failed seeds:", *sorted(seed for seed, _story in failed)[:SHOWN_MAX])
-    print(f"{arguments.count - len(failed)} of {arguments.count} seeds passed: {events} events in"
-          f" {time.monotonic() - started:.0f} s")
+    print(
+        f"{arguments.count - len(failed)} of {arguments.count} seeds passed: {events} events in"
+        f" {time.monotonic() - started:.0f} s"
+    )
     return 1 if failed else 0
 
 

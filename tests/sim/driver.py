@@ -17,8 +17,13 @@ from tests.sim.runtime import SimHandle, SimMap, SimRuntime
 from tests.sim.scripts import ANY, BOOM, KIND_NAMES, Want, make, want
 from zray.protocol import messages
 
-CHAOS_ERRORS = {"WorkerCrashedError", "ActorDiedError", "OwnerDiedError", "ObjectLostError",
-                "TaskCancelledError"}
+CHAOS_ERRORS = {
+    "WorkerCrashedError",
+    "ActorDiedError",
+    "OwnerDiedError",
+    "ObjectLostError",
+    "TaskCancelledError",
+}
 KINDS = KIND_NAMES
 
 
@@ -33,8 +38,9 @@ class Held:
 class SimDriver(SimRuntime):
     """One driver process."""
 
-    def __init__(self, world: Any, identity: bytes, *, steps: int, crashes: bool,
-                 small_store: bool) -> None:
+    def __init__(
+        self, world: Any, identity: bytes, *, steps: int, crashes: bool, small_store: bool
+    ) -> None:
         self.rng = random.Random(world.rng.random())
         self.numbers = [int.from_bytes(identity[-1:], "big") * 100000]
         self.steps = steps
@@ -48,10 +54,20 @@ class SimDriver(SimRuntime):
 
     def program(self) -> Program:
         actions: list[tuple[int, Callable[[], Program]]] = [
-            (8, self._tasks), (4, self._synchronous), (8, self._get), (6, self._drop),
-            (3, self._put), (2, self._map), (2, self._get_map), (2, self._new_actor),
-            (6, self._calls), (1, self._kill), (2, self._cancel), (2, self._stream),
-            (2, self._pause)]
+            (8, self._tasks),
+            (4, self._synchronous),
+            (8, self._get),
+            (6, self._drop),
+            (3, self._put),
+            (2, self._map),
+            (2, self._get_map),
+            (2, self._new_actor),
+            (6, self._calls),
+            (1, self._kill),
+            (2, self._cancel),
+            (2, self._stream),
+            (2, self._pause),
+        ]
         for _ in range(self.steps):
             action = self.rng.choices([do for _w, do in actions], [w for w, _do in actions])[0]
             self.world.tell(f"{self.name}: {action.__name__}")
@@ -87,12 +103,14 @@ class SimDriver(SimRuntime):
             script = self._script(0 if kind == "disk" else 2)
             script["open"] = script["open"] and kind != "disk"
             arguments = self._some(rng.choice((0, 0, 1, 2)))
-            script["refs"] = [(held.ref, held.wanted) for held in
-                              self._some(rng.choice((0, 0, 0, 1, 2)))]
+            script["refs"] = [
+                (held.ref, held.wanted) for held in self._some(rng.choice((0, 0, 0, 1, 2)))
+            ]
             if self.handles and kind != "disk" and rng.random() < 0.1:
                 script["actors"] = [rng.choice(self.handles)[0]]
-            refs = yield from self.submit(kind, script, [held.ref for held in arguments],
-                                          large=rng.random() < 0.1)
+            refs = yield from self.submit(
+                kind, script, [held.ref for held in arguments], large=rng.random() < 0.1
+            )
             wanted = want(script, [held.wanted for held in arguments])
             for ref in refs:
                 self.held.append(Held(ref, wanted))
@@ -109,8 +127,9 @@ class SimDriver(SimRuntime):
         inner = self._some(self.rng.choice((0, 0, 1, 2)))
         wants = [held.wanted for held in inner]
         value: dict[str, Any] = {"v": self.rng.randint(1, 99), "wants": wants}
-        ref = yield from self.put(value, [held.ref for held in inner],
-                                  stored=self.rng.random() < 0.5)
+        ref = yield from self.put(
+            value, [held.ref for held in inner], stored=self.rng.random() < 0.5
+        )
         self.held.append(Held(ref, value["v"]))
 
     def _map(self) -> Program:
@@ -219,9 +238,12 @@ class SimDriver(SimRuntime):
         script = {**self._script(rng.choice((0, 1))), "crash": 0}
         arguments = self._some(rng.choice((0, 0, 1)))
         resources = rng.choice(({}, {}, {"seat": 1}))
-        options = {"restarts": rng.choice((0, 1, -1)), "resources": resources,
-                   "placement": {"CPU": 10000, **resources},
-                   "isolation": rng.choice(("process", "process", "shared"))}
+        options = {
+            "restarts": rng.choice((0, 1, -1)),
+            "resources": resources,
+            "placement": {"CPU": 10000, **resources},
+            "isolation": rng.choice(("process", "process", "shared")),
+        }
         if options["isolation"] == "shared":
             options["placement"] = resources
         handle = yield from self.create_actor(script, [held.ref for held in arguments], options)
@@ -237,8 +259,12 @@ class SimDriver(SimRuntime):
             script = self._script(self.rng.choice((0, 0, 1)))
             arguments = self._some(self.rng.choice((0, 0, 0, 1)))
             refs = yield from self.call_actor(
-                handle, script, [held.ref for held in arguments], retries=retries,
-                returns=self.rng.choice((1, 1, 2)))
+                handle,
+                script,
+                [held.ref for held in arguments],
+                retries=retries,
+                returns=self.rng.choice((1, 1, 2)),
+            )
             wanted: Want = want(script, [held.wanted for held in arguments])
             for ref in refs:
                 self.held.append(Held(ref, ANY if fails else wanted))

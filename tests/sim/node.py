@@ -113,8 +113,10 @@ class SimPeers:
     def send(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...] = ()) -> bool:
         world = self.world
         if peer not in self.known:
-            world.tell_message(f"{world.name(self.own)} -| {world.name(peer)} (not connected)",
-                               frames.unpack(header))
+            world.tell_message(
+                f"{world.name(self.own)} -| {world.name(peer)} (not connected)",
+                frames.unpack(header),
+            )
             return False
         world.tell_message(f"{world.name(self.own)} -> {world.name(peer)}", frames.unpack(header))
         world.post(self.own, peer, header, tuple(payloads))
@@ -190,8 +192,9 @@ class SimCatalog:
     def __init__(self) -> None:
         self.names: dict[tuple[str, str], bytes] = {}
 
-    def actor_created(self, actor: bytes, _class_id: bytes, _owner: bytes,
-                      details: dict[str, Any]) -> bytes | None:
+    def actor_created(
+        self, actor: bytes, _class_id: bytes, _owner: bytes, details: dict[str, Any]
+    ) -> bytes | None:
         if details["name"] is None:
             return None
         key = (details["namespace"], details["name"])
@@ -278,10 +281,18 @@ class SimStore(Store):
         self.world = world
         segment = SimSegment(world, capacity_bytes)
         spill = SimSpill(world)
-        with (patch.object(Segment, "create", lambda _capacity: segment),
-              patch.object(store, "SpillStore", lambda *_arguments, **_named: spill)):
-            super().__init__(capacity_bytes, node.objects, "", ask_clients=node._ask_clients,
-                             unpin=node._unpin, wake=node.wake_soon)
+        with (
+            patch.object(Segment, "create", lambda _capacity: segment),
+            patch.object(store, "SpillStore", lambda *_arguments, **_named: spill),
+        ):
+            super().__init__(
+                capacity_bytes,
+                node.objects,
+                "",
+                ask_clients=node._ask_clients,
+                unpin=node._unpin,
+                wake=node.wake_soon,
+            )
         self.files = spill.files
         self.allocator = SimAllocator(capacity_bytes)
         self.allocator.memory = world.memory
@@ -290,6 +301,7 @@ class SimStore(Store):
         def run() -> None:
             self._done.append(job())
             self.world.node.wake_soon()
+
         self.world.after(self.world.rng.uniform(0.0001, 0.003), "disk", run)
 
 
@@ -331,8 +343,14 @@ class SimPoller:
 class SimNode(Node):
     """The real node over simulated streams: one wake is one event of the world."""
 
-    def __init__(self, world: World, start_worker: Callable[[bytes], None], *,
-                 total: dict[str, int], capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        start_worker: Callable[[bytes], None],
+        *,
+        total: dict[str, int],
+        capacity_bytes: int,
+    ) -> None:
         self.world = world
         self.directory = ""
         self.settings = {}
@@ -429,8 +447,9 @@ class SimNode(Node):
             self.world.after(max(0.0, due - self.world.now), "tick", self.wake_soon)
 
     def handle_call(self, process: Any, packed: bytes) -> None:
-        self.world.tell_message(f"{self.world.name(process.identity)} => node",
-                                frames.unpack(packed))
+        self.world.tell_message(
+            f"{self.world.name(process.identity)} => node", frames.unpack(packed)
+        )
         super().handle_call(process, packed)
 
     def _malformed(self, process: Any, error: Exception) -> None:
@@ -451,36 +470,45 @@ class SimNode(Node):
         """Say what the scheduler has, when somebody waits too long."""
         scheduler = self.scheduler
         queues = list(scheduler.queues.all_ranges())
-        workers = [f"{self.world.name(worker.process)} {worker.state}"
-                   f"{' blocked' if worker.blocked else ''}"
-                   f"{' reclaiming' if worker.reclaiming else ''} {list(worker.outstanding)}"
-                   f" {worker.grant.amounts if worker.grant else ''}"
-                   for worker in scheduler.workers.values()]
-        return (f"queues {queues}; workers {workers}; claims {list(scheduler.claims)}; forking"
-                f" {scheduler.forking}; {self.resources!r}; {self.dispatcher.statistics()}")
+        workers = [
+            f"{self.world.name(worker.process)} {worker.state}"
+            f"{' blocked' if worker.blocked else ''}"
+            f"{' reclaiming' if worker.reclaiming else ''} {list(worker.outstanding)}"
+            f" {worker.grant.amounts if worker.grant else ''}"
+            for worker in scheduler.workers.values()
+        ]
+        return (
+            f"queues {queues}; workers {workers}; claims {list(scheduler.claims)}; forking"
+            f" {scheduler.forking}; {self.resources!r}; {self.dispatcher.statistics()}"
+        )
 
     def leaks(self) -> list[str]:
         """Say what is left where nothing should be: after the last reference is gone."""
         left = []
         for identity, entry in self.objects.entries.items():
             holders = {self.world.name(holder): units for holder, units in entry.holders.items()}
-            left.append(f"object {self.world.name(identity)}: held by {holders}, waited for by"
-                        f" {[self.world.name(w) for w in entry.waiters]}")
+            left.append(
+                f"object {self.world.name(identity)}: held by {holders}, waited for by"
+                f" {[self.world.name(w) for w in entry.waiters]}"
+            )
         for actor in self.dispatcher.actors.values():
             left.append(f"actor {self.world.name(actor.actor)}: {actor.state}")
         if self.store.allocator.used_bytes:
-            left.append(f"{self.store.allocator.used_bytes} bytes of the store, leased:"
-                        f" {self.store.leased}")
+            left.append(
+                f"{self.store.allocator.used_bytes} bytes of the store, leased: {self.store.leased}"
+            )
         if self.store.files:
             left.append(f"spill files {self.store.files}")
         if self.scheduler.queues.task_count or self.scheduler.claims:
             left.append(f"queued {self.scheduler.queues.by_shape}, claims {self.scheduler.claims}")
         hosts = [self.scheduler.workers[host].grant for host in self.dispatcher.hosts]
         if self.resources.available != self.resources.total and not all(
-                grant is None or not grant.amounts for grant in hosts):
+            grant is None or not grant.amounts for grant in hosts
+        ):
             left.append(f"a shared host holds {hosts}")
         for name, total in self.resources.total.items():
             if self.resources.available[name] != total:
-                left.append(f"{name}: {self.resources.available[name]} of {total} free;"
-                            f" {self.state()}")
+                left.append(
+                    f"{name}: {self.resources.available[name]} of {total} free; {self.state()}"
+                )
         return left

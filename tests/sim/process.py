@@ -49,8 +49,9 @@ class Wait:
 
     __slots__ = ("reads", "ready", "seconds")
 
-    def __init__(self, ready: Callable[[], bool] | None, seconds: float | None, *,
-                 reads: bool = True) -> None:
+    def __init__(
+        self, ready: Callable[[], bool] | None, seconds: float | None, *, reads: bool = True
+    ) -> None:
         self.ready = ready
         self.seconds = seconds
         self.reads = reads
@@ -85,8 +86,9 @@ def unpack(data: bytes) -> Any:
 
 def error_outcome(what: str, reason: str) -> bytes:
     """Make the outcome of a crash, as zray/client.py does."""
-    error: errors.ZrayError = (errors.ActorDiedError(reason) if what == "actor"
-                               else errors.WorkerCrashedError(reason))
+    error: errors.ZrayError = (
+        errors.ActorDiedError(reason) if what == "actor" else errors.WorkerCrashedError(reason)
+    )
     return outcome.error(encode_exception(error, where="node"))
 
 
@@ -395,8 +397,14 @@ class SimProcess:
 
     def _register_private(self, number: int, held: list[ObjectId]) -> None:
         offset = self._private.pop(number)
-        self.session.outbox.call(messages.REGISTER, self.references.id_of(number), offset,
-                                 STORED_BYTES, held, self.identity)
+        self.session.outbox.call(
+            messages.REGISTER,
+            self.references.id_of(number),
+            offset,
+            STORED_BYTES,
+            held,
+            self.identity,
+        )
 
     def write(self, data: bytes) -> Program:
         """Write a value into an extent; returns its offset."""
@@ -404,8 +412,9 @@ class SimProcess:
         if self._cache:
             offset = self._cache.pop()
         else:
-            offset, _nbytes, _fresh, spares = yield from self.request(messages.ALLOCATE,
-                                                                      STORED_BYTES)
+            offset, _nbytes, _fresh, spares = yield from self.request(
+                messages.ALLOCATE, STORED_BYTES
+            )
             self._cache.extend(spares)
         self.world.memory[offset] = data
         return offset
@@ -414,8 +423,12 @@ class SimProcess:
         """A new private object that holds references; returns its ref."""
         for ref in refs:
             self.references.share(ref.key)
-        data = pack({**value, "refs": [[ref.id, want] for ref, want in
-                                       zip(refs, value["wants"], strict=True)]})
+        data = pack(
+            {
+                **value,
+                "refs": [[ref.id, want] for ref, want in zip(refs, value["wants"], strict=True)],
+            }
+        )
         if stored:
             offset = yield from self.write(data)
             number = self.session.tasks.take_numbers()
@@ -506,7 +519,8 @@ class SimProcess:
         data = memory[offset]
         value = unpack(data)
         assert value.get("me", identity) == identity, (
-            f"{self.name} reads {name} and finds {self.world.name(value['me'])}")
+            f"{self.name} reads {name} and finds {self.world.name(value['me'])}"
+        )
         gone = self.references.view_opened(key)
 
         def close() -> None:
@@ -533,26 +547,40 @@ class SimProcess:
 
     def held_for(self) -> str:
         """Say what the program waits for, when it waits too long."""
-        pending = [f"{batch.first}: {batch.done!r}" for batch in
-                   self.session.tasks.batches.values()]
-        calls = {number: (route.state, route.process and self.world.name(route.process))
-                 for number, route in self.session.actors.by_number.items()}
-        return (f"{'dead' if self.dead else 'done' if self.done else 'waits'}: batches {pending},"
-                f" calls {calls}, held {list(self.session.held)}, located"
-                f" {[self.world.name(self.references.id_of(k)) for k in self.references.located]}")
+        pending = [
+            f"{batch.first}: {batch.done!r}" for batch in self.session.tasks.batches.values()
+        ]
+        calls = {
+            number: (route.state, route.process and self.world.name(route.process))
+            for number, route in self.session.actors.by_number.items()
+        }
+        return (
+            f"{'dead' if self.dead else 'done' if self.done else 'waits'}: batches {pending},"
+            f" calls {calls}, held {list(self.session.held)}, located"
+            f" {[self.world.name(self.references.id_of(k)) for k in self.references.located]}"
+        )
 
     def leaks(self) -> list[str]:
         """Say what is left when the program has dropped everything."""
         session, references = self.session, self.references
         tables = {
-            "results": self.results, "units": references.units, "extra": references.extra,
-            "contained": references.contained, "views": references.views,
-            "dropped": references.dropped, "publish": references.publish,
-            "located": references.located, "adopted": references.adopted,
-            "private": self._private, "batches": session.tasks.batches,
-            "open": session.tasks.open, "leases": session.tasks.leases,
-            "calls": session.actors.by_number, "held": session.held,
-            "streams": session.streams.open, "callbacks": session.callbacks,
+            "results": self.results,
+            "units": references.units,
+            "extra": references.extra,
+            "contained": references.contained,
+            "views": references.views,
+            "dropped": references.dropped,
+            "publish": references.publish,
+            "located": references.located,
+            "adopted": references.adopted,
+            "private": self._private,
+            "batches": session.tasks.batches,
+            "open": session.tasks.open,
+            "leases": session.tasks.leases,
+            "calls": session.actors.by_number,
+            "held": session.held,
+            "streams": session.streams.open,
+            "callbacks": session.callbacks,
         }
         left = [f"{self.name}: {name} {table}"[:300] for name, table in tables.items() if table]
         if session.actors.waiting_for_place:

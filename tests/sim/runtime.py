@@ -89,8 +89,9 @@ class SimRuntime(SimProcess):
 
     # -- arguments -----------------------------------------------------------------------------
 
-    def _arguments(self, script: dict[str, Any], arguments: list[SimRef], *,
-                   large: bool) -> Program:
+    def _arguments(
+        self, script: dict[str, Any], arguments: list[SimRef], *, large: bool
+    ) -> Program:
         """Runtime.arguments(): (bytes, slots, what must stay alive)."""
         keep: list[Any] = [*arguments]
         slots: dict[Key, list[int | str]] = {}
@@ -101,8 +102,11 @@ class SimRuntime(SimProcess):
         for ref in inner:
             self.references.share(ref.key)
             keep.append(ref)
-        plain = {**script, "refs": [[ref.id, wanted] for ref, wanted in script["refs"]],
-                 "actors": [handle.route.actor for handle in script["actors"]]}
+        plain = {
+            **script,
+            "refs": [[ref.id, wanted] for ref, wanted in script["refs"]],
+            "actors": [handle.route.actor for handle in script["actors"]],
+        }
         if not large:
             return pack(plain), slots, keep
         offset = yield from self.write(pack(plain))
@@ -122,20 +126,27 @@ class SimRuntime(SimProcess):
             resources, returns, retries = KINDS[kind]
             spec = [kind.encode(), kind, resources, returns, retries, None, 2, {}, 0]
             found = self._classes[kind] = self.session.tasks.declare(
-                spec, shape=tuple(sorted(resources.items())), returns=returns,
-                max_retries=retries)
+                spec, shape=tuple(sorted(resources.items())), returns=returns, max_retries=retries
+            )
         return found
 
-    def submit(self, kind: str, script: dict[str, Any], arguments: list[SimRef] | None = None, *,
-               large: bool = False) -> Program:
+    def submit(
+        self,
+        kind: str,
+        script: dict[str, Any],
+        arguments: list[SimRef] | None = None,
+        *,
+        large: bool = False,
+    ) -> Program:
         """Submit a task; returns its refs."""
         task_class = self.task_class(kind)
         number = yield from self._submit(task_class, script, arguments or [], large=large)
         self.submitted()
         return [SimRef(self, return_number(number, index)) for index in range(task_class.returns)]
 
-    def _submit(self, task_class: TaskClass, script: dict[str, Any], arguments: list[SimRef], *,
-                large: bool) -> Program:
+    def _submit(
+        self, task_class: TaskClass, script: dict[str, Any], arguments: list[SimRef], *, large: bool
+    ) -> Program:
         data, slots, keep = yield from self._arguments(script, arguments, large=large)
         if slots:
             number: int = self.session.tasks.take_numbers()
@@ -163,8 +174,7 @@ class SimRuntime(SimProcess):
                 if ref is not None:
                     slots.setdefault(ref.key, []).append(position)
                     keep.append(ref)
-            batches.append(self.session.map_batch(task_class, pack(chunk), len(chunk), keep,
-                                                  slots))
+            batches.append(self.session.map_batch(task_class, pack(chunk), len(chunk), keep, slots))
         self.flush()
         return SimMap(self, batches, len(scripts))
 
@@ -186,8 +196,9 @@ class SimRuntime(SimProcess):
         """The next ref of a generator, None at its end."""
         stream, completion = items.stream, items.completion
         while True:
-            yield from self.wait_until(lambda: stream.arrived > stream.consumed
-                                       or self.ready(completion.key))
+            yield from self.wait_until(
+                lambda: stream.arrived > stream.consumed or self.ready(completion.key)
+            )
             if stream.arrived > stream.consumed:
                 number = self.session.streams.consume(stream)
                 if self.session.outbox.messages:
@@ -207,18 +218,30 @@ class SimRuntime(SimProcess):
         self.flush()
         batch = self.session.tasks.batch_of(number)
         if batch is not None:
-            self.call(messages.CANCEL, batch.target, batch.first, number - batch.first, force,
-                      False)
+            self.call(
+                messages.CANCEL, batch.target, batch.first, number - batch.first, force, False
+            )
 
     # -- actors --------------------------------------------------------------------------------
 
-    def create_actor(self, script: dict[str, Any], arguments: list[SimRef],
-                     options: dict[str, Any]) -> Program:
+    def create_actor(
+        self, script: dict[str, Any], arguments: list[SimRef], options: dict[str, Any]
+    ) -> Program:
         """Runtime.create_actor()."""
         data, slots, keep = yield from self._arguments(script, arguments, large=False)
-        details = {"class": "A", "resources": {}, "placement": {}, "restarts": 0, "name": None,
-                   "namespace": "", "detached": False, "env": {}, "isolation": "process",
-                   "pending": -1, **options}
+        details = {
+            "class": "A",
+            "resources": {},
+            "placement": {},
+            "restarts": 0,
+            "name": None,
+            "namespace": "",
+            "detached": False,
+            "env": {},
+            "isolation": "process",
+            "pending": -1,
+            **options,
+        }
         session = self.session
         number = session.tasks.take_numbers()
         actor = object_id(self.identity, number)
@@ -245,8 +268,15 @@ class SimRuntime(SimProcess):
         self.references.restore(key)
         return SimHandle(SimRef(self, key), route)
 
-    def call_actor(self, handle: SimHandle, script: dict[str, Any], arguments: list[SimRef], *,
-                   retries: int = 0, returns: int = 1) -> Program:
+    def call_actor(
+        self,
+        handle: SimHandle,
+        script: dict[str, Any],
+        arguments: list[SimRef],
+        *,
+        retries: int = 0,
+        returns: int = 1,
+    ) -> Program:
         """Runtime.call_actor()."""
         data, slots, keep = yield from self._arguments(script, arguments, large=False)
         session, route = self.session, handle.route
@@ -255,9 +285,11 @@ class SimRuntime(SimProcess):
         session.actors.call(route, call)
         if slots:
             session.resolve(
-                data, slots,
+                data,
+                slots,
                 lambda filled: session.actors.arguments_ready(route, number, filled),
-                lambda found: session.actors.argument_failed(route, number, found))
+                lambda found: session.actors.argument_failed(route, number, found),
+            )
         self.submitted()
         return [SimRef(self, return_number(number, index)) for index in range(returns)]
 

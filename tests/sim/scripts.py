@@ -29,14 +29,19 @@ def make(rng: random.Random, numbers: list[int], depth: int, *, crashes: bool) -
     out = rng.choices(("plain", "stored", "refs", BOOM), (10, 4, 3, 1))[0]
     children = rng.choice((0, 0, 1, 2)) if depth > 0 else 0
     return {
-        "id": numbers[0], "v": rng.randint(1, 1000), "out": out,
+        "id": numbers[0],
+        "v": rng.randint(1, 1000),
+        "out": out,
         "us": rng.choice((0, 0, 20, 300, 3000, 20000)),
         "spawn": [make(rng, numbers, depth - 1, crashes=crashes) for _ in range(children)],
         # A child that needs what its parent holds while it waits would wait for ever: not "disk".
         "kinds": [rng.choice(CHILD_KINDS) for _ in range(children)],
-        "get": rng.random() < 0.7, "open": rng.random() < 0.6,
+        "get": rng.random() < 0.7,
+        "open": rng.random() < 0.6,
         "crash": rng.choice((1, 1, 2, 5)) if crashes and rng.random() < 0.08 else 0,
-        "refs": [], "actors": [], "items": 0,
+        "refs": [],
+        "actors": [],
+        "items": 0,
     }
 
 
@@ -88,7 +93,8 @@ class Order:
         """A call begins."""
         key = (call.actor, incarnation, call.client)
         assert call.number > self.last.get(key, 0), (
-            f"call {call.number} of {call.client!r} ran after {self.last[key]}")
+            f"call {call.number} of {call.client!r} ran after {self.last[key]}"
+        )
         self.last[key] = call.number
 
 
@@ -112,8 +118,15 @@ class Scripts:
             spawned.append((ref, want(child, [])))
         for actor in script["actors"]:
             handle = worker.handle(actor)
-            child = {**script, "spawn": [], "kinds": [], "actors": [], "refs": [], "out": "plain",
-                     "crash": 0}
+            child = {
+                **script,
+                "spawn": [],
+                "kinds": [],
+                "actors": [],
+                "refs": [],
+                "out": "plain",
+                "crash": 0,
+            }
             for _ in range(2):
                 (ref,) = yield from worker.call_actor(handle, child, [])
                 yield from self._tolerant(ref)

@@ -36,8 +36,11 @@ class Simulation:
         small = rng.random() < 0.2
         extents = rng.randint(6, 12) if small else 4000
         self.node = SimNode(
-            world, self._start_worker, capacity_bytes=extents * STORED_BYTES,
-            total={"CPU": cpus * 10000, "disk": 10000, "seat": 1000})
+            world,
+            self._start_worker,
+            capacity_bytes=extents * STORED_BYTES,
+            total={"CPU": cpus * 10000, "disk": 10000, "seat": 1000},
+        )
         # Whoever kills needs luck of its own, so that the programs do not change with it.
         self.fate = random.Random(rng.random())
         self.kills = self.fate.choice((0, 0, 0, 1, 3, 8))
@@ -46,8 +49,15 @@ class Simulation:
         for number in range(rng.choice((1, 1, 2, 3))):
             identity = b"driver%02d" % (number + 1)
             world.names[identity] = f"d{number + 1}"
-            self.drivers.append(SimDriver(world, identity, steps=rng.choice((4, 12, 30)),
-                                          crashes=crashes, small_store=small))
+            self.drivers.append(
+                SimDriver(
+                    world,
+                    identity,
+                    steps=rng.choice((4, 12, 30)),
+                    crashes=crashes,
+                    small_store=small,
+                )
+            )
         for _ in range(self.kills):
             world.after(self.fate.expovariate(1 / 0.05), "fate", self._kill_somebody)
 
@@ -57,8 +67,9 @@ class Simulation:
     def _kill_somebody(self) -> None:
         living = [process for process in self.world.processes.values() if not process.dead]
         workers = [process for process in living if isinstance(process, SimWorker)]
-        drivers = [process for process in living if isinstance(process, SimDriver)
-                   and not process.done]
+        drivers = [
+            process for process in living if isinstance(process, SimDriver) and not process.done
+        ]
         victims: list[SimProcess] = [*workers]
         if len(self.drivers) > 1 and self.fate.random() < 0.15:
             victims = [*drivers]
@@ -96,8 +107,10 @@ class Simulation:
         world = self.world
         if world.now > TIME_MAX_S or world.events > EVENTS_MAX:
             drivers = "; ".join(f"{driver.name} {driver.held_for()}" for driver in self.drivers)
-            raise AssertionError(f"{what} at {world.now:.1f} s after {world.events} events:"
-                                 f" {drivers}; node: {self.node.state()}")
+            raise AssertionError(
+                f"{what} at {world.now:.1f} s after {world.events} events:"
+                f" {drivers}; node: {self.node.state()}"
+            )
         world.step()
 
 
@@ -113,7 +126,8 @@ def simulate(seed: int) -> Simulation:
             story = "\n".join(list(simulation.world.story)[-STORY_SHOWN:])
             raise SimulationFailedError(
                 f"{story}\n\nseed {seed}: {type(error).__name__}: {error}\n"
-                f"see it again: scripts/test tests/sim --seed {seed}") from error
+                f"see it again: scripts/test tests/sim --seed {seed}"
+            ) from error
     finally:
         if enabled:
             gc.enable()

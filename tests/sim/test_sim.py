@@ -52,10 +52,19 @@ def test_the_same_seed_tells_the_same_story() -> None:
 
 def test_a_seed_means_the_same_in_every_process() -> None:
     """Python orders sets differently in each: no machine may let that decide."""
-    program = ("from tests.sim.simulation import simulate; import hashlib;"
-               "print(hashlib.sha256('|'.join(simulate(9).world.story).encode()).hexdigest())")
+    program = (
+        "from tests.sim.simulation import simulate; import hashlib;"
+        "print(hashlib.sha256('|'.join(simulate(9).world.story).encode()).hexdigest())"
+    )
     stories = [
-        subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
-                       check=True, env={**os.environ, "PYTHONHASHSEED": hash_seed}).stdout
-        for hash_seed in ("1", "2")]
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
     assert stories[0] == stories[1]

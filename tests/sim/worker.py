@@ -144,9 +144,20 @@ class SimWorker(SimRuntime):
             task_class = self.classes[key] = TaskClass(spec)
         if spec is not None and len(spec) > 9:
             self.peers.connect(client, spec[9])
-        self.queue.items.append(TaskRange(
-            client, task_class, first, count, low, high, mode, payloads[0], gpus,
-            direct=sender != self.node))
+        self.queue.items.append(
+            TaskRange(
+                client,
+                task_class,
+                first,
+                count,
+                low,
+                high,
+                mode,
+                payloads[0],
+                gpus,
+                direct=sender != self.node,
+            )
+        )
 
     def on_lifeline(self, message: list[Any]) -> None:
         kind = message[1]
@@ -260,8 +271,9 @@ class SimWorker(SimRuntime):
             value = yield from self.scripts.run(script, arguments)
             outcomes = []
             for index in range(max(1, returns)):
-                outcomes.append((yield from self._outcome(
-                    value, client, return_number(number, index))))
+                outcomes.append(
+                    (yield from self._outcome(value, client, return_number(number, index)))
+                )
             return outcomes
         except SimError as error:
             return [user_error(error.kind)] * max(1, returns)
@@ -269,8 +281,9 @@ class SimWorker(SimRuntime):
             self.in_user_code = False
             self.current = None
 
-    def _stream(self, work: TaskRange, number: int, script: dict[str, Any],
-                arguments: list[Any]) -> Program:
+    def _stream(
+        self, work: TaskRange, number: int, script: dict[str, Any], arguments: list[Any]
+    ) -> Program:
         client, outbound = work.client, self.outbound
         index = 0
         outbound.begin_stream(client, number)
@@ -292,7 +305,8 @@ class SimWorker(SimRuntime):
         outbound = self.outbound
         if not outbound.has_room(client, number, index + 1, BACKLOG):
             yield from self.wait_until(
-                lambda: outbound.has_room(client, number, index + 1, BACKLOG))
+                lambda: outbound.has_room(client, number, index + 1, BACKLOG)
+            )
         return not outbound.is_abandoned(client, number)
 
     # -- values -----------------------------------------------------------------------------------
@@ -371,8 +385,9 @@ class SimWorker(SimRuntime):
             self.in_user_code = False
         self.ended.discard(start.actor)
         self.instances[start.actor] = instance
-        self.session.outbox.message(self.node, messages.ACTOR_STARTED,
-                                    [[start.actor, start.incarnation, instance.error]])
+        self.session.outbox.message(
+            self.node, messages.ACTOR_STARTED, [[start.actor, start.incarnation, instance.error]]
+        )
         self.outbound.started()
         for call in self.early.pop(start.actor, ()):
             yield from self._call(call)
@@ -400,8 +415,9 @@ class SimWorker(SimRuntime):
             for index in range(max(1, call.returns)):
                 number = return_number(call.number, index)
                 found = yield from self._outcome(value, call.client, number)
-                self.outbound.reply(call.client, number, found,
-                                    call.returns > 1 or found[0] != outcome.PICKLE)
+                self.outbound.reply(
+                    call.client, number, found, call.returns > 1 or found[0] != outcome.PICKLE
+                )
         except SimError as error:
             self._reply_all(call, user_error(error.kind))
         finally:

@@ -29,8 +29,9 @@ class Envelope:
 
     __slots__ = ("header", "lost", "payloads", "receiver", "sender")
 
-    def __init__(self, sender: bytes, receiver: bytes, header: bytes,
-                 payloads: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, sender: bytes, receiver: bytes, header: bytes, payloads: tuple[bytes, ...]
+    ) -> None:
         self.sender = sender
         self.receiver = receiver
         self.header = header
@@ -92,8 +93,9 @@ class World:
 
     # -- mailboxes -------------------------------------------------------------------------------
 
-    def post(self, sender: bytes, receiver: bytes, header: bytes,
-             payloads: tuple[bytes, ...]) -> None:
+    def post(
+        self, sender: bytes, receiver: bytes, header: bytes, payloads: tuple[bytes, ...]
+    ) -> None:
         """Send by mailbox: behind what this pair has under way."""
         envelope = Envelope(sender, receiver, header, payloads)
         pair = (sender, receiver)

@@ -19,8 +19,9 @@ from zray import configuration, node_address, node_directory
 from zray.errors import NodeStartError, OptionError
 
 
-def _resolve(folder: Path, given: dict[str, Any] | None = None, *,
-             environ: dict[str, str] | None = None) -> configuration.Resolved:
+def _resolve(
+    folder: Path, given: dict[str, Any] | None = None, *, environ: dict[str, str] | None = None
+) -> configuration.Resolved:
     return configuration.resolve(given or {}, environ=environ or {}, folder=str(folder))
 
 
@@ -32,11 +33,17 @@ def project(tmp_path: Path) -> Path:
 
 def test_code_overrules_variables_and_variables_overrule_the_file(project: Path) -> None:
     (project / "zray.toml").write_text('num_cpus = 1\nnum_gpus = 2\nnamespace = "file"\n')
-    found = _resolve(project, {"num_cpus": 3, "memory": None},
-                     environ={"ZRAY_NUM_CPUS": "2", "ZRAY_NUM_GPUS": "1"})
+    found = _resolve(
+        project,
+        {"num_cpus": 3, "memory": None},
+        environ={"ZRAY_NUM_CPUS": "2", "ZRAY_NUM_GPUS": "1"},
+    )
     assert found.values == {"num_cpus": 3, "num_gpus": 1, "namespace": "file"}
-    assert found.origins == {"num_cpus": "zray.init()", "num_gpus": "environment",
-                             "namespace": str(project / "zray.toml")}
+    assert found.origins == {
+        "num_cpus": "zray.init()",
+        "num_gpus": "environment",
+        "namespace": str(project / "zray.toml"),
+    }
     assert found.node() == {"num_cpus": 3, "num_gpus": 1}
 
 
@@ -47,8 +54,9 @@ def test_a_falsy_value_given_in_code_is_given(project: Path) -> None:
 
 
 def test_pyproject_is_read_and_found_from_a_folder_below(project: Path) -> None:
-    (project / "pyproject.toml").write_text("[tool.zray]\nnum_cpus = 4\n"
-                                            "resources = {license = 2}\n")
+    (project / "pyproject.toml").write_text(
+        "[tool.zray]\nnum_cpus = 4\nresources = {license = 2}\n"
+    )
     below = project / "a" / "b"
     below.mkdir(parents=True)
     assert _resolve(below).values == {"num_cpus": 4, "resources": {"license": 2}}
@@ -72,34 +80,42 @@ def test_zray_toml_goes_before_pyproject_and_zray_config_before_both(project: Pa
         _resolve(project, environ={"ZRAY_CONFIG": str(project / "missing.toml")})
 
 
-@pytest.mark.parametrize(("variables", "values"), [
-    ({"ZRAY_NUM_CPUS": "2.5"}, {"num_cpus": 2.5}),
-    ({"ZRAY_MEMORY": "4GiB"}, {"memory": 4 << 30}),
-    ({"ZRAY_MEMORY": "1.5 kb"}, {"memory": 1500}),
-    ({"ZRAY_OBJECT_STORE_MEMORY": "2000000"}, {"object_store_memory": 2_000_000}),
-    ({"ZRAY_RESOURCES": '{"license": 0.5}'}, {"resources": {"license": 0.5}}),
-    ({"ZRAY_LOG_TO_DRIVER": "false"}, {"log_to_driver": False}),
-    ({"ZRAY_ADDRESS": ""}, {}),
-    ({"ZRAY_TMPDIR": "/x", "OTHER": "1"}, {}),
-])
-def test_variables_are_parsed(project: Path, variables: dict[str, str],
-                              values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("variables", "values"),
+    [
+        ({"ZRAY_NUM_CPUS": "2.5"}, {"num_cpus": 2.5}),
+        ({"ZRAY_MEMORY": "4GiB"}, {"memory": 4 << 30}),
+        ({"ZRAY_MEMORY": "1.5 kb"}, {"memory": 1500}),
+        ({"ZRAY_OBJECT_STORE_MEMORY": "2000000"}, {"object_store_memory": 2_000_000}),
+        ({"ZRAY_RESOURCES": '{"license": 0.5}'}, {"resources": {"license": 0.5}}),
+        ({"ZRAY_LOG_TO_DRIVER": "false"}, {"log_to_driver": False}),
+        ({"ZRAY_ADDRESS": ""}, {}),
+        ({"ZRAY_TMPDIR": "/x", "OTHER": "1"}, {}),
+    ],
+)
+def test_variables_are_parsed(
+    project: Path, variables: dict[str, str], values: dict[str, Any]
+) -> None:
     assert _resolve(project, environ=variables).values == values
 
 
-@pytest.mark.parametrize(("variables", "said"), [
-    ({"ZRAY_NUM_CPU": "2"}, "did you mean ZRAY_NUM_CPUS"),
-    ({"ZRAY_QQQ": "2"}, "there are ZRAY_ADDRESS"),
-    ({"ZRAY_NUM_CPUS": "two"}, "ZRAY_NUM_CPUS='two'"),
-    ({"ZRAY_NUM_CPUS": "-1"}, ">= 0"),
-    ({"ZRAY_MEMORY": "much"}, "4GiB"),
-    ({"ZRAY_OBJECT_STORE_MEMORY": "10"}, "1 MiB"),
-    ({"ZRAY_RESOURCES": "license"}, "JSON"),
-    ({"ZRAY_RESOURCES": '{"CPU": 1}'}, "num_cpus"),
-    ({"ZRAY_LOG_TO_DRIVER": "perhaps"}, "True or False"),
-])
-def test_a_wrong_variable_is_refused_by_name(project: Path, variables: dict[str, str],
-                                             said: str) -> None:
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ZRAY_NUM_CPU": "2"}, "did you mean ZRAY_NUM_CPUS"),
+        ({"ZRAY_QQQ": "2"}, "there are ZRAY_ADDRESS"),
+        ({"ZRAY_NUM_CPUS": "two"}, "ZRAY_NUM_CPUS='two'"),
+        ({"ZRAY_NUM_CPUS": "-1"}, ">= 0"),
+        ({"ZRAY_MEMORY": "much"}, "4GiB"),
+        ({"ZRAY_OBJECT_STORE_MEMORY": "10"}, "1 MiB"),
+        ({"ZRAY_RESOURCES": "license"}, "JSON"),
+        ({"ZRAY_RESOURCES": '{"CPU": 1}'}, "num_cpus"),
+        ({"ZRAY_LOG_TO_DRIVER": "perhaps"}, "True or False"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_name(
+    project: Path, variables: dict[str, str], said: str
+) -> None:
     with pytest.raises(OptionError) as caught:
         _resolve(project, environ=variables)
     assert said in str(caught.value)
@@ -125,14 +141,17 @@ def test_a_file_that_is_not_toml_is_refused(project: Path) -> None:
         _resolve(project)
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"num_cpu": 1}, "did you mean num_cpus"),
-    ({"include_dashboard": True}, "no dashboard"),
-    ({"local_mode": True}, "__wrapped__"),
-    ({"object_store_memory": 100}, "1 MiB"),
-    ({"num_cpus": True}, "number"),
-    ({"runtime_env": {"pip": ["x"]}}, "env_vars"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_cpu": 1}, "did you mean num_cpus"),
+        ({"include_dashboard": True}, "no dashboard"),
+        ({"local_mode": True}, "__wrapped__"),
+        ({"object_store_memory": 100}, "1 MiB"),
+        ({"num_cpus": True}, "number"),
+        ({"runtime_env": {"pip": ["x"]}}, "env_vars"),
+    ],
+)
 def test_init_refuses_what_it_does_not_honour(options: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError) as caught:
         zray.init(**options)

@@ -113,6 +113,7 @@ def test_a_class_that_derives_from_a_wrapped_one_is_told_what_to_do():
         pass
 
     with pytest.raises(TypeError, match=r"zray\.Actor"):
+
         class Sub(Plain):
             pass
 

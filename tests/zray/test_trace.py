@@ -13,9 +13,19 @@ TASK = bytes(range(16))
 
 
 def executed(worker, started_at, duration_s, function="work", count=3):
-    return ["task_executed", started_at + duration_s, {
-        "task": TASK, "function": function, "worker": worker, "started_at": started_at,
-        "duration_s": duration_s, "error": None, "count": count}]
+    return [
+        "task_executed",
+        started_at + duration_s,
+        {
+            "task": TASK,
+            "function": function,
+            "worker": worker,
+            "started_at": started_at,
+            "duration_s": duration_s,
+            "error": None,
+            "count": count,
+        },
+    ]
 
 
 def test_a_report_of_a_worker_is_a_span_in_microseconds():
@@ -29,18 +39,23 @@ def test_a_report_of_a_worker_is_a_span_in_microseconds():
 def test_each_worker_has_a_lane_with_a_name():
     events = [executed("w1", 1.0, 0.1), executed("w2", 1.0, 0.1), executed("w1", 2.0, 0.1)]
     trace = trace_events(events)
-    lanes = {each["tid"]: each["args"]["name"] for each in trace
-             if each["ph"] == "M" and each["name"] == "thread_name"}
+    lanes = {
+        each["tid"]: each["args"]["name"]
+        for each in trace
+        if each["ph"] == "M" and each["name"] == "thread_name"
+    }
     used = [lanes[each["tid"]] for each in trace if each["ph"] == "X"]
     assert used == ["worker w1", "worker w2", "worker w1"]
     assert lanes[0] == "scheduler"
 
 
 def test_other_events_are_moments():
-    trace = trace_events([
-        ["node_started", 5.0, {"node": "n", "resources": "{}"}],
-        ["actor_state", 6.0, {"actor": TASK, "state": "alive", "worker": "w1", "reason": ""}],
-    ])
+    trace = trace_events(
+        [
+            ["node_started", 5.0, {"node": "n", "resources": "{}"}],
+            ["actor_state", 6.0, {"actor": TASK, "state": "alive", "worker": "w1", "reason": ""}],
+        ]
+    )
     node, actor = [each for each in trace if each["ph"] == "i"]
     assert (node["name"], node["s"], node["tid"]) == ("node_started", "p", 0)
     assert (actor["name"], actor["s"]) == ("actor_state: alive", "t")

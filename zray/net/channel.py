@@ -65,8 +65,9 @@ class Channel:
 
         Raises OSError where the peer is gone.
         """
-        self.socket.sendall(b"".join(
-            part for message in messages for part in (_LENGTH.pack(len(message)), message)))
+        self.socket.sendall(
+            b"".join(part for message in messages for part in (_LENGTH.pack(len(message)), message))
+        )
 
     def receive(self) -> bytes | None:
         """Block for one message; None at EOF."""
@@ -138,7 +139,8 @@ class Channel:
 
     def _read(self) -> int:
         data, ancillary, _flags, _address = self.socket.recvmsg(
-            _READ_BYTES, socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4))
+            _READ_BYTES, socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)
+        )
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")
@@ -157,8 +159,10 @@ class Channel:
             return None
         (length,) = _LENGTH.unpack_from(inbound)
         if length > self.message_bytes_max:
-            raise RemoteProtocolError(f"a message of {length} bytes on a lifeline, where"
-                                      f" {self.message_bytes_max} are the most")
+            raise RemoteProtocolError(
+                f"a message of {length} bytes on a lifeline, where"
+                f" {self.message_bytes_max} are the most"
+            )
         if len(inbound) < 4 + length:
             return None
         message = bytes(inbound[4 : 4 + length])

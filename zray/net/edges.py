@@ -44,6 +44,7 @@ def _frame(flags: int, body: bytes) -> bytes:
 
 def _ready(identity: bytes) -> bytes:
     """Return the greeting and the READY command of a DEALER with this identity."""
+
     def item(name: bytes, value: bytes) -> bytes:
         return bytes((len(name),)) + name + struct.pack(">I", len(value)) + value
 
@@ -94,8 +95,9 @@ class Edges:
         on_stuck: called (any thread) when bytes had to be kept: somebody must poll soon.
     """
 
-    def __init__(self, inbox: Inbox, peers: Peers, own_id: bytes,
-                 on_stuck: Callable[[], None]) -> None:
+    def __init__(
+        self, inbox: Inbox, peers: Peers, own_id: bytes, on_stuck: Callable[[], None]
+    ) -> None:
         self.inbox = inbox
         self.peers = peers
         self.own_id = own_id
@@ -308,9 +310,15 @@ class Edges:
             return self.peers.send(peer, header, payloads)
         if payloads:
             last = len(payloads) - 1
-            data = b"".join((_frame(_MORE, header), *(
-                _frame(_MORE if position < last else 0, payload)
-                for position, payload in enumerate(payloads))))
+            data = b"".join(
+                (
+                    _frame(_MORE, header),
+                    *(
+                        _frame(_MORE if position < last else 0, payload)
+                        for position, payload in enumerate(payloads)
+                    ),
+                )
+            )
         else:
             data = _frame(0, header)
         with self._lock:

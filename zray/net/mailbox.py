@@ -43,8 +43,10 @@ def ipc_endpoint(directory: str, name: str) -> str:
     """
     path = os.path.join(directory, name)
     if len(os.fsencode(path)) > IPC_PATH_BYTES_MAX:
-        raise OSError(f"socket path longer than {IPC_PATH_BYTES_MAX} bytes: {path}; choose a"
-                      " shorter directory (--dir or TMPDIR)")
+        raise OSError(
+            f"socket path longer than {IPC_PATH_BYTES_MAX} bytes: {path}; choose a"
+            " shorter directory (--dir or TMPDIR)"
+        )
     return f"ipc://{path}"
 
 

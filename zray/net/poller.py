@@ -27,5 +27,6 @@ def new_poller() -> select.epoll:
     if not hasattr(select, "epoll"):
         raise NodeStartError(
             f"zray's processes need epoll, and {sys.platform} has none: run them on Linux, for"
-            " example in a container; importing zray and its options works here")
+            " example in a container; importing zray and its options works here"
+        )
     return select.epoll()

@@ -94,7 +94,8 @@ def _by_value_pickler() -> Any:
 
         # A class attribute: the C base reads it once, when an instance is made.
         dispatch_table: ClassVar[Any] = ChainMap[Any, Any](
-            custom_reducers, {type(lru_cache(len)): _reduce_cached}, table)
+            custom_reducers, {type(lru_cache(len)): _reduce_cached}, table
+        )
 
     return ByValuePickler
 

@@ -24,8 +24,15 @@ class ActorCall:
 
     __slots__ = ("arguments", "arrived", "keep", "method", "number", "retries_left", "returns")
 
-    def __init__(self, number: int, method: str | bytes, returns: int, arguments: bytes | None,
-                 keep: object, retries_left: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        method: str | bytes,
+        returns: int,
+        arguments: bytes | None,
+        keep: object,
+        retries_left: int,
+    ) -> None:
         self.number = number
         self.method = method
         self.returns = returns
@@ -39,9 +46,20 @@ class ActorCall:
 class ActorRoute:
     """What this process knows of one actor, and its calls under way."""
 
-    __slots__ = ("actor", "cause", "incarnation", "keep", "outgoing", "pending",
-                 "pending_calls_max",
-                 "process", "resent", "state", "unready", "watched")
+    __slots__ = (
+        "actor",
+        "cause",
+        "incarnation",
+        "keep",
+        "outgoing",
+        "pending",
+        "pending_calls_max",
+        "process",
+        "resent",
+        "state",
+        "unready",
+        "watched",
+    )
 
     def __init__(self, actor: ActorId, pending_calls_max: int) -> None:
         self.actor = actor
@@ -104,8 +122,9 @@ class ActorCalls:
 
     def _let_go(self, route: ActorRoute) -> None:
         """Send the held calls that nothing holds back any more; pass over those that failed."""
-        while route.unready and (route.unready[0].number not in route.pending
-                                 or route.unready[0].arguments is not None):
+        while route.unready and (
+            route.unready[0].number not in route.pending or route.unready[0].arguments is not None
+        ):
             ready = route.unready.popleft()
             if ready.number in route.pending:
                 self._ready(route, ready)
@@ -132,8 +151,7 @@ class ActorCalls:
         if route.state == DEAD:
             self._fail(route, call.number, route.cause)
             return
-        route.outgoing.append([route.actor, call.number, call.method, call.returns,
-                               call.arguments])
+        route.outgoing.append([route.actor, call.number, call.method, call.returns, call.arguments])
         if route.process is not None:
             self.dirty[route.actor] = route
         else:
@@ -198,14 +216,24 @@ class ActorCalls:
             del self.by_number[call.number], route.pending[call.number]
         return True
 
-    def state_changed(self, actor: ActorId, state: str, process: ProcessId | None,
-                      endpoint: str | None, incarnation: int, cause: bytes) -> None:
+    def state_changed(
+        self,
+        actor: ActorId,
+        state: str,
+        process: ProcessId | None,
+        endpoint: str | None,
+        incarnation: int,
+        cause: bytes,
+    ) -> None:
         """ACTOR_STATE: where the actor lives, or that it does not."""
         route = self.routes.get(actor)
         if route is None or incarnation < route.incarnation or route.state == DEAD:
             return
-        if (-1 < route.incarnation < incarnation and process is not None
-                and route.process is not None):
+        if (
+            -1 < route.incarnation < incarnation
+            and process is not None
+            and route.process is not None
+        ):
             # It lives again before anybody heard of its end: what the old incarnation had is lost.
             self._lost(route, cause)
         route.incarnation = incarnation
@@ -269,8 +297,11 @@ class ActorCalls:
 
     def statistics(self) -> dict[str, int]:
         """Return counts for status and tests."""
-        return {"routes": len(self.routes), "outstanding_calls": len(self.by_number),
-                "waiting_for_place": self.waiting_for_place}
+        return {
+            "routes": len(self.routes),
+            "outstanding_calls": len(self.by_number),
+            "waiting_for_place": self.waiting_for_place,
+        }
 
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
@@ -284,8 +315,9 @@ class ActorCalls:
             assert list(route.pending) == sorted(route.pending)
             unready = [call.number for call in route.unready]
             assert not numbers or not unready or numbers[-1] < unready[0], "a held call overtaken"
-            assert not unready or (route.unready[0].arguments is None
-                                   and unready[0] in route.pending), "a ready call is held back"
+            assert not unready or (
+                route.unready[0].arguments is None and unready[0] in route.pending
+            ), "a ready call is held back"
             if route.state == DEAD:
                 assert route.pending.keys() <= set(unready), f"{actor.hex()} is dead, calls wait"
             elif route.process is None:

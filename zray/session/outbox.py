@@ -30,8 +30,9 @@ class Outbox:
         """Queue a one-way call to the node."""
         self.calls.append(frames.pack(kind, *fields))
 
-    def message(self, peer: bytes, kind: int, *fields: Any,
-                payloads: tuple[bytes, ...] = ()) -> None:
+    def message(
+        self, peer: bytes, kind: int, *fields: Any, payloads: tuple[bytes, ...] = ()
+    ) -> None:
         """Queue a message to a process's mailbox."""
         # frames.pack() spelled out: this is the one message in every call's way.
         header = packb((PROTOCOL_VERSION, kind, len(payloads), *fields))

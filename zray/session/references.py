@@ -22,8 +22,9 @@ Key = int | bytes
 class References:
     """References of one process. All methods but drop() need the session's lock."""
 
-    def __init__(self, process: ProcessId, node: ProcessId, results: dict[Key, bytes],
-                 outbox: Outbox) -> None:
+    def __init__(
+        self, process: ProcessId, node: ProcessId, results: dict[Key, bytes], outbox: Outbox
+    ) -> None:
         self.process = process
         self.node = node
         self.results = results
@@ -248,9 +249,13 @@ class References:
 
     def statistics(self) -> dict[str, int]:
         """Return counts for status and tests."""
-        return {"results": len(self.results), "shared": len(self.units),
-                "views": sum(self.views.values()), "awaited": len(self.located),
-                "dropped_early": len(self.dropped)}
+        return {
+            "results": len(self.results),
+            "shared": len(self.units),
+            "views": sum(self.views.values()),
+            "awaited": len(self.located),
+            "dropped_early": len(self.dropped),
+        }
 
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""

@@ -30,8 +30,14 @@ class HeldCall:
 
     __slots__ = ("blob", "complete", "fail", "filled", "slots")
 
-    def __init__(self, blob: bytes, slots: dict[Key, list[int | str]], filled: dict[Any, Any],
-                 complete: Complete, fail: Complete | None) -> None:
+    def __init__(
+        self,
+        blob: bytes,
+        slots: dict[Key, list[int | str]],
+        filled: dict[Any, Any],
+        complete: Complete,
+        fail: Complete | None,
+    ) -> None:
         self.blob = blob
         self.slots = slots
         self.filled = filled
@@ -65,9 +71,15 @@ class Session:
     def needs_service(self) -> bool:
         """Whether something moves only if somebody reads the inbox soon."""
         # What was dropped unread may hold much memory, and nobody will ever wait for it.
-        return bool(self.held or self.callbacks or self.references.publish
-                    or self.references.dropped or self.actors.waiting_for_place > 0
-                    or self.reconcile_wanted or self.tasks.awaits_lease)
+        return bool(
+            self.held
+            or self.callbacks
+            or self.references.publish
+            or self.references.dropped
+            or self.actors.waiting_for_place > 0
+            or self.reconcile_wanted
+            or self.tasks.awaits_lease
+        )
 
     def flush(self) -> None:
         """Turn everything gathered into messages."""
@@ -80,8 +92,13 @@ class Session:
 
     # -- arguments that are references -----------------------------------------------------------
 
-    def resolve(self, blob: bytes, slots: dict[Key, list[int | str]], complete: Complete,
-                fail: Complete | None) -> bool:
+    def resolve(
+        self,
+        blob: bytes,
+        slots: dict[Key, list[int | str]],
+        complete: Complete,
+        fail: Complete | None,
+    ) -> bool:
         """Fill references into arguments: complete(arguments) now or when all have arrived.
 
         ``slots`` maps a key to the positions and names that take its value; ``fail`` gets the
@@ -156,9 +173,16 @@ class Session:
         """Add a call to an actor's route."""
         self.actors.call(route, call)
 
-    def submit_held(self, task_class: TaskClass, number: int, blob: bytes,
-                    slots: dict[Key, list[int | str]], keep: object) -> None:
+    def submit_held(
+        self,
+        task_class: TaskClass,
+        number: int,
+        blob: bytes,
+        slots: dict[Key, list[int | str]],
+        keep: object,
+    ) -> None:
         """Submit a numbered task as soon as its arguments are here."""
+
         def complete(arguments: bytes) -> None:
             if self.held_tasks.pop(number, None) is not None:  # Else it was cancelled.
                 self.tasks.submit_numbered(task_class, number, arguments, keep)
@@ -171,9 +195,16 @@ class Session:
         self.held_tasks[number] = fail
         self.resolve(blob, slots, complete, fail)
 
-    def create_actor(self, route: ActorRoute, number: int, blob: bytes,
-                     slots: dict[Key, list[int | str]] | None, create: Complete) -> None:
+    def create_actor(
+        self,
+        route: ActorRoute,
+        number: int,
+        blob: bytes,
+        slots: dict[Key, list[int | str]] | None,
+        create: Complete,
+    ) -> None:
         """Create an actor, now or as soon as its constructor's arguments are here."""
+
         def complete(arguments: bytes) -> None:
             create(arguments)
             self.references.created(number)
@@ -192,14 +223,21 @@ class Session:
         fail = self.held_tasks.get(number)
         if fail is not None:
             fail(found)
-        elif not (self.actors.cancel_unsent(number, found)
-                  or self.tasks.cancel_parked(number, found)):
+        elif not (
+            self.actors.cancel_unsent(number, found) or self.tasks.cancel_parked(number, found)
+        ):
             return False
         self.after_arrival()
         return True
 
-    def map_batch(self, task_class: TaskClass, data: bytes, count: int, keep: list[Any],
-                  slots: dict[Key, list[int | str]]) -> TaskBatch:
+    def map_batch(
+        self,
+        task_class: TaskClass,
+        data: bytes,
+        count: int,
+        keep: list[Any],
+        slots: dict[Key, list[int | str]],
+    ) -> TaskBatch:
         """Submit a map's batch, at once or when the refs among its items are here."""
         batch = self.tasks.map_batch(task_class, data, count, keep)
         if not slots:
@@ -216,9 +254,13 @@ class Session:
 
     def statistics(self) -> dict[str, int]:
         """Return the counts of all machines."""
-        return {**self.references.statistics(), **self.tasks.statistics(),
-                **self.actors.statistics(), "streams": len(self.streams.open),
-                "held_calls": len({id(call) for calls in self.held.values() for call in calls})}
+        return {
+            **self.references.statistics(),
+            **self.tasks.statistics(),
+            **self.actors.statistics(),
+            "streams": len(self.streams.open),
+            "held_calls": len({id(call) for calls in self.held.values() for call in calls}),
+        }
 
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
@@ -294,8 +336,9 @@ class Session:
                     self._crash(batch, at, to, "its worker died before the result left it")
 
     def _crash(self, batch: TaskBatch, low: int, high: int, reason: str) -> None:
-        found = self.error_outcome("task", f"{reason}; max_retries="
-                                   f"{batch.task_class.max_retries} are used up")
+        found = self.error_outcome(
+            "task", f"{reason}; max_retries={batch.task_class.max_retries} are used up"
+        )
         for item in range(low, high):
             self.tasks.failed(batch, item, found)
 

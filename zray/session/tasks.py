@@ -28,11 +28,28 @@ _SYNC_STREAK = 2
 class TaskClass:
     """A function with its options: what batches name by a number."""
 
-    __slots__ = ("keep", "max_retries", "number", "open_bytes", "open_calls", "open_first",
-                 "open_keep", "returns", "shape", "spec")
+    __slots__ = (
+        "keep",
+        "max_retries",
+        "number",
+        "open_bytes",
+        "open_calls",
+        "open_first",
+        "open_keep",
+        "returns",
+        "shape",
+        "spec",
+    )
 
-    def __init__(self, number: int, spec: list[Any], *, shape: tuple[tuple[str, int | str], ...],
-                 returns: int, max_retries: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        spec: list[Any],
+        *,
+        shape: tuple[tuple[str, int | str], ...],
+        returns: int,
+        max_retries: int,
+    ) -> None:
         self.number = number
         self.spec = spec
         self.shape = shape
@@ -48,11 +65,30 @@ class TaskClass:
 class TaskBatch:
     """Submitted tasks with consecutive numbers."""
 
-    __slots__ = ("abandoned", "count", "done", "first", "keep", "mode", "payload", "resent",
-                 "target", "task_class", "values", "watched")
+    __slots__ = (
+        "abandoned",
+        "count",
+        "done",
+        "first",
+        "keep",
+        "mode",
+        "payload",
+        "resent",
+        "target",
+        "task_class",
+        "values",
+        "watched",
+    )
 
-    def __init__(self, task_class: TaskClass, first: int, count: int, mode: int, payload: bytes,
-                 keep: list[object]) -> None:
+    def __init__(
+        self,
+        task_class: TaskClass,
+        first: int,
+        count: int,
+        mode: int,
+        payload: bytes,
+        keep: list[object],
+    ) -> None:
         self.task_class = task_class
         self.first = first
         self.count = count
@@ -95,8 +131,9 @@ class Lease:
 class Tasks:
     """The tasks that this process submitted. Methods need the session's lock."""
 
-    def __init__(self, node: ProcessId, results: dict[Key, bytes], references: References,
-                 outbox: Outbox) -> None:
+    def __init__(
+        self, node: ProcessId, results: dict[Key, bytes], references: References, outbox: Outbox
+    ) -> None:
         self.node = node
         self.results = results
         self.references = references
@@ -116,11 +153,18 @@ class Tasks:
 
     # -- submitting --------------------------------------------------------------------------
 
-    def declare(self, spec: list[Any], *, shape: tuple[tuple[str, int | str], ...], returns: int,
-                max_retries: int) -> TaskClass:
+    def declare(
+        self,
+        spec: list[Any],
+        *,
+        shape: tuple[tuple[str, int | str], ...],
+        returns: int,
+        max_retries: int,
+    ) -> TaskClass:
         """Give a function with its options a number and tell the node."""
-        task_class = TaskClass(len(self.classes), spec, shape=shape, returns=returns,
-                               max_retries=max_retries)
+        task_class = TaskClass(
+            len(self.classes), spec, shape=shape, returns=returns, max_retries=max_retries
+        )
         self.classes.append(task_class)
         self.outbox.call(messages.DECLARE_CLASS, task_class.number, spec)
         return task_class
@@ -148,14 +192,16 @@ class Tasks:
             self._close(task_class)
         return number
 
-    def submit_numbered(self, task_class: TaskClass, number: int, arguments: bytes,
-                        keep: object) -> None:
+    def submit_numbered(
+        self, task_class: TaskClass, number: int, arguments: bytes, keep: object
+    ) -> None:
         """Submit a task whose number was taken earlier, while it waited for its arguments."""
         payload = packb([arguments])
         self._send(TaskBatch(task_class, number, 1, MODE_CALLS, payload, [keep]))
 
-    def map_batch(self, task_class: TaskClass, items: bytes, count: int,
-                  keep: list[object]) -> TaskBatch:
+    def map_batch(
+        self, task_class: TaskClass, items: bytes, count: int, keep: list[object]
+    ) -> TaskBatch:
         """Return a batch of ``count`` tasks whose arguments lie in one pickled list, unsent."""
         return TaskBatch(task_class, self.take_numbers(count), count, MODE_MAP, items, keep)
 
@@ -225,9 +271,20 @@ class Tasks:
         lease.used = True
         batch.target = lease.worker
         task_class = batch.task_class
-        self.outbox.message(lease.worker, messages.RUN, self.references.process, task_class.number,
-                            task_class.spec, batch.first, batch.count, 0, batch.count, batch.mode,
-                            [], payloads=(batch.payload,))
+        self.outbox.message(
+            lease.worker,
+            messages.RUN,
+            self.references.process,
+            task_class.number,
+            task_class.spec,
+            batch.first,
+            batch.count,
+            0,
+            batch.count,
+            batch.mode,
+            [],
+            payloads=(batch.payload,),
+        )
 
     def _enqueue(self, batch: TaskBatch, low: int, high: int) -> None:
         retries = batch.task_class.max_retries
@@ -237,8 +294,9 @@ class Tasks:
 
     # -- outcomes ----------------------------------------------------------------------------
 
-    def results_arrived(self, first: int, low: int, count: int, outcomes: list[bytes],
-                        special: bool) -> None:
+    def results_arrived(
+        self, first: int, low: int, count: int, outcomes: list[bytes], special: bool
+    ) -> None:
         """RESULTS: outcomes of consecutive tasks of a batch, ``returns`` for each."""
         batch = self.batches.get(first)
         if batch is None:
@@ -246,16 +304,18 @@ class Tasks:
             return
         returns = max(1, batch.task_class.returns)
         if not 0 <= low < low + count <= batch.count or len(outcomes) != count * returns:
-            raise RemoteProtocolError(f"{len(outcomes)} RESULTS of items {low} to {low + count}"
-                                      f" of {batch.count}")
+            raise RemoteProtocolError(
+                f"{len(outcomes)} RESULTS of items {low} to {low + count} of {batch.count}"
+            )
         if batch.done.find(1, low, low + count) >= 0:
             if count == 1:
                 self._results_again(first + low, count, outcomes)
                 return
             # After a crash the steps of two executions need not begin at the same items.
             for item in range(count):
-                self.results_arrived(first, low + item, 1,
-                                     outcomes[item * returns : (item + 1) * returns], special)
+                self.results_arrived(
+                    first, low + item, 1, outcomes[item * returns : (item + 1) * returns], special
+                )
             return
         number = first + low
         references = self.references
@@ -271,7 +331,8 @@ class Tasks:
             references.arrivals += count
         if batch.abandoned:
             self.references.garbage.extend(
-                number + item for item in range(count) if low + item not in batch.watched)
+                number + item for item in range(count) if low + item not in batch.watched
+            )
         self._mark(batch, low, count)
 
     def _results_again(self, number: int, count: int, outcomes: list[bytes]) -> None:
@@ -287,14 +348,14 @@ class Tasks:
         if batch is None:
             return  # A second execution after a crash: the first outcome stands.
         if not 0 <= low < low + count <= batch.count:
-            raise RemoteProtocolError(f"MAP_RESULTS of items {low} to {low + count} of"
-                                      f" {batch.count}")
+            raise RemoteProtocolError(
+                f"MAP_RESULTS of items {low} to {low + count} of {batch.count}"
+            )
         if batch.done.find(1, low, low + count) >= 0:
             for item in range(count):
                 if not batch.done[low + item]:
                     if not batch.abandoned or low + item in batch.watched:
-                        self.references.arrived(first + low + item,
-                                                self.split_values(values, item))
+                        self.references.arrived(first + low + item, self.split_values(values, item))
                     self._mark(batch, low + item, 1)
             return
         if batch.values is not None and not batch.abandoned:
@@ -429,9 +490,12 @@ class Tasks:
 
     def unfinished(self) -> list[list[int]]:
         """Return [first, low, high] of everything the node should have: for RECONCILE."""
-        return [[batch.first, low, high] for batch in self.batches.values()
-                if batch.target is None and batch not in self._parked.values()
-                for low, high in batch.missing()]
+        return [
+            [batch.first, low, high]
+            for batch in self.batches.values()
+            if batch.target is None and batch not in self._parked.values()
+            for low, high in batch.missing()
+        ]
 
     @property
     def awaits_lease(self) -> bool:
@@ -451,9 +515,11 @@ class Tasks:
 
     def statistics(self) -> dict[str, int]:
         """Return counts for status and tests."""
-        return {"outstanding_tasks": sum(batch.done.count(0) for batch in self.batches.values()),
-                "open_tasks": sum(len(each.open_calls) for each in self.open.values()),
-                "leases": sum(lease is not None for lease in self.leases.values())}
+        return {
+            "outstanding_tasks": sum(batch.done.count(0) for batch in self.batches.values()),
+            "open_tasks": sum(len(each.open_calls) for each in self.open.values()),
+            "leases": sum(lease is not None for lease in self.leases.values()),
+        }
 
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""

@@ -48,8 +48,10 @@ class ActorPool:
         try:
             ref = fn(actor, value)
             if not isinstance(ref, ObjectRef):
-                raise TypeError(f"the function given to an ActorPool returned {ref!r}, not an"
-                                " ObjectRef: let it return actor.method.remote(value)")
+                raise TypeError(
+                    f"the function given to an ActorPool returned {ref!r}, not an"
+                    " ObjectRef: let it return actor.method.remote(value)"
+                )
         except BaseException:
             self._idle.append(actor)
             raise
@@ -77,8 +79,10 @@ class ActorPool:
             raise StopIteration("no more results to get")
         while self._next_returned not in self._by_index:
             if self._next_returned >= self._next_submitted:
-                raise errors.OptionError("every actor was taken out of this pool and calls wait:"
-                                         " push() one", option="actors")
+                raise errors.OptionError(
+                    "every actor was taken out of this pool and calls wait: push() one",
+                    option="actors",
+                )
             self._next_returned += 1  # Taken by get_next_unordered.
         ref = self._by_index[self._next_returned]
         late = not api.wait([ref], timeout=timeout)[0]
@@ -87,12 +91,14 @@ class ActorPool:
         self._next_returned += 1
         self._done(ref)
         if late:
-            raise errors.GetTimeoutError(f"no result within {timeout} s; it is left out",
-                                         timeout_s=timeout or 0)
+            raise errors.GetTimeoutError(
+                f"no result within {timeout} s; it is left out", timeout_s=timeout or 0
+            )
         return api.get(ref)
 
-    def get_next_unordered(self, timeout: float | None = None,
-                           ignore_if_timedout: bool = False) -> Any:
+    def get_next_unordered(
+        self, timeout: float | None = None, ignore_if_timedout: bool = False
+    ) -> Any:
         """Return whichever result comes first. Arguments and errors as get_next().
 
         With ``ignore_if_timedout`` a late result is that of the oldest call.
@@ -100,8 +106,9 @@ class ActorPool:
         if not self.has_next():
             raise StopIteration("no more results to get")
         if not self._busy:
-            raise errors.OptionError("every actor was taken out of this pool and calls wait:"
-                                     " push() one", option="actors")
+            raise errors.OptionError(
+                "every actor was taken out of this pool and calls wait: push() one", option="actors"
+            )
         ready, waiting = api.wait(list(self._busy), num_returns=1, timeout=timeout)
         if not ready:
             if ignore_if_timedout:

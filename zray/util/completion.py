@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from zray.signatures import RemoteFunction
 
 
-def as_completed(refs: Sequence[ObjectRef[Any]], *, chunk_size: int = 10,
-                 yield_obj_refs: bool = False) -> Iterator[Any]:
+def as_completed(
+    refs: Sequence[ObjectRef[Any]], *, chunk_size: int = 10, yield_obj_refs: bool = False
+) -> Iterator[Any]:
     """Yield the values of refs as they arrive, whatever their order.
 
     Args:
@@ -33,16 +34,18 @@ def as_completed(refs: Sequence[ObjectRef[Any]], *, chunk_size: int = 10,
     return _completed(list(refs), chunk_size, yield_obj_refs)
 
 
-def _completed(waiting: list[ObjectRef[Any]], chunk_size: int,
-               yield_obj_refs: bool) -> Iterator[Any]:
+def _completed(
+    waiting: list[ObjectRef[Any]], chunk_size: int, yield_obj_refs: bool
+) -> Iterator[Any]:
     while waiting:
         ready, waiting = _take(waiting, chunk_size)
         for ref in ready:
             yield ref if yield_obj_refs else api.get(ref)
 
 
-def _take(waiting: list[ObjectRef[Any]],
-          chunk_size: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+def _take(
+    waiting: list[ObjectRef[Any]], chunk_size: int
+) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
     """Return up to chunk_size ready refs (an eighth of many), at least one, and the rest."""
     # Each look costs as much as there are refs: the more there are, the more are taken by one.
     many = min(len(waiting), max(chunk_size, len(waiting) // 8))
@@ -52,9 +55,14 @@ def _take(waiting: list[ObjectRef[Any]],
     return ready, rest
 
 
-def map_unordered(fn: RemoteFunction[..., Any], items: Iterable[Any], *,
-                  backpressure_size: int | None = 100, chunk_size: int = 10,
-                  yield_obj_refs: bool = False) -> Iterator[Any]:
+def map_unordered(
+    fn: RemoteFunction[..., Any],
+    items: Iterable[Any],
+    *,
+    backpressure_size: int | None = 100,
+    chunk_size: int = 10,
+    yield_obj_refs: bool = False,
+) -> Iterator[Any]:
     """Call a remote function for each item; yield results as they arrive.
 
     Args:
@@ -68,15 +76,21 @@ def map_unordered(fn: RemoteFunction[..., Any], items: Iterable[Any], *,
     if backpressure_size is not None:
         _check_positive(backpressure_size, "backpressure_size")
         if backpressure_size < chunk_size:
-            raise ValueError(f"backpressure_size={backpressure_size} is less than"
-                             f" chunk_size={chunk_size}")
+            raise ValueError(
+                f"backpressure_size={backpressure_size} is less than chunk_size={chunk_size}"
+            )
     if not callable(getattr(fn, "remote", None)):
         raise TypeError(f"map_unordered() takes a remote function, not {fn!r}")
     return _unordered(fn, iter(items), backpressure_size, chunk_size, yield_obj_refs)
 
 
-def _unordered(fn: RemoteFunction[..., Any], items: Iterator[Any], limit: int | None,
-               chunk_size: int, yield_obj_refs: bool) -> Iterator[Any]:
+def _unordered(
+    fn: RemoteFunction[..., Any],
+    items: Iterator[Any],
+    limit: int | None,
+    chunk_size: int,
+    yield_obj_refs: bool,
+) -> Iterator[Any]:
     waiting = [fn.remote(item) for item in islice(items, limit)]
     while waiting:
         ready, waiting = _take(waiting, chunk_size)

@@ -45,8 +45,7 @@ class _PoolWorker:
         if initializer is not None:
             initializer(*initargs)
 
-    def run(self, function: Callable[..., Any],
-            calls: list[Call]) -> list[Any]:
+    def run(self, function: Callable[..., Any], calls: list[Call]) -> list[Any]:
         """Return what each call returns, or how it failed: one failure spoils no neighbour."""
         results: list[Any] = []
         for args, kwargs in calls:
@@ -61,8 +60,9 @@ class _PoolWorker:
 class _Chunk:
     """Calls that go to one worker together."""
 
-    def __init__(self, function: Callable[..., Any], calls: list[Any],
-                 finished: Callable[[list[Any]], None]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], calls: list[Any], finished: Callable[[list[Any]], None]
+    ) -> None:
         self.function = function
         self.calls = calls
         self.finished = finished
@@ -71,8 +71,13 @@ class _Chunk:
 class AsyncResult:
     """What apply_async and the like return: a result that will be."""
 
-    def __init__(self, chunk_count: int, single: bool, callback: Callable[[Any], Any] | None,
-                 error_callback: Callable[[BaseException], Any] | None) -> None:
+    def __init__(
+        self,
+        chunk_count: int,
+        single: bool,
+        callback: Callable[[Any], Any] | None,
+        error_callback: Callable[[BaseException], Any] | None,
+    ) -> None:
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._parts: list[list[Any]] = [[] for _ in range(chunk_count)]
@@ -139,8 +144,14 @@ class AsyncResult:
 class ResultIterator:
     """What imap and imap_unordered return: results as they come, items taken as they go."""
 
-    def __init__(self, pool: Pool, function: Callable[..., Any], items: Iterable[Any],
-                 chunksize: int, ordered: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        function: Callable[..., Any],
+        items: Iterable[Any],
+        chunksize: int,
+        ordered: bool,
+    ) -> None:
         self._pool = pool
         self._function = function
         self._items = iter(items)
@@ -219,14 +230,20 @@ class Pool:
         ray_remote_args: options of the workers' actors.
     """
 
-    def __init__(self, processes: int | None = None,
-                 initializer: Callable[..., Any] | None = None,
-                 initargs: Iterable[Any] | None = None, maxtasksperchild: int | None = None,
-                 context: None = None, ray_address: str | None = None,
-                 ray_remote_args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] | None = None,
+        maxtasksperchild: int | None = None,
+        context: None = None,
+        ray_address: str | None = None,
+        ray_remote_args: dict[str, Any] | None = None,
+    ) -> None:
         if context is not None:
-            raise errors.OptionError("a Pool takes no context: zray starts its workers in its own"
-                                     " way", option="context")
+            raise errors.OptionError(
+                "a Pool takes no context: zray starts its workers in its own way", option="context"
+            )
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer={initializer!r} is not callable")
         for name, count in (("processes", processes), ("maxtasksperchild", maxtasksperchild)):
@@ -276,8 +293,11 @@ class Pool:
 
         def done(future: Any) -> None:
             error = future.exception()
-            self._ended(chunk, position, future.result() if error is None
-                        else [_failed(error)] * len(chunk.calls))
+            self._ended(
+                chunk,
+                position,
+                future.result() if error is None else [_failed(error)] * len(chunk.calls),
+            )
 
         ref.future().add_done_callback(done)
 
@@ -302,12 +322,18 @@ class Pool:
         _check_count("chunksize", chunksize)
         return [calls[at : at + chunksize] for at in range(0, len(calls), chunksize)]
 
-    def _start(self, function: Callable[..., Any], chunks: list[list[Any]], single: bool,
-               callback: Callable[[Any], Any] | None,
-               error_callback: Callable[[BaseException], Any] | None) -> AsyncResult:
+    def _start(
+        self,
+        function: Callable[..., Any],
+        chunks: list[list[Any]],
+        single: bool,
+        callback: Callable[[Any], Any] | None,
+        error_callback: Callable[[BaseException], Any] | None,
+    ) -> AsyncResult:
         self._check_running()
         result = AsyncResult(len(chunks), single, callback, error_callback)
         for position, calls in enumerate(chunks):
+
             def finished(results: list[Any], position: int = position) -> None:
                 result._receive(position, results)
 
@@ -316,15 +342,23 @@ class Pool:
 
     # -- one call ----------------------------------------------------------------------------------
 
-    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (),
-              kwargs: dict[str, Any] | None = None) -> Any:
+    def apply(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Call func(*args, **kwargs) in a worker and return what it returns."""
         return self.apply_async(func, args, kwargs).get()
 
-    def apply_async(self, func: Callable[..., Any], args: Iterable[Any] = (),
-                    kwargs: dict[str, Any] | None = None,
-                    callback: Callable[[Any], Any] | None = None,
-                    error_callback: Callable[[BaseException], Any] | None = None) -> AsyncResult:
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
         """Call func(*args, **kwargs) in a worker; returns at once.
 
         Callbacks get the result or the error, in a thread of zray's: they must not take long.
@@ -334,42 +368,58 @@ class Pool:
 
     # -- many calls --------------------------------------------------------------------------------
 
-    def map(self, func: Callable[[Any], Any], iterable: Iterable[Any],
-            chunksize: int | None = None) -> list[Any]:
+    def map(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
         """Return func(item) for each item, in order."""
         values: list[Any] = self.map_async(func, iterable, chunksize).get()
         return values
 
-    def map_async(self, func: Callable[[Any], Any], iterable: Iterable[Any],
-                  chunksize: int | None = None, callback: Callable[[list[Any]], Any] | None = None,
-                  error_callback: Callable[[BaseException], Any] | None = None) -> AsyncResult:
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
         """Call func(item) for each item; returns at once."""
         calls: list[Call] = [((item,), {}) for item in iterable]
         return self._start(func, self._chunks(calls, chunksize), False, callback, error_callback)
 
-    def starmap(self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]],
-                chunksize: int | None = None) -> list[Any]:
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+    ) -> list[Any]:
         """Return func(*item) for each item, in order."""
         values: list[Any] = self.starmap_async(func, iterable, chunksize).get()
         return values
 
-    def starmap_async(self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]],
-                      chunksize: int | None = None,
-                      callback: Callable[[list[Any]], Any] | None = None,
-                      error_callback: Callable[[BaseException], Any] | None = None) -> AsyncResult:
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
         """Call func(*item) for each item; returns at once."""
         calls: list[Call] = [(tuple(item), {}) for item in iterable]
         return self._start(func, self._chunks(calls, chunksize), False, callback, error_callback)
 
-    def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any],
-             chunksize: int = 1) -> ResultIterator:
+    def imap(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> ResultIterator:
         """Yield func(item) for each item, in order; the iterable may be endless."""
         self._check_running()
         _check_count("chunksize", chunksize)
         return ResultIterator(self, func, iterable, chunksize, ordered=True)
 
-    def imap_unordered(self, func: Callable[[Any], Any], iterable: Iterable[Any],
-                       chunksize: int = 1) -> ResultIterator:
+    def imap_unordered(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> ResultIterator:
         """Yield func(item) for each item as they come; the iterable may be endless."""
         self._check_running()
         _check_count("chunksize", chunksize)

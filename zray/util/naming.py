@@ -20,7 +20,8 @@ def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str
     """
     runtime = api.runtime()
     found: list[list[str]] = runtime.request(
-        messages.LIST_NAMED, None if all_namespaces else runtime.namespace)
+        messages.LIST_NAMED, None if all_namespaces else runtime.namespace
+    )
     if all_namespaces:
         return [{"name": name, "namespace": namespace} for namespace, name in sorted(found)]
     return sorted(name for _namespace, name in found)

@@ -40,8 +40,10 @@ class Client:
 
     def call(self, *, retries: int = 0, returns: int = 1, ready: bool = True) -> int:
         number, self.next_number = self.next_number, self.next_number + 1
-        self.calls.call(self.route, ActorCall(number, "m", returns, b"arguments" if ready else None,
-                                              None, retries))
+        self.calls.call(
+            self.route,
+            ActorCall(number, "m", returns, b"arguments" if ready else None, None, retries),
+        )
         return number
 
     def lives(self, worker: bytes = W1, incarnation: int = 0) -> None:

@@ -99,12 +99,15 @@ def test_a_reference_escapes_once(client: Client) -> None:
 def test_a_pending_reference_is_published_when_its_outcome_arrives(client: Client) -> None:
     client.references.share(1)
     client.references.arrived(1, PLAIN)
-    assert client.told() == [[messages.SHARE, mine(1), None, [], True],
-                             [messages.SHARE, mine(1), PLAIN, [], False]]
+    assert client.told() == [
+        [messages.SHARE, mine(1), None, [], True],
+        [messages.SHARE, mine(1), PLAIN, [], False],
+    ]
 
 
 def test_a_pending_reference_is_published_for_others_when_nobody_here_wants_it(
-        client: Client) -> None:
+    client: Client,
+) -> None:
     client.references.share(1)
     assert client.drop(1)[1] == [messages.RELEASE, [[mine(1), 1]], []]
     client.references.arrived(1, PLAIN)

@@ -30,18 +30,21 @@ class Client:
     def __init__(self) -> None:
         self.session = Session(ME, NODE, lambda what, reason: b"\x02" + what.encode())
         self.function: TaskClass = self.session.tasks.declare(
-            [b"f", "f", {}, 1, 1, None, 0, {}, 0], shape=(), returns=1, max_retries=1)
+            [b"f", "f", {}, 1, 1, None, 0, {}, 0], shape=(), returns=1, max_retries=1
+        )
 
-    def handle(self, sender: bytes, kind: int, *fields: Any,
-               payloads: tuple[bytes, ...] = ()) -> None:
+    def handle(
+        self, sender: bytes, kind: int, *fields: Any, payloads: tuple[bytes, ...] = ()
+    ) -> None:
         packed = frames.pack(kind, *fields, payloads=len(payloads))
         self.session.handle(sender, frames.unpack(packed), list(payloads))
         self.session.after_arrival()
 
     def arrive(self, number: int, found: bytes) -> None:
         """The outcome of a task arrives."""
-        self.handle(WORKER, messages.RESULTS, number, 0, 1, True,
-                    payloads=(msgpack.packb([found]),))
+        self.handle(
+            WORKER, messages.RESULTS, number, 0, 1, True, payloads=(msgpack.packb([found]),)
+        )
 
     def submit(self) -> int:
         number = self.session.tasks.submit(self.function, b"", None)
@@ -51,8 +54,13 @@ class Client:
     def hold(self, *keys: int) -> int:
         """Submit a task that takes these as arguments; returns its number."""
         number = self.session.tasks.take_numbers()
-        self.session.submit_held(self.function, number, b"\x80args",
-                                 {key: [position] for position, key in enumerate(keys)}, None)
+        self.session.submit_held(
+            self.function,
+            number,
+            b"\x80args",
+            {key: [position] for position, key in enumerate(keys)},
+            None,
+        )
         return number
 
     def sent(self, kind: int) -> list[list[Any]]:
@@ -95,15 +103,19 @@ def test_an_argument_that_failed_fails_the_whole_chain_at_once(client: Client) -
 def test_a_held_call_lies_in_the_outbox_when_its_argument_has_arrived(client: Client) -> None:
     """Found by simulation (seed 253): the shell looks there, and nowhere else."""
     from zray.session.actors import ActorCall
+
     session = client.session
     argument = client.submit()
     route = session.actors.route(ACTOR)
     client.handle(NODE, messages.ACTOR_STATE, [[ACTOR, "ALIVE", WORKER, "endpoint", 0, b""]])
     call = ActorCall(session.tasks.take_numbers(), "m", 1, None, None, 0)
     session.actors.call(route, call)
-    session.resolve(b"\x80args", {argument: [0]},
-                    lambda filled: session.actors.arguments_ready(route, call.number, filled),
-                    lambda found: session.actors.argument_failed(route, call.number, found))
+    session.resolve(
+        b"\x80args",
+        {argument: [0]},
+        lambda filled: session.actors.arguments_ready(route, call.number, filled),
+        lambda found: session.actors.argument_failed(route, call.number, found),
+    )
     session.flush()
     session.outbox.messages.clear()
     client.arrive(argument, ONE)

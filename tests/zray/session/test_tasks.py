@@ -42,8 +42,9 @@ class Client:
 
     def submit(self, count: int = 1, task_class: TaskClass | None = None) -> TaskBatch:
         """Submit tasks in one batch."""
-        numbers = [self.tasks.submit(task_class or self.plain, b"arguments", None)
-                   for _ in range(count)]
+        numbers = [
+            self.tasks.submit(task_class or self.plain, b"arguments", None) for _ in range(count)
+        ]
         self.tasks.close_open()
         return self.tasks.batches[numbers[0]]
 
@@ -161,8 +162,7 @@ def test_each_task_has_retries_of_its_own(client: Client) -> None:
     client.sent(messages.SUBMIT)
     assert client.tasks.again(batch, 0, 3) == []
     assert client.tasks.again(batch, 5, 8) == []
-    assert [rows[0][3:] for (rows,) in client.sent(messages.SUBMIT)] == [
-        [0, 3, 0, 0], [5, 8, 0, 0]]
+    assert [rows[0][3:] for (rows,) in client.sent(messages.SUBMIT)] == [[0, 3, 0, 0], [5, 8, 0, 0]]
     assert client.tasks.again(batch, 0, 10) == [(0, 3), (5, 8)]
     assert [rows[0][3:5] for (rows,) in client.sent(messages.SUBMIT)] == [[3, 5], [8, 10]]
 

@@ -1,0 +1,71 @@
+"""The scheduler's books: counts for people, invariants for tests.
+
+What    statistics() and check() of a Scheduler, and who has what: each worker and range once.
+Caller  brokers/scheduler.py.
+Never   changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from .scheduling import IDLE, LEASED, RUNNING, STARTING, Range
+
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
+
+
+def ranges_of(scheduler: Scheduler, client: bytes) -> list[Range]:
+    """Return what a client has queued here or handed out from here."""
+    handed_out = (worker.outstanding for worker in scheduler.workers.values())
+    return [
+        work
+        for work in chain(scheduler.queues.all_ranges(), *handed_out)
+        if work.task_class.client == client
+    ]
+
+
+def function_names(scheduler: Scheduler, process: bytes, reports: Iterable[list[Any]]) -> list[str]:
+    """Return what a worker ran, for the events: a name a report, "" where it is not known."""
+    worker = scheduler.workers.get(process)
+    outstanding = () if worker is None else worker.outstanding
+    running = {(work.task_class.client, work.first): work.task_class.name for work in outstanding}
+    return [running.get((report[0], report[1]), "") for report in reports]
+
+
+def statistics(scheduler: Scheduler) -> dict[str, Any]:
+    """Return counts for status and metrics."""
+    states: dict[str, int] = {}
+    for worker in scheduler.workers.values():
+        name = "blocked" if worker.blocked else worker.state.lower()
+        states[name] = states.get(name, 0) + 1
+    return {
+        "queued_tasks": scheduler.queues.task_count,
+        "workers": states,
+        "pending_actors": len(scheduler.claims),
+        "running_tasks": sum(
+            bool(worker.outstanding) or worker.state == LEASED
+            for worker in scheduler.workers.values()
+        ),
+    }
+
+
+def check(scheduler: Scheduler) -> None:
+    """Raise AssertionError where an invariant is broken."""
+    scheduler.resources.check()
+    scheduler.queues.check()
+    idle = [worker for pool in scheduler.idle.values() for worker in pool]
+    assert len({worker.process for worker in idle}) == len(idle), "idle twice"
+    for worker in idle:
+        assert worker.state == IDLE
+        assert worker.grant is None
+        assert not worker.outstanding
+    for worker in scheduler.workers.values():
+        assert (worker.grant is None) == (worker.state in (IDLE, STARTING)), worker.state
+    for shape, workers in scheduler.running.items():
+        for worker in workers.values():
+            assert worker.shape == shape
+            assert worker.state == RUNNING
+            assert worker.outstanding or worker.blameless, "resources held for nothing"
