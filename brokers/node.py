@@ -377,6 +377,11 @@ class Node:
     def process_gone(self, identity: bytes, reason: str) -> None:
         """A driver or worker is dead: everything derives from this one fact."""
         process = self.processes.by_id.get(identity)
+        if self.embedded and process is not None and set(self.processes.drivers) == {identity}:
+            # Everything ends with it: telling ten thousand actors one by one would take longer.
+            self.gcs.job_ended(identity, "succeeded", time.time())
+            self.stop("its driver has ended")
+            return
         if process is not None and process.calls is not None:
             # Its last words were accepted by the kernel before it died.
             words, process.calls = process.calls, None

@@ -286,7 +286,7 @@ def shutdown() -> None:
         current = _runtime
         set_runtime(None)
         if current is not None:
-            current.close()
+            current.close(node_ends=_node is not None)
             from zray import refs
 
             refs.close_settlers()

@@ -528,11 +528,17 @@ class Client:
         if rule is not None:
             rule([0, messages.EXIT, 0, reason])
 
-    def close(self) -> None:
-        """Say goodbye, stop the thread, close every socket. Safe to call twice."""
+    def close(self, *, node_ends: bool = False) -> None:
+        """Say goodbye, stop the thread, close every socket. Safe to call twice.
+
+        Args:
+            node_ends: the node ends with us: references need not be given up one by one.
+        """
         if self.closed and not self.thread.is_alive() and self.context.closed:
             return
         if self.node_died is None and not self.closed:
+            if node_ends:
+                self.session.references.garbage.clear()
             with contextlib.suppress(OSError):
                 self.flush()
                 self._say_goodbye()

@@ -303,8 +303,9 @@ class Catalog:
         }
 
     def close(self, now: float) -> None:
-        """Write everything and close."""
-        self.write()
+        """Write everything and close; what nobody can open again is not worth writing."""
+        if self.durable:
+            self.write()
         self.ledger.close(sync=self.durable)
         self.events.close(now, sync=self.durable)
         if self.durable:
