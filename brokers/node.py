@@ -395,6 +395,12 @@ class Node:
             # An actor that ended itself has its own cause: that must be told before the death.
             perform_all(self)
         worker = self.workers.forget(identity)
+        starting = self.scheduler.workers.get(identity)
+        if worker is not None and starting is not None and starting.state == "STARTING":
+            # Somebody's kill -9 says nothing about whether workers can start.
+            status = worker.status
+            killed = status is not None and os.WIFSIGNALED(status)
+            starting.blameless = killed and os.WTERMSIG(status or 0) == signal.SIGKILL
         if worker is not None and not reason:
             reason = describe_exit(worker.status)
         self.processes.leave(identity)
