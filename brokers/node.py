@@ -379,7 +379,6 @@ class Node:
         process = self.processes.by_id.get(identity)
         if self.embedded and process is not None and set(self.processes.drivers) == {identity}:
             # Everything ends with it: telling ten thousand actors one by one would take longer.
-            self.gcs.job_ended(identity, "succeeded", time.time())
             self.stop("its driver has ended")
             return
         if process is not None and process.calls is not None:
@@ -437,9 +436,6 @@ class Node:
     def _driver_left(self, process: Process) -> None:
         state = "succeeded" if process.said_goodbye else "failed"
         self.gcs.job_ended(process.identity, state, time.time())
-        if self.embedded and not self.processes.drivers:
-            self.stopping = "its driver has ended"  # And with it everything: nothing to settle.
-            return
         for actor in list(self.dispatcher.actors.values()):
             if actor.owner == process.identity and not actor.details["detached"]:
                 cause = error_outcome(errors.ActorDiedError("its driver has ended"))
