@@ -20,6 +20,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     streams.py       S  generators, with back-pressure
     values.py        S  arguments in, outcomes out
     outbound.py      S  results on their way out
+    events.py        S  what ran here past the node, on its way to the timeline
     context.py       S  what runs now, per thread and coroutine
 
 User code that runs here may call zray.get and .remote: the client of its process is the host's.

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.protocol import messages, outcome
-from zray.protocol.ids import return_number
+from zray.protocol.ids import number_of, owner_of, return_number
 from zray.runtime import STREAMING
 from zray.serialization.exceptions import encode_exception
 
 from . import context
 from .context import Execution
+from .events import CALL, Stretch
 from .instance import Instance, Method
 from .threads import Threads
 from .values import Values
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _REMEMBERED_MAX = 10_000
 _PICKLE = outcome.PICKLE
+_now = time.monotonic
 
 
 class ActorRunner:
@@ -40,6 +43,10 @@ class ActorRunner:
     def __init__(self, host: Host, values: Values) -> None:
         self.host = host
         self.values = values
+        self.ran = host.events.ran
+        self.stretch: Stretch | None = host.events.stretch
+        """Of calls that the main thread runs as they come; None in a shared worker, where
+        other threads may take its place."""
         self.holds_cpu = False
         """Whether the actor of this (unshared) worker has a CPU it could lend out."""
         self.instances: dict[bytes, Instance] = {}
@@ -49,12 +56,16 @@ class ActorRunner:
         self.ended: dict[bytes, bytes] = {}
         """Actors that have ended here, and why: later calls to them are dropped."""
         self.threads = Threads(self)
+        self._killed: dict[tuple[bytes, int], None] = {}
+        """Incarnations killed here: one that starts only now, or is about to, must not live."""
         self._turns = threading.Lock()
 
     # -- birth -----------------------------------------------------------------------------------
 
     def start(self, start: ActorStart) -> None:
         """Make the instance, report, run calls that came before it."""
+        if (start.actor, start.incarnation) in self._killed:
+            return
         host = self.host
         owner, endpoint = start.owner
         if endpoint:
@@ -62,6 +73,9 @@ class ActorRunner:
         instance = Instance(start)
         self.holds_cpu = bool(start.details["resources"].get("CPU"))
         host.show_gpus(start.details["gpus"])
+        began = _now()
+        if self.stretch is not None:
+            self.stretch.close(began)  # Or it would last until this __init__ has ended.
         error = None
         try:
             self._choose_executor(instance)
@@ -74,8 +88,22 @@ class ActorRunner:
         except BaseException as raised:
             error = self._died_in_init(raised, f"{instance.class_name}.__init__")
             instance.error = outcome.error(error)
+        self.ran(
+            CALL,
+            f"{instance.class_name}.__init__",
+            owner_of(start.actor),
+            number_of(start.actor),
+            began,
+            _now(),
+            failed=error is not None,
+        )
         self.ended.pop(start.actor, None)
         self.instances[start.actor] = instance
+        if (start.actor, start.incarnation) in self._killed:
+            # What has come early stays: it may be for the next incarnation.
+            instance.ended = True
+            del self.instances[start.actor]
+            return
         with host.runtime.lock:
             host.runtime.session.outbox.message(
                 host.runtime.node,
@@ -136,7 +164,7 @@ class ActorRunner:
             return
         context.main = instance.running
         try:
-            self.execute(instance, call, instance.running)
+            self.execute(instance, call, instance.running, self.stretch)
         finally:
             context.main = None
 
@@ -176,13 +204,13 @@ class ActorRunner:
             instance.busy = True
         return instance
 
-    def run_claimed(self, instance: Instance, call: ActorCall) -> None:
+    def run_claimed(self, instance: Instance, call: ActorCall, stretch: Stretch | None) -> None:
         """Run a call and those that have queued up behind it meanwhile."""
         running: ActorCall | None = call
         while running is not None:
             with self.entered(instance.running):
-                self.execute(instance, running, instance.running)
-            self.host.linger()
+                self.execute(instance, running, instance.running, stretch)
+            self.host.linger(stretch)
             with self._turns:
                 if instance.ended:
                     instance.waiting.clear()
@@ -191,16 +219,28 @@ class ActorRunner:
         if instance.ending:
             self._end_now(instance, b"")
 
-    def execute(self, instance: Instance, call: ActorCall, running: Execution) -> None:
-        """Run one call in this thread and reply."""
+    def execute(
+        self,
+        instance: Instance,
+        call: ActorCall,
+        running: Execution,
+        stretch: Stretch | None = None,
+    ) -> None:
+        """Run one call in this thread and reply. A stretch is that of the calling thread."""
         running.client = call.client
         running.number = call.number
         if running.children:
             running.children = None
-        label = ""
+        label, began = "", 0.0
         try:
             method = instance.methods.get(call.method) or instance.method(call.method)
             running.name = label = method.label
+            if stretch is None:
+                began = _now()
+            else:
+                if stretch.name != label:
+                    stretch.begin(label, call.client, call.number, _now())
+                stretch.count += 1
             args, kwargs = self.values.load_arguments(call.arguments)
             if method.retry_types:
                 value = self._retrying(running, method, call, args, kwargs)
@@ -216,6 +256,19 @@ class ActorRunner:
                 self.reply_parts(call, value, label)
         except BaseException as error:
             self.failed(instance, call, running, label, error)
+            if stretch is None:
+                self.ran_badly(call, label, began, error)
+            elif label:
+                stretch.close(_now(), failed=not isinstance(error, SystemExit))
+        else:
+            if stretch is None:
+                self.ran(CALL, label, call.client, call.number, began, _now())
+
+    def ran_badly(self, call: ActorCall, label: str, began: float, error: BaseException) -> None:
+        """Note a call that has raised; to end its actor is no failure."""
+        if label:  # Or there is no such method.
+            failed = not isinstance(error, SystemExit)
+            self.ran(CALL, label, call.client, call.number, began, _now(), failed=failed)
 
     def _retrying(
         self,
@@ -348,6 +401,11 @@ class ActorRunner:
 
     def end(self, end: ActorEnd) -> None:
         """No handle is left, or the actor of a shared worker was killed."""
+        if end.killed:
+            # Before the look: start() looks here once the instance is there.
+            self._killed[(end.actor, end.incarnation)] = None
+            if len(self._killed) > _REMEMBERED_MAX:
+                del self._killed[next(iter(self._killed))]
         instance = self.instances.get(end.actor)
         if instance is None or instance.incarnation != end.incarnation:
             return

@@ -14,6 +14,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,12 +23,14 @@ from zray.runtime import STREAMING
 
 from . import context
 from .context import Execution
+from .events import CALL
 from .instance import Group, Instance, Method
 from .work import ActorCall
 
 if TYPE_CHECKING:
     from .host import Host
 
+_ROOM_S = 0.01
 _READ_MAX = 256
 """Messages read at a time before coroutines get their turn."""
 
@@ -44,6 +47,9 @@ class EventLoop:
         self._lock = threading.Lock()
         self._kicked = False
         self._flushing = False
+        self._postponed = False
+        self._stalled: list[tuple[Instance, Group]] = []
+        """Groups whose next call was not begun because of callers who do not read."""
         self._running: dict[tuple[bytes, int], tuple[asyncio.Task[None], Execution]] = {}
         self._waiting: dict[tuple[bytes, int], ActorCall] = {}
 
@@ -92,12 +98,28 @@ class EventLoop:
         if not host.runtime.read_pending(_READ_MAX):
             self.kick()
         items = host.queue.items
-        while items and host.exiting is None:
+        while items and host.exiting is None and not host.is_full:
             host.perform(items.popleft())
+        if items and host.is_full:
+            self._postpone()
         if host.exiting is not None:
             self.loop.stop()
         elif host.outbound.unsent or host.runtime.session.outbox:
             self.flush_soon()
+
+    def _postpone(self) -> None:
+        """Callers do not read what they are sent: look in a moment whether more may begin."""
+        if not self._postponed:
+            self._postponed = True
+            self.loop.call_later(_ROOM_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._postponed = False
+        stalled, self._stalled = self._stalled, []
+        for instance, group in stalled:
+            self._begin_waiting(instance, group)
+        if self.in_main_thread:
+            self._pump()
 
     # -- in a thread of its own --------------------------------------------------------------------
 
@@ -191,12 +213,17 @@ class EventLoop:
     ) -> None:
         context.local.set(execution)
         runner = self.host.actors
+        began = time.monotonic()
         try:
             await self._answer(method, call, execution)
         except BaseException as error:
             # A CancelledError of ours ends here too: the caller is told, the loop goes on.
             if not instance.ended:
                 runner.failed(instance, call, execution, method.label, error)
+                runner.ran_badly(call, method.label, began, error)
+        else:
+            ended = time.monotonic()
+            runner.ran(CALL, method.label, call.client, call.number, began, ended)
         finally:
             self._running.pop((call.client, call.number), None)
             self._ended(instance, group)
@@ -239,6 +266,10 @@ class EventLoop:
 
     def _begin_waiting(self, instance: Instance, group: Group) -> None:
         while group.waiting and group.running < group.limit:
+            if self.host.is_full:
+                self._stalled.append((instance, group))
+                self._postpone()
+                return
             call = group.waiting.popleft()
             self._waiting.pop((call.client, call.number), None)
             runner = self.host.actors

@@ -20,13 +20,14 @@ from typing import Any
 import zray.context
 from zray import api
 from zray.protocol import frames, messages
-from zray.protocol.limits import RESULT_LINGER_US
+from zray.protocol.limits import BLOCKED_AFTER_S, EDGE_BACKLOG_BYTES_MAX, RESULT_LINGER_US
 from zray.runtime import Runtime
 from zray.serialization import functions
 
 from . import context
 from .actor_runner import ActorRunner
 from .event_loop import EventLoop
+from .events import Events, Stretch
 from .interrupts import Interrupts
 from .outbound import Outbound
 from .streams import Streams
@@ -40,6 +41,9 @@ _DRAIN_S = 1.0
 _REPORT_S = 0.02
 """Time for the node to handle the last reports before it sees the worker's end."""
 _EARLY_MAX = 10_000
+_ROOM_S = 0.1
+_ITEMS_IDLE_S = 0.05
+"""A worker that has had nothing to do for so long gets no more of the last map."""
 
 
 class Host:
@@ -56,6 +60,7 @@ class Host:
         self.main_thread = threading.get_ident()
         self.event_loop: EventLoop | None = None
         self.outbound = Outbound(self.runtime)
+        self.events = Events(self.runtime)
         values = Values(self.runtime)
         self.streams = Streams(values, self.outbound)
         self.interrupts = Interrupts(self.runtime, self.wake_main)
@@ -73,6 +78,7 @@ class Host:
         runtime.worker_message = self._on_message
         runtime.before_flush = self.outbound.gather
         runtime.on_blocked = self.report_blocked
+        runtime.patience_s = self.patience_s
         runtime.child_made = lambda number: context.note_child(runtime, number)
         zray.context.set_provider(context.current)
         runtime.lifeline_rules.update(
@@ -81,6 +87,7 @@ class Host:
                 messages.INTERRUPT: self._on_interrupt,
                 messages.EXIT: self._on_exit,
                 messages.END_ACTOR: self._on_end_actor,
+                messages.EVENTS_WANTED: lambda message: self.events.send(message[3]),
             }
         )
 
@@ -102,8 +109,11 @@ class Host:
         api.in_worker = True
         self.interrupts.install()
         self.runtime.start()
-        items, runtime = self.queue.items, self.runtime
+        items, runtime, stretch = self.queue.items, self.runtime, self.events.stretch
         while self.exiting is None:
+            if self.is_full:
+                self.await_room()
+                continue
             if self.event_loop is not None and not self.shared:
                 self.event_loop.serve()
                 break
@@ -111,7 +121,14 @@ class Host:
                 self._serve_shared(substitute=False)
                 break
             if not items:
+                if stretch.count:
+                    stretch.close(time.monotonic())
                 if self.outbound.unsent or runtime.session.outbox:
+                    runtime.flush()
+                if self.tasks.keeps_items and not runtime.wait_for_work(
+                    self._has_work, _ITEMS_IDLE_S
+                ):
+                    self.tasks.let_go()
                     runtime.flush()
                 runtime.wait_for_work(self._has_work)
                 continue
@@ -120,7 +137,7 @@ class Host:
             except IndexError:
                 continue
             self.perform(item)
-            self.linger()
+            self.linger(stretch)
         return self._finish()
 
     def _has_work(self) -> bool:
@@ -129,6 +146,8 @@ class Host:
     def _finish(self) -> int:
         runtime = self.runtime
         runtime.flush()
+        self.events.stretch.close(time.monotonic())
+        self.events.send()  # Before ACTOR_EXIT: the node ends this process when it has read that.
         self.actors.close()
         runtime.flush()
         runtime.drain_outbound(_DRAIN_S)
@@ -152,6 +171,7 @@ class Host:
         if start.details["isolation"] == "shared":
             if not self.shared:
                 self.shared = True
+                self.actors.stretch = None
                 self.queue.items.appendleft(start)  # The loop for shared actors takes it.
                 return
         elif start.details["async"] and self.event_loop is None:
@@ -168,11 +188,32 @@ class Host:
             self.event_loop.start_thread()
         return self.event_loop
 
-    def linger(self) -> None:
-        """Send results when nothing follows or the first of them has waited long enough."""
+    def linger(self, stretch: Stretch | None = None) -> None:
+        """Send results when nothing follows or the first of them has waited long enough.
+
+        Args:
+            stretch: that of the calling thread, closed when it is as old.
+        """
         outbound = self.outbound
-        if outbound.unsent and time.monotonic() - outbound.since > _LINGER_S:
-            self.runtime.flush()
+        if outbound.unsent:
+            now = time.monotonic()
+            is_due = now - outbound.since > _LINGER_S
+            if stretch is not None and (is_due or now - stretch.began > _LINGER_S):
+                stretch.close(now)
+            if is_due:
+                self.runtime.flush()
+                if self.is_full:
+                    self.await_room()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits for callers who do not read that nothing more is to begin."""
+        return self.runtime.inbox.backlog_bytes > EDGE_BACKLOG_BYTES_MAX
+
+    def await_room(self) -> None:
+        """Wait until callers have read some of what they were sent, or have died."""
+        while self.is_full and self.exiting is None:
+            self.runtime.drain_outbound(_ROOM_S, EDGE_BACKLOG_BYTES_MAX)
 
     def show_gpus(self, gpus: list[str]) -> None:
         """Let user code see the GPUs it was given, and no others."""
@@ -187,18 +228,24 @@ class Host:
     def _serve_shared(self, *, substitute: bool) -> None:
         """Serve sync actors; a substitute ends when the thread it stood in for is back."""
         items, runtime = self.queue.items, self.runtime
+        stretch = None if substitute else self.events.stretch
         while self.exiting is None:
+            if self.is_full:
+                self.await_room()
+                continue
             if substitute and self._resigns():
                 runtime.flush()
                 return
             if not items:
+                if stretch is not None and stretch.count:
+                    stretch.close(time.monotonic())
                 if self.outbound.unsent or runtime.session.outbox:
                     runtime.flush()
                 runtime.wait_for_work(
                     lambda: self._has_work() or (substitute and self._servers > 1)
                 )
                 continue
-            self._perform_shared()
+            self._perform_shared(stretch)
             self.linger()
 
     def _resigns(self) -> bool:
@@ -208,7 +255,7 @@ class Host:
             self._servers -= 1
             return True
 
-    def _perform_shared(self) -> None:
+    def _perform_shared(self, stretch: Stretch | None) -> None:
         # Taking a call and taking its actor are one step: two threads may be at it.
         with self._order:
             try:
@@ -217,9 +264,22 @@ class Host:
                 return
             claimed = self.actors.claim(item) if type(item) is ActorCall else None
         if type(item) is not ActorCall:
+            if stretch is not None:
+                stretch.close(time.monotonic())
             self.perform(item)
         elif claimed is not None:
-            self.actors.run_claimed(claimed, item)
+            self.actors.run_claimed(claimed, item, stretch)
+
+    def patience_s(self, queued: bool) -> float | None:
+        """Return how long a thread waits before it is reported; None: nobody gains by knowing.
+
+        On a node whose CPUs all wait, a task that no worker has begins only when one is lent: who
+        waits for it says so at once. A call of an actor or a leased worker takes 0.1 ms, and must
+        never cost those two messages.
+        """
+        if not self.shared and self.queue.running is None and not self.actors.holds_cpu:
+            return None
+        return 0.0 if queued and not self.shared else BLOCKED_AFTER_S
 
     def report_blocked(self, blocked: bool) -> None:
         """A thread waits in get, or runs again: tell the node when nothing else runs here."""
@@ -282,7 +342,7 @@ class Host:
             self.outbound.consumed(sender, message[3], message[4])
 
     def _on_run(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
-        client, number, spec, first, count, low, high, mode, gpus = message[3:12]
+        client, number, spec, first, count, low, high, mode, gpus, held = message[3:13]
         key = (client, number)
         task_class = self.classes.get(key)
         if task_class is None:
@@ -295,6 +355,9 @@ class Host:
         work = TaskRange(
             client, task_class, first, count, low, high, mode, payloads[0], gpus, direct=direct
         )
+        if held:
+            with runtime.lock:
+                work.held = runtime.session.references.accept(held)
         if self._early:
             for item in [each[2] for each in self._early if each[:2] == (client, first)]:
                 if low <= item < high:
@@ -352,6 +415,7 @@ class Host:
     def crash(self, status: int) -> None:
         """A task has called sys.exit(): its worker is gone, what it had done before is not."""
         self.runtime.flush()
+        self.events.send()
         self.runtime.drain_outbound(_DRAIN_S)
         time.sleep(_REPORT_S)
         self._leave_now(status)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from zray import errors
+from zray.protocol import outcome
 from zray.protocol.ids import return_number
 from zray.protocol.limits import INLINE_BYTES_MAX
 from zray.runtime import STREAMING
@@ -26,6 +27,7 @@ from zray.session.tasks import MODE_MAP
 
 from . import context
 from .context import Execution, Place
+from .events import TASK
 from .interrupts import gather, invoke, invoke_each
 from .values import Values
 from .work import TaskClass, TaskRange
@@ -33,7 +35,7 @@ from .work import TaskClass, TaskRange
 if TYPE_CHECKING:
     from .host import Host
 
-_perf = time.perf_counter
+_now = time.monotonic
 _STEP_S = 0.0002
 _STEP_MAX = 256
 _PICKLE = 0x80
@@ -88,6 +90,7 @@ class TaskRunner:
         self.host = host
         self.values = values
         self._items: tuple[bytes, list[Any]] = (b"", [])
+        """A map's items, for its next range; what they refer to lives as long."""
         self._current: _Step | None = None
         host.runtime.before_wait = self._before_wait
 
@@ -110,9 +113,9 @@ class TaskRunner:
                 low, high = queue.claim(work, step)
                 if low >= high:
                     break
-                started = _perf()
+                started = _now()
                 self._step(work, running, items, low, high, started)
-                took = _perf() - started
+                took = _now() - started
                 if took < _STEP_S:
                     step = min(step * 4, _STEP_MAX)
                 elif took > _STEP_S * 4:
@@ -122,6 +125,7 @@ class TaskRunner:
             host.crash(end.status)
         finally:
             queue.running = None
+            host.runtime.garbage.extend(work.held)
             context.main = host.interrupts.running = None
 
     def _load(self, work: TaskRange) -> list[Any] | BaseException:
@@ -136,10 +140,20 @@ class TaskRunner:
                 if self._items[0] != work.payload:
                     self._items = (work.payload, self.values.load_items(work.payload))
                 return self._items[1]
+            self.let_go()
             calls: list[Any] = msgpack.unpackb(work.payload)
             return calls
         except BaseException as error:  # Whatever it is, the caller gets it.
             return error
+
+    @property
+    def keeps_items(self) -> bool:
+        """Whether the items of a map are kept for a range of it that may come."""
+        return bool(self._items[1])
+
+    def let_go(self) -> None:
+        """No range of the last map is to come."""
+        self._items = (b"", [])
 
     def _step(
         self,
@@ -163,8 +177,19 @@ class TaskRunner:
             return
         special = any(found[0] != _PICKLE for found in outcomes)
         returns = max(1, work.task_class.returns)
-        busy_us = int((_perf() - started) * 1e6)
-        self.host.outbound.results(work, low, len(outcomes) // returns, outcomes, special, busy_us)
+        ended, count = _now(), len(outcomes) // returns
+        if work.direct:
+            failed = special and any(found[0] == outcome.ERROR for found in outcomes)
+            self._ran(work, low, started, ended, count, failed)
+        busy_us = int((ended - started) * 1e6)
+        self.host.outbound.results(work, low, count, outcomes, special, busy_us)
+
+    def _ran(
+        self, work: TaskRange, low: int, started: float, ended: float, count: int, failed: bool
+    ) -> None:
+        """Note what a lease holder has sent: the node hears of it from nobody else."""
+        name, number = work.task_class.name, work.first + low
+        self.host.events.ran(TASK, name, work.client, number, started, ended, count, failed)
 
     # -- calls -----------------------------------------------------------------------------------
 
@@ -213,7 +238,7 @@ class TaskRunner:
             outcomes, step.outcomes[:] = step.outcomes[:], []
             self._send(work, step.low, outcomes, step.started)
             step.low += len(outcomes) // max(1, work.task_class.returns)
-            step.started = _perf()
+            step.started = _now()
         elif step.batch is not None:
             del step.batch[step.high - step.batch_low :]
             values, step.values[:] = step.values[:], []
@@ -221,7 +246,7 @@ class TaskRunner:
                 running.number += len(values)
                 self._send_values(work, running, step.low, values, step.started)
                 step.low += len(values)
-                step.started = _perf()
+                step.started = _now()
 
     def _run_one(self, running: Execution, task_class: TaskClass, data: bytes) -> bytes:
         try:
@@ -345,7 +370,7 @@ class TaskRunner:
             low = step.low
             if work.cancelled is not None and low in work.cancelled:
                 self._send(work, low, [self._cancelled(task_class)], step.started)
-                step.low, step.started = low + 1, _perf()
+                step.low, step.started = low + 1, _now()
                 continue
             end = (
                 step.high
@@ -375,7 +400,7 @@ class TaskRunner:
             running.values = None
             if values:
                 self._send_values(work, running, step.low, values, step.started)
-            step.low, step.started = step.low + len(values), _perf()
+            step.low, step.started = step.low + len(values), _now()
             if failed is not None:
                 self._send(work, step.low, [failed], step.started)
                 step.low += 1
@@ -408,8 +433,11 @@ class TaskRunner:
             encoded = blob.encode(values)
         except errors.SerializationError:
             encoded = None  # One of them: find out which, the others are fine.
-        busy_us = int((_perf() - started) * 1e6)
         if encoded is not None and not encoded.refs and encoded.nbytes <= INLINE_BYTES_MAX * 4:
+            ended = _now()
+            if work.direct:
+                self._ran(work, low, started, ended, len(values), False)
+            busy_us = int((ended - started) * 1e6)
             self.host.outbound.map_results(work, low, len(values), blob.to_bytes(encoded), busy_us)
             return
         outcomes = [

@@ -48,6 +48,7 @@ class TaskRange:
         "direct",
         "first",
         "gpus",
+        "held",
         "high",
         "mode",
         "next",
@@ -81,6 +82,8 @@ class TaskRange:
         self.direct = direct
         """Sent by a lease holder: the node does not count it."""
         self.cancelled: set[int] | None = None
+        self.held: list[Any] = []
+        """Keys of arguments that the lease holder has transferred to us: given up at the end."""
 
 
 class ActorCall:

@@ -15,9 +15,11 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     node_mailbox.py S  rules of messages from the inbox
     node_calls.py   S  rules of calls from the unix streams
     node_commands.py S what a machine's command does
+    event_queries.py S  questions for events wait here for the workers' newest
     inspection.py   S  what a node tells people of itself
     scheduler.py    P  tasks: ready queue, workers, credit, retries
     scheduler_account.py P  its books: counts and invariants
+    leases.py       P  workers lent to clients that work synchronously
     task_queues.py  P  what waits for a worker, by shape
     scheduling.py   P  what the scheduler is told, what it keeps, what it commands
     dispatcher.py   P  actors: placement, incarnations, names, restart budget

@@ -252,20 +252,21 @@ class Directory:
             for identity in identities
         )
 
-    def is_pending(self, identity: ObjectId) -> bool:
-        """Return whether its owner has told of it, is alive, and has not said what it is."""
-        entry = self.entries.get(identity)
-        return (
-            entry is not None
-            and entry.known
-            and entry.outcome is None
-            and owner_of(identity) in self.alive
-        )
-
     def hold(self, process: ProcessId, identities: list[ObjectId]) -> None:
         """HOLD: the process has a reference to each of these."""
         for identity in identities:
             self._add(identity, self._entry(identity), process, 1)
+
+    def transfer(self, giver: ProcessId, receiver: ProcessId, identities: list[ObjectId]) -> None:
+        """TRANSFER: the giver, a holder of each of these, takes a hold for the receiver."""
+        for identity in identities:
+            entry = self.entries.get(identity)
+            if entry is None or not (giver in entry.holders or giver == entry.registered):
+                continue  # It claims what it does not have.
+            self._add(identity, entry, receiver, 1)
+            if entry.offset >= 0 and receiver in entry.holders:
+                entry.pinned.add(receiver)
+            self._settle(identity, entry)
 
     def hold_certain(
         self, process: ProcessId, identities: list[ObjectId]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zray.protocol.ids import ActorId, ProcessId, owner_of
+from zray.protocol.ids import ActorId, ProcessId
 
 from .resources import Grant, read_request
 from .scheduling import Claim, Environment, job_of
@@ -103,13 +103,15 @@ class Actor:
         owner: ProcessId,
         class_id: bytes,
         details: dict[str, Any],
-        arguments: bytes,
+        arguments: bytes | None,
     ) -> None:
         self.actor = actor
         self.owner = owner
         self.class_id = class_id
         self.details = details
         self.arguments = arguments
+        """For its constructor; None until its owner has sent them, empty when no start needs them
+        any more."""
         self.state = PENDING
         self.worker: ProcessId | None = None
         self.incarnation = 0
@@ -143,8 +145,6 @@ class Dispatcher:
         self.waiting_for_host: list[ActorId] = []
         self.commands: list[Command] = []
         self.next_host = 0
-        self.expected: dict[ActorId, list[ProcessId]] = {}
-        """Who watches actors that are announced and not created yet."""
         self.dead: dict[ActorId, bytes] = {}
         """Causes of death of the most recent dead actors."""
 
@@ -156,14 +156,27 @@ class Dispatcher:
         identity: ActorId,
         class_id: bytes,
         details: dict[str, Any],
-        arguments: bytes,
+        arguments: bytes | None,
     ) -> None:
-        """CREATE_ACTOR: place it, or let it wait for resources."""
+        """CREATE_ACTOR: place it, or let it wait: for resources, or for its arguments (None)."""
         actor = Actor(identity, owner, class_id, details, arguments)
-        actor.watchers.update(self.expected.pop(identity, ()))
         self.actors[identity] = actor
         self.commands.append(Record(identity))
-        self._seek_place(actor)
+        if arguments is not None:
+            self._seek_place(actor)
+
+    def arguments_arrived(
+        self, owner: ProcessId, identity: ActorId, arguments: bytes | None, error: bytes
+    ) -> None:
+        """ACTOR_ARGUMENTS: place it; where one of them has failed (None), that is its end."""
+        actor = self.actors.get(identity)
+        if actor is None or actor.owner != owner or actor.arguments is not None:
+            return  # It was killed while it waited.
+        if arguments is None:
+            self._end(actor, error)
+        else:
+            actor.arguments = arguments
+            self._seek_place(actor)
 
     def _seek_place(self, actor: Actor) -> None:
         if actor.shared:
@@ -268,6 +281,10 @@ class Dispatcher:
             return
         actor.state = ALIVE
         self.commands.append(Record(identity))
+        if actor.restarts_left == 0:
+            actor.arguments = b""
+            if actor.details.get("keeps"):  # Its owner holds what they refer to until now.
+                self.commands.append(Tell(actor.owner, identity))
         if actor.unreferenced:
             self.commands.append(End(identity, worker, incarnation))
 
@@ -283,17 +300,6 @@ class Dispatcher:
         if actor is not None:
             actor.watchers.add(process)
         self.commands.append(Tell(process, identity))
-
-    def expect(self, process: ProcessId, identity: ActorId) -> None:
-        """WATCH_ACTOR of an actor whose constructor still waits for its arguments."""
-        self.expected.setdefault(identity, []).append(process)
-
-    def stillborn(self, identity: ActorId, cause: bytes) -> None:
-        """An argument of its constructor has failed, or its owner has died: it never lives."""
-        watchers = self.expected.pop(identity, None)
-        if watchers is not None:
-            self._bury(identity, cause)
-            self.commands.extend(Tell(process, identity) for process in watchers)
 
     def _changed(self, actor: Actor) -> None:
         self.commands.append(Record(actor.actor))
@@ -332,7 +338,7 @@ class Dispatcher:
         actor = self.actors.get(identity)
         if actor is None:
             return
-        if no_restart:
+        if no_restart or (actor.worker is None and actor.restarts_left == 0):
             actor.restarts_left = 0
             self._end(actor, cause, killed=True)
         elif actor.worker is not None:
@@ -403,12 +409,12 @@ class Dispatcher:
                 del self.hosts[worker]
                 self.commands.append(KillWorker(worker, "its job has ended"))
 
-    def process_died(self, process: ProcessId) -> None:
+    def process_died(self, process: ProcessId, cause: bytes) -> None:
         """A process with handles is gone (its holds are the directory's affair)."""
-        for actor in self.actors.values():
+        for actor in list(self.actors.values()):
             actor.watchers.discard(process)
-        for identity in [each for each in self.expected if owner_of(each) == process]:
-            self.stillborn(identity, b"")
+            if actor.arguments is None and actor.owner == process:
+                self._end(actor, cause)
 
     # -- for people and tests --------------------------------------------------------------------
 
@@ -424,6 +430,7 @@ class Dispatcher:
         for identity, actor in self.actors.items():
             assert actor.state != DEAD
             if actor.worker is not None:
+                assert actor.arguments is not None, "started without arguments"
                 assert identity in self.by_worker[actor.worker]
                 assert actor.state in (STARTING, ALIVE)
             else:

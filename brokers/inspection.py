@@ -189,6 +189,7 @@ def _objects(node: Node, arguments: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _events(node: Node, arguments: dict[str, Any]) -> list[list[Any]]:
+    """Asked by brokers/event_queries.py, when the workers have sent what they ran last."""
     return node.gcs.events_since(arguments.get("limit", 100_000), time.time())
 
 

@@ -21,11 +21,14 @@ from collections.abc import Callable
 from typing import Any
 
 from zray import detect, errors, node_directory
-from zray.net import channel, mailbox
+from zray.net import channel, mailbox, tokens
 from zray.net.poller import READABLE, WRITABLE, new_poller
 from zray.net.wake import Wake
 from zray.protocol import frames, messages, outcome
+from zray.protocol.ids import PROCESS_ID_BYTES
 from zray.protocol.limits import (
+    ANSWERS_BYTES_MAX,
+    LIFELINE_BACKLOG_BYTES_MAX,
     OUTPUT_BACKLOG_BYTES_MAX,
     SHUTDOWN_GRACE_S,
     WORKER_IDLE_S,
@@ -37,6 +40,7 @@ from zray.store.segment import default_capacity_bytes
 
 from .directory import Directory
 from .dispatcher import Dispatcher
+from .event_queries import EventQueries
 from .gcs.catalog import Catalog
 from .node_calls import CALL_RULES
 from .node_commands import perform_all
@@ -73,6 +77,8 @@ class Node:
         self.settings = settings
         self.embedded = bool(settings.get("embedded"))
         self.process = os.urandom(8)
+        self.secret = os.urandom(tokens.SECRET_BYTES)
+        """Known to the processes of this node alone: by it they believe each other."""
         self.started_at = time.time()
         self.stopping: str | None = None
         self.poller = new_poller()
@@ -86,7 +92,10 @@ class Node:
         self._set_up_sockets()
         self.malformed = 0
         self.early: list[tuple[Process, bytes]] = []
+        self.releases: list[tuple[bytes, list[Any], list[bytes]]] = []
+        """Calls RELEASE, to be heeded when the streams have been read once more."""
         self.looking_again = False
+        self.event_queries = EventQueries(self)
         self.on_ready: Callable[[], None] | None = None
         """Called once, when the first worker is there (or has not come for a second)."""
         self.now = time.monotonic()
@@ -142,7 +151,7 @@ class Node:
     def _set_up_sockets(self) -> None:
         self.context = mailbox.new_context()
         self.inbox = mailbox.Inbox(self.context, mailbox.ipc_endpoint(self.directory, "node"))
-        self.peers = mailbox.Peers(self.context, self.process)
+        self.peers = mailbox.Peers(self.context, self.routing_id(self.process))
         self.processes = Processes()
         path = os.path.join(self.directory, "node.sock")
         self.reception = Reception(self, path, self._joined)
@@ -177,7 +186,7 @@ class Node:
                 # by now, though it may not have been when poll returned.
                 ready = self.poller.poll(0)
             self._serve_streams(ready)
-            if self.early:
+            if self.early or self.releases:
                 self._second_look()
             for sender, header, payloads in received:
                 self._handle_message(sender, header, payloads)
@@ -192,17 +201,21 @@ class Node:
                 callback()
 
     def _second_look(self) -> None:
-        """Handle calls that named something nobody had told of.
+        """Handle what must come after all that was written before it, to whichever stream.
 
-        A process may have learnt of it from another one, whose own stream was read before it
-        wrote of it: that is readable by now.
+        Calls that named something nobody had told of: a process may have learnt of it from
+        another one, whose own stream was read before it wrote of it: that is readable by now.
+        And releases: who gives up a reference may have passed it on before.
         """
         early, self.early = self.early, []
+        releases, self.releases = self.releases, []
         self._serve_streams(self.poller.poll(0))
         self.looking_again = True
         for process, packed in early:
             self.handle_call(process, packed)
         self.looking_again = False
+        for process_id, deltas, results in releases:
+            self.objects.release(process_id, deltas, results)
 
     def not_yet(self, process: Process, message: list[Any]) -> bool:
         """Put off a call whose object or actor is unknown; False where it was put off before."""
@@ -212,8 +225,10 @@ class Node:
         return True
 
     def _timeout_s(self) -> float:
+        if self.early or self.releases:
+            return 0.0  # Found when the streams were read for the second time.
         due = self._next_sweep - time.monotonic()
-        if self.scheduler.needs_tick() or self.store.waiting:
+        if self.scheduler.needs_tick() or self.store.waiting or self.event_queries:
             due = min(due, _TICK_S)
         return max(0.0, due)
 
@@ -227,9 +242,9 @@ class Node:
         return received, False
 
     def _handle_message(self, sender: bytes, header: bytes, payloads: list[bytes]) -> None:
-        process = self.processes.by_id.get(sender)
+        process = self.processes.by_routing_id.get(sender)
         if process is None:
-            if not self.processes.has_left(sender):
+            if not self.processes.has_left(sender[:PROCESS_ID_BYTES]):
                 self.malformed += 1  # Nobody who said HELLO.
             return
         try:
@@ -266,6 +281,8 @@ class Node:
             self.scheduler.tick(now)
         if self._log_lines:
             self.send_lines()
+        if self.event_queries:
+            self.event_queries.settle(now)
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
             self.scheduler.retire(now, WORKER_IDLE_S)
@@ -298,6 +315,10 @@ class Node:
         worker = self.scheduler.workers.get(process.identity)
         return job_of(worker.env) if worker is not None else ""
 
+    def routing_id(self, identity: bytes) -> bytes:
+        """Return what a process's messages show of their sender, and nobody else's can."""
+        return tokens.routing_id(self.secret, identity)
+
     def _sweep_starting(self, now: float) -> None:
         for process in self.processes.starting_before(now - WORKER_START_TIMEOUT_S):
             self.workers.kill(process)
@@ -319,11 +340,13 @@ class Node:
             stream.queue(frames.pack(messages.WELCOME, {"node": self.process}))
             self.watch(stream.fileno(), lambda: self._read_lifeline(process))
             return
+        self.processes.by_routing_id[self.routing_id(identity)] = process
         self.peers.connect(identity, details["endpoint"])
         self.objects.process_joined(identity)
         descriptors = self.store.segment.fds()
         welcome = {
             "node": self.process,
+            "secret": self.secret,
             "endpoint": self.inbox.endpoint,
             "capacity": self.store.segment.capacity_bytes,
             "resources": self.resources.total,
@@ -357,6 +380,11 @@ class Node:
             received, alive = [], False
         for packed in received:
             self.handle_call(process, packed)
+            if calls.outbound_bytes > ANSWERS_BYTES_MAX:
+                fault = errors.RemoteProtocolError("it asks and does not read the answers")
+                self._malformed(process, fault)
+                alive = False
+                break
         if not alive:
             self.process_gone(process.identity, "")
 
@@ -403,6 +431,7 @@ class Node:
         if worker is not None and not reason:
             reason = describe_exit(worker.status)
         self.processes.leave(identity)
+        self.processes.by_routing_id.pop(self.routing_id(identity), None)
         if process is not None:
             self.unwatch(process.lifeline.fileno())
             process.lifeline.close()
@@ -425,7 +454,7 @@ class Node:
             )
         cause = error_outcome(errors.ActorDiedError(f"its {text}"))
         self.dispatcher.worker_died(identity, cause)
-        self.dispatcher.process_died(identity)
+        self.dispatcher.process_died(identity, cause)
         self.scheduler.client_died(identity)
         self.objects.process_died(identity)
         self.store.process_died(identity)
@@ -437,7 +466,8 @@ class Node:
         state = "succeeded" if process.said_goodbye else "failed"
         self.gcs.job_ended(process.identity, state, time.time())
         for actor in list(self.dispatcher.actors.values()):
-            if actor.owner == process.identity and not actor.details["detached"]:
+            of_job = actor.details["env"][JOB_VARIABLE] == process.identity.hex()
+            if of_job and not actor.details["detached"]:
                 cause = error_outcome(errors.ActorDiedError("its driver has ended"))
                 self.dispatcher.kill(actor.actor, cause, no_restart=True)
         self.scheduler.job_ended(process.identity.hex())
@@ -480,11 +510,17 @@ class Node:
 
     def _ask_clients(self) -> None:
         for identity in self.processes.by_id:
-            self.tell(identity, messages.RECLAIM_STORE)
+            self._ask(identity, messages.RECLAIM_STORE)
 
     def _unpin(self, wanted: dict[bytes, list[bytes]]) -> None:
         for identity, objects in wanted.items():
-            self.tell(identity, messages.UNPIN, objects)
+            self._ask(identity, messages.UNPIN, objects)
+
+    def _ask(self, identity: bytes, kind: int, *fields: Any) -> None:
+        """Tell what will be told again; not to a process that does not read its lifeline."""
+        process = self.processes.by_id.get(identity)
+        if process and process.lifeline.outbound_bytes <= LIFELINE_BACKLOG_BYTES_MAX:
+            self.tell(identity, kind, *fields)
 
     def _on_lines(self, worker: WorkerProcess, is_stderr: bool, lines: list[str]) -> None:
         label = f"{worker.label or 'worker'} {worker.pid}"

@@ -84,8 +84,6 @@ def _register(node: Node, process: Process, message: list[Any]) -> None:
 
 def _share(node: Node, process: Process, message: list[Any]) -> None:
     node.objects.share(process.identity, message[3], message[4], message[5], first=message[6])
-    if message[4] is not None:
-        node.dispatcher.stillborn(message[3], message[4])
 
 
 def _hold(node: Node, process: Process, message: list[Any]) -> None:
@@ -99,6 +97,14 @@ def _hold(node: Node, process: Process, message: list[Any]) -> None:
 
 def _hold_for(node: Node, _process: Process, message: list[Any]) -> None:
     node.objects.hold_for(message[3], message[4])
+
+
+def _transfer(node: Node, process: Process, message: list[Any]) -> None:
+    node.objects.transfer(process.identity, message[3], message[4])
+
+
+def _release(node: Node, process: Process, message: list[Any]) -> None:
+    node.releases.append((process.identity, message[3], message[4]))
 
 
 def _locate(node: Node, process: Process, message: list[Any]) -> None:
@@ -121,9 +127,10 @@ def _unblocked(node: Node, process: Process, _message: list[Any]) -> None:
 
 def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
     identity, class_id, details, arguments = message[3:7]
-    details["env"] = {**details["env"], JOB_VARIABLE: node.job_of(process)}
+    job = node.job_of(process)
+    details["env"] = {**details["env"], JOB_VARIABLE: job}
     named = details["name"] is not None
-    taken = node.gcs.actor_created(identity, class_id, process.identity, details)
+    taken = node.gcs.actor_created(identity, class_id, job, details)
     if taken is not None:
         node.answer(
             process,
@@ -140,13 +147,14 @@ def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
         node.answer(process, True)
 
 
+def _actor_arguments(node: Node, process: Process, message: list[Any]) -> None:
+    arguments, error = message[4:6]
+    node.dispatcher.arguments_arrived(process.identity, message[3], arguments, error)
+
+
 def _watch_actor(node: Node, process: Process, message: list[Any]) -> None:
-    if not node.dispatcher.knows(message[3]):
-        if node.not_yet(process, message):
-            return
-        if node.objects.is_pending(message[3]):
-            node.dispatcher.expect(process.identity, message[3])
-            return
+    if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
+        return
     node.dispatcher.watch(process.identity, message[3])
 
 
@@ -196,7 +204,17 @@ def _kv(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _inspect(node: Node, process: Process, message: list[Any]) -> None:
+    if message[3] == "events":
+        node.event_queries.ask(process, message[4])
+        return
     node.answer(process, inspection.inspect(node, message[3], message[4]))
+
+
+def _events(node: Node, process: Process, message: list[Any]) -> None:
+    packed, dropped, question = message[3:6]
+    node.gcs.ran(process.identity, process.pid, packed, dropped)
+    if question is not None:
+        node.event_queries.answered(process, question)
 
 
 def _stop(node: Node, process: Process, message: list[Any]) -> None:
@@ -226,11 +244,14 @@ CALL_RULES: dict[int, Rule] = {
     messages.SHARE: _share,
     messages.HOLD: _hold,
     messages.HOLD_FOR: _hold_for,
+    messages.TRANSFER: _transfer,
+    messages.RELEASE: _release,
     messages.LOCATE: _locate,
     messages.UNPINNED: _unpinned,
     messages.BLOCKED: _blocked,
     messages.UNBLOCKED: _unblocked,
     messages.CREATE_ACTOR: _create_actor,
+    messages.ACTOR_ARGUMENTS: _actor_arguments,
     messages.WATCH_ACTOR: _watch_actor,
     messages.KILL_ACTOR: _kill_actor,
     messages.NAMED_ACTOR: _named_actor,
@@ -243,5 +264,6 @@ CALL_RULES: dict[int, Rule] = {
     messages.INSPECT: _inspect,
     messages.STOP: _stop,
     messages.ACTOR_EXIT: _actor_exit,
+    messages.EVENTS: _events,
     messages.GOODBYE: _goodbye,
 }

@@ -87,6 +87,7 @@ def _run(node: Node, command: scheduling.Run) -> None:
         command.high,
         work.mode,
         list(command.gpu_ids),
+        [],
         payloads=(work.payload,),
     )
     if command.introduce:
@@ -116,7 +117,14 @@ def _granted(node: Node, command: scheduling.Granted) -> None:
     else:
         process.acquainted.add(command.client)
         endpoint = process.details["endpoint"]
-    node.send(command.client, messages.LEASED, command.class_number, command.worker, endpoint)
+    node.send(
+        command.client,
+        messages.LEASED,
+        command.class_number,
+        command.worker,
+        endpoint,
+        command.recalled,
+    )
 
 
 def _fork(node: Node, command: scheduling.Fork) -> None:
@@ -177,8 +185,7 @@ def _state_row(node: Node, command: dispatcher.Tell) -> list[Any]:
         if process is not None:
             process.acquainted.add(command.process)
             endpoint = process.details["endpoint"]
-    state = "ALIVE" if actor.worker is not None else actor.state
-    return [actor.actor, state, actor.worker, endpoint, actor.incarnation, actor.cause]
+    return [actor.actor, actor.state, actor.worker, endpoint, actor.incarnation, actor.cause]
 
 
 def _gather_start(node: Node, command: dispatcher.Start, starts: dict[bytes, list[Any]]) -> None:

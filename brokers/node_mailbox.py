@@ -32,7 +32,7 @@ def _submit(node: Node, process: Process, message: list[Any], payloads: list[byt
 
 def _finished(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
     names = scheduler_account.function_names(node.scheduler, process.identity, message[3])
-    node.gcs.tasks_finished(process.identity, message[3], names)
+    node.gcs.tasks_finished(process.identity, process.pid, message[3], names)
     node.scheduler.finished(process.identity, message[3], node.now)
 
 
@@ -41,10 +41,6 @@ def _actor_started(
 ) -> None:
     for identity, incarnation, error in message[3]:
         node.dispatcher.started(process.identity, identity, incarnation, error)
-
-
-def _release(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
-    node.objects.release(process.identity, message[3], message[4])
 
 
 def _reconcile(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:
@@ -60,7 +56,6 @@ MAILBOX_RULES: dict[int, Rule] = {
     messages.SUBMIT: _submit,
     messages.FINISHED: _finished,
     messages.ACTOR_STARTED: _actor_started,
-    messages.RELEASE: _release,
     messages.RECONCILE: _reconcile,
     messages.PING: _ping,
 }

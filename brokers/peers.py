@@ -56,6 +56,8 @@ class Processes:
 
     def __init__(self) -> None:
         self.by_id: dict[bytes, Process] = {}
+        self.by_routing_id: dict[bytes, Process] = {}
+        """Those that send to the inbox, by what their messages show."""
         self._gone: deque[bytes] = deque(maxlen=_GONE_MAX)
         self.drivers: dict[bytes, Process] = {}
         self.starting: dict[bytes, float] = {}

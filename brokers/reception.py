@@ -86,7 +86,7 @@ class Reception:
                 if not stream.inbound_bytes:
                     raise _DiedEarlyError("it closed before HELLO")
                 raise errors.RemoteProtocolError("it closed in the midst of HELLO")
-            role, identity, pid, details = self._check(frames.unpack(received[0]))
+            role, identity, pid, details = self._check(frames.unpack(received[0]), stream.peer_pid)
         except _DiedEarlyError:
             self._drop(stream)
             return
@@ -100,8 +100,12 @@ class Reception:
         # What came right behind its HELLO has been read from the socket, and no poll tells of it.
         self.node.callbacks[stream.fileno()]()
 
-    def _check(self, message: list[Any]) -> tuple[str, bytes, int, dict[str, Any]]:
-        """Return (role, identity, pid, details), or raise RemoteProtocolError."""
+    def _check(self, message: list[Any], peer_pid: int) -> tuple[str, bytes, int, dict[str, Any]]:
+        """Return (role, identity, pid, details), or raise RemoteProtocolError.
+
+        ``peer_pid`` is the kernel's word: ids lie open in the names of files, and who has one
+        must not be taken for the process it belongs to.
+        """
         if message[1] != messages.HELLO:
             raise errors.RemoteProtocolError("a connection that does not begin with HELLO")
         identity, role, pid, details = message[3:]
@@ -116,12 +120,17 @@ class Reception:
         if role == "calls":
             if known is None or known.calls is not None:
                 raise errors.RemoteProtocolError("HELLO for calls of nobody, or a second time")
+            if peer_pid != known.lifeline.peer_pid:
+                raise errors.RemoteProtocolError(f"HELLO for the calls of {known}, by another")
             return role, identity, pid, details
         if known is not None:
             raise errors.RemoteProtocolError(f"HELLO of {known}, who is here already")
         if role == "worker":
             if identity not in processes.starting:
                 raise errors.RemoteProtocolError("HELLO of a worker that nobody forked")
+            forked = self.node.workers.by_process.get(identity)
+            if peer_pid and forked is not None and forked.pid not in (0, peer_pid):
+                raise errors.RemoteProtocolError("HELLO of a worker, by another process")
         elif role not in ("driver", "observer"):
             raise errors.RemoteProtocolError("HELLO in a role that does not exist")
         # The place follows from the identity: what a process says of it is not believed.

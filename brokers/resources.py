@@ -114,6 +114,11 @@ class ResourceSet:
         for gpu_id in grant.gpu_ids:
             self._gpu_free[gpu_id] += min(grant.amounts[GPU], RESOURCE_UNITS)
 
+    @property
+    def lent_count(self) -> int:
+        """How many grants are lent at the moment."""
+        return len(self._lent)
+
     def lend(self, grant: Grant) -> None:
         """Free the grant's CPUs while its worker waits. Lending twice changes nothing."""
         self._check_held(grant)

@@ -24,6 +24,7 @@ from zray.protocol.limits import (
 )
 
 from . import scheduler_account
+from .leases import Leases
 from .resources import ResourceSet
 from .scheduling import (
     IDLE,
@@ -36,10 +37,8 @@ from .scheduling import (
     Command,
     Fail,
     Fork,
-    Granted,
     Kill,
     Range,
-    Recall,
     Reclaim,
     Run,
     Shape,
@@ -72,6 +71,7 @@ class Scheduler:
         self.running: dict[Shape, dict[bytes, WorkerState]] = {}
         self.claims: deque[Claim] = deque()
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
+        self.leases = Leases(self)
         self.ended_jobs: set[str] = set()
         self.now = 0.0
         self.failed_starts = 0
@@ -103,15 +103,16 @@ class Scheduler:
     def client_died(self, client: bytes) -> None:
         """Drop what a dead process had submitted; end the workers that still run it."""
         self.queues.drop_client(client)
+        self.leases.client_died(client)
         for worker in list(self.workers.values()):
             if any(work.task_class.client == client for work in worker.outstanding):
                 worker.outstanding = deque(
                     work for work in worker.outstanding if work.task_class.client != client
                 )
-                worker.blameless = True
+                worker.blameless = worker.retiring = True
                 self.commands.append(Kill(worker.process, "its caller is gone"))
             elif worker.state == LEASED and worker.lessee == client:
-                worker.blameless = True
+                worker.blameless = worker.retiring = True
                 self.commands.append(Kill(worker.process, "its caller is gone"))
         for key in [key for key in self.classes if key[0] == client]:
             del self.classes[key]
@@ -273,7 +274,7 @@ class Scheduler:
                 assert grant is not None
                 self.commands.append(Claimed(claim.actor, claim.shared_host, grant, in_host=True))
                 continue
-            worker = self._take_idle(claim.env)
+            worker = self.take_idle(claim.env)
             if worker is None:
                 self.claims.append(claim)
                 continue
@@ -295,7 +296,7 @@ class Scheduler:
         for env, count in wanted.items():
             self._fork(env, count - self.forking.get(env, 0))
 
-    def _take_idle(self, env: tuple[tuple[str, str], ...]) -> WorkerState | None:
+    def take_idle(self, env: tuple[tuple[str, str], ...]) -> WorkerState | None:
         """Take an idle worker of this environment, or one that has served nobody yet."""
         pool = self.idle.get(env)
         if pool:
@@ -313,6 +314,8 @@ class Scheduler:
         """Hand out all that can be handed out now."""
         if self.claims:
             self._serve_claims()
+        if self.leases.goes_first:
+            self.leases.serve()
         for shape in self.queues.shapes_waiting():
             queue = self.queues.by_shape[shape]
             served = False
@@ -322,13 +325,14 @@ class Scheduler:
                     self._make_room(shape)
                     break
                 self._hand(worker, shape, queue)
-                served = True
+                served = self.leases.goes_first = True
             if served and queue:
                 self.queues.rotate(shape)
+        self.leases.serve()
 
     def _place(self, shape: Shape) -> WorkerState | None:
         """Return the worker that should get the next range: an idle one, else the least busy."""
-        worker = self._take_idle(shape.env) if self.resources.fits(shape.amounts) else None
+        worker = self.take_idle(shape.env) if self.resources.fits(shape.amounts) else None
         if worker is not None:
             worker.grant = self.resources.acquire(shape.amounts)
             worker.state = RUNNING
@@ -336,7 +340,7 @@ class Scheduler:
             worker.backlog_us = 0.0
             self.running.setdefault(shape, {})[worker.process] = worker
             return worker
-        if self.queues.others_wait(shape):
+        if self.queues.others_wait(shape) or self.leases.waiting:
             return None  # A worker that is refilled before it is idle never makes room for them.
         best = None
         for worker in self.running.get(shape, {}).values():
@@ -413,15 +417,7 @@ class Scheduler:
             env = () if is_plain(shape.env) else shape.env
             self._fork(env, wanted - self.forking.get(env, 0))
             return
-        self._recall_lease()
-
-    def _recall_lease(self) -> None:
-        for worker in self.workers.values():
-            if worker.state == LEASED and not worker.recalled and not worker.blocked:
-                worker.recalled = True
-                assert worker.lessee is not None
-                self.commands.append(Recall(worker.lessee, worker.process))
-                return
+        self.leases.recall()
 
     # -- reports ---------------------------------------------------------------------------------
 
@@ -615,6 +611,7 @@ class Scheduler:
         if sum(work.high - work.low for work in worker.outstanding) > 1:
             self._reclaim(worker, None)
         self.pump()
+        self._fork((), scheduler_account.forks_wanted(self, worker.env))
 
     def unblocked(self, process: bytes) -> None:
         """UNBLOCKED: the task runs on, at once; new work waits until the CPU is paid back."""
@@ -628,32 +625,14 @@ class Scheduler:
     # -- leases and cancels ----------------------------------------------------------------------
 
     def lease(self, client: bytes, class_number: int) -> None:
-        """LEASE: grant an idle worker where nobody else waits."""
-        task_class = self.classes.get((client, class_number))
-        worker: WorkerState | None = None
-        if (
-            task_class is not None
-            and not task_class.max_calls
-            and not self.claims
-            and not self.queues.task_count
-            and "GPU" not in task_class.shape.amounts
-        ):
-            if self.resources.fits(task_class.shape.amounts):
-                worker = self._take_idle(task_class.shape.env)
-            if worker is not None:
-                worker.grant = self.resources.acquire(task_class.shape.amounts)
-                worker.state = LEASED
-                worker.lessee = client
-                worker.recalled = False
-        self.commands.append(Granted(client, class_number, worker.process if worker else None))
+        """LEASE: lend a worker, now or in turn, or refuse."""
+        self.leases.ask(client, class_number)
 
     def unlease(self, client: bytes, process: bytes) -> None:
         """UNLEASE: the worker is idle again."""
-        worker = self.workers.get(process)
-        if worker is None or worker.state != LEASED or worker.lessee != client:
-            return
-        self._free(worker)
-        self.pump()
+        if self.leases.has(client, process):
+            self._free(self.workers[process])
+            self.pump()
 
     def cancel(self, client: bytes, first: int, item: int) -> tuple[bool, bytes | None]:
         """Remove a queued task: (removed, None), or (False, the worker that has it or None).

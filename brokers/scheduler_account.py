@@ -1,6 +1,7 @@
 """The scheduler's books: counts for people, invariants for tests.
 
-What    statistics() and check() of a Scheduler, and who has what: each worker and range once.
+What    statistics() and check() of a Scheduler; who has what, each worker and range once; how many
+        workers a chain of waiting tasks should find ready.
 Caller  brokers/scheduler.py.
 Never   changes anything.
 """
@@ -11,10 +12,14 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from .scheduling import IDLE, LEASED, RUNNING, STARTING, Range
+from .scheduling import IDLE, LEASED, RUNNING, STARTING, Environment, Range, is_plain
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
+
+_FEW_WAIT, _AHEAD_OF_FEW = 2, 2
+_MANY_WAIT, _AHEAD_OF_MANY = 6, 4
+"""From so many waiting workers on, so many are idle or on their way."""
 
 
 def ranges_of(scheduler: Scheduler, client: bytes) -> list[Range]:
@@ -25,6 +30,20 @@ def ranges_of(scheduler: Scheduler, client: bytes) -> list[Range]:
         for work in chain(scheduler.queues.all_ranges(), *handed_out)
         if work.task_class.client == client
     ]
+
+
+def forks_wanted(scheduler: Scheduler, env: Environment) -> int:
+    """Return how many workers to start ahead of a chain of tasks that wait for tasks.
+
+    Where several wait already more will come to: starting a worker takes 10 ms, handing a task to
+    one that is there 0.3 ms. The more wait, the longer the chain is likely to go on.
+    """
+    waiting = scheduler.resources.lent_count
+    if waiting < _FEW_WAIT or not is_plain(env):
+        return 0
+    ahead = _AHEAD_OF_FEW if waiting < _MANY_WAIT else _AHEAD_OF_MANY
+    idle = sum(len(scheduler.idle.get(each, ())) for each in {(), env})
+    return ahead - idle - scheduler.forking.get((), 0)
 
 
 def function_names(scheduler: Scheduler, process: bytes, reports: Iterable[list[Any]]) -> list[str]:

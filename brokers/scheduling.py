@@ -161,6 +161,7 @@ class WorkerState:
         "grant",
         "idle_since",
         "known",
+        "lease",
         "lessee",
         "outstanding",
         "patience_s",
@@ -201,6 +202,8 @@ class WorkerState:
         """It is being ended on purpose: none of its tasks crashed it."""
         self.lessee: bytes | None = None
         self.recalled = False
+        self.lease = 0
+        """Of the leases given so far, which one this is."""
         self.reported = 0.0
         self.idle_since = 0.0
 
@@ -258,6 +261,8 @@ class Granted:
     client: bytes
     class_number: int
     worker: bytes | None
+    recalled: bool
+    """Others wait for it: the lease is for a turn."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 from zray.errors import RemoteProtocolError
 from zray.protocol import messages
 from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES, TASK_NUMBER_MAX
-from zray.protocol.limits import MAP_CHUNK_TASKS
+from zray.protocol.limits import EVENTS_BATCH_BYTES_MAX, MAP_CHUNK_TASKS
 from zray.protocol.messages import MESSAGES
 
 Check = Callable[[Any], bool]
@@ -182,6 +182,11 @@ def _actor_details(details: Any) -> bool:
     )
 
 
+def _events(value: Any) -> bool:
+    """Packed events of an EVENTS: a worker's that the ring keeps as they are."""
+    return type(value) is bytes and len(value) <= EVENTS_BATCH_BYTES_MAX
+
+
 _objects = _list_of(_object)
 
 _CHECKS: dict[int, tuple[Check, ...]] = {
@@ -189,7 +194,6 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.SUBMIT: (_list_of(_batch),),
     messages.FINISHED: (_list_of(_report),),
     messages.ACTOR_STARTED: (_list_of(_row(_object, _count, _or_none(_bytes))),),
-    messages.RELEASE: (_list_of(_row(_object, _units)), _objects),
     # Calls.
     messages.DECLARE_CLASS: (_count, _class_spec),
     messages.PUT_FUNCTION: (_bytes, _bytes),
@@ -200,9 +204,12 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.SHARE: (_object, _or_none(_bytes), _objects, _flag),
     messages.HOLD: (_objects, _flag),
     messages.HOLD_FOR: (_object, _objects),
+    messages.TRANSFER: (_process, _objects),
+    messages.RELEASE: (_list_of(_row(_object, _units)), _objects),
     messages.LOCATE: (_objects,),
     messages.UNPINNED: (_objects,),
-    messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _bytes),
+    messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _or_none(_bytes)),
+    messages.ACTOR_ARGUMENTS: (_object, _or_none(_bytes), _bytes),
     messages.WATCH_ACTOR: (_object,),
     messages.KILL_ACTOR: (_object, _flag),
     messages.NAMED_ACTOR: (_text, _text),
@@ -216,4 +223,5 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.INSPECT: (_text, _dict_of(_text, _any)),
     messages.STOP: (_text,),
     messages.ACTOR_EXIT: (_object, _bytes),
+    messages.EVENTS: (_events, _count, _or_none(_count)),
 }

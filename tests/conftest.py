@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
@@ -31,8 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the terminal's stderr: later on, descriptor 2 is what pytest captures."""
+    """Keep the terminal's stderr, since descriptor 2 will be captured; name the mark of nodes."""
     config.stash[STDERR] = os.fdopen(os.dup(2), "w")
+    # A run in the background of a script ignores SIGINT, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Here and not in tests/cluster: pytest reads that folder's conftest too late for a mark.
+    config.addinivalue_line("markers", "node(**options): of init() for the fixtures of that name")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -393,6 +393,7 @@ def wait(
         fetch_local: with one node every value is local; accepted for Ray's programs.
     """
     from zray.refs import ObjectRef, ObjectRefGenerator
+    from zray.waits import split
 
     if isinstance(refs, (ObjectRef, ObjectRefGenerator)):
         raise TypeError("zray.wait() takes a list of refs, not a single one")
@@ -409,15 +410,30 @@ def wait(
         )
     if not given:
         return [], []
+    keys, generators = check_refs(given, "wait")
+    return split(runtime(), given, keys, generators, num_returns, timeout)
+
+
+def check_refs(refs: list[Any], function: str) -> tuple[list[Any], list[Any]]:
+    """Return the key of each ref (a generator itself) and which are generators.
+
+    Raises for what is no usable ref; generators are usable only by ``wait``.
+    """
+    from zray.refs import ObjectRef
+
     client = _runtime
-    for ref in given:
+    try:
+        # One quick look: whoever waits for one of n refs at a time comes here n times.
+        keys = [ref.key for ref in refs if ref.client is client]
+    except AttributeError:
+        keys = []
+    if len(keys) == len(refs):
+        return keys, []
+    for ref in refs:
         if type(ref) is not ObjectRef or ref.client is not client:
-            _refuse_member(ref, "wait")
-    # Keys, not refs: whoever waits for one of n refs at a time comes here n times.
-    distinct = {ref.key if type(ref) is ObjectRef else ref for ref in given}
-    if len(distinct) != len(given):
-        raise ValueError("zray.wait() was given the same ref twice")
-    return runtime().wait(given, num_returns, timeout)
+            _refuse_member(ref, function)
+    keys = [ref.key if type(ref) is ObjectRef else ref for ref in refs]
+    return keys, [ref for ref in refs if type(ref) is not ObjectRef]
 
 
 def cancel(

@@ -9,6 +9,7 @@ Never   runs user code in its own thread.
 """
 
 import contextlib
+import math
 import os
 import select
 import sys
@@ -23,22 +24,29 @@ from zray.net.edges import Edges
 from zray.net.wake import Wake
 from zray.objects import Objects
 from zray.protocol import frames, messages, outcome
+from zray.protocol.ids import task_number_of
 from zray.protocol.limits import (
     BLOCKED_AFTER_S,
     GOODBYE_TIMEOUT_S,
     LEASE_IDLE_S,
+    LEASE_TURN_S,
     LINGER_US,
     QUIET_US,
     RECONCILE_GRACE_S,
     RELEASE_LINGER_S,
+    UNREAD_S,
 )
 from zray.serialization.exceptions import decode_exception, encode_exception
+from zray.session.references import Key
 from zray.session.session import Session
 
 _LINGER_S = LINGER_US / 1e6
 _QUIET_S = QUIET_US / 1e6
 _WAIT_SLICE_MS = 500
-_ARMED_PERIODS = 20
+_LOOK_S = 0.001
+_BUSY_S = 0.0005
+"""Who has sent something less than this ago will want its lease in a moment."""
+_ARMED_PERIODS = 2
 _REFUSALS_SHOWN = 3
 
 LifelineRule = Callable[[list[Any]], None]
@@ -80,6 +88,9 @@ class Client:
         self.node_died: str | None = None
         self.lifeline_rules: dict[int, LifelineRule] = {}
         self.on_blocked: Callable[[bool], None] | None = None
+        self.patience_s: Callable[[bool], float | None] = lambda _queued: BLOCKED_AFTER_S
+        """In a worker: how long a thread waits before on_blocked is told, None: it need not be.
+        Given whether it waits for a task that nobody is known to have begun."""
         self.before_wait: Callable[[], None] | None = None
         self.worker_message: Callable[[bytes, list[Any], list[bytes]], None] | None = None
         self.check_interrupt: Callable[[], None] | None = None
@@ -89,8 +100,13 @@ class Client:
         sends what has gathered at the end of its turn."""
         self.released: Callable[[], None] | None = None
         """Set with ``pump``: somebody else has read the inbox and may have left messages."""
+        self.on_due: Callable[[], None] | None = None
+        """In a worker: called by the background thread when the time of due_in() is over."""
+        self._due_at: float | None = None
+        self._turn_ends_at: float | None = None
         self._armed = 0
         self._sleeps_forever = False
+        self._look_at: float | None = None
         self._answers_owed = 0
         self._last_flush = 0.0
         self._last_sweep = 0.0
@@ -104,7 +120,7 @@ class Client:
         endpoint = mailbox.ipc_endpoint(self.directory, self.process.hex())
         self.inbox = self.peers = Edges(
             mailbox.Inbox(self.context, endpoint),
-            mailbox.Peers(self.context, self.process),
+            mailbox.Peers(self.context),
             self.process,
             on_stuck=self.wake.set,
         )
@@ -123,6 +139,7 @@ class Client:
             raise errors.RemoteProtocolError(f"the answer to HELLO was message {welcome[1]}")
         self.welcome: dict[str, Any] = welcome[3]
         self.node: bytes = self.welcome["node"]
+        self.inbox.authorize(self.welcome["secret"], self.node)
         self.calls = channel.connect(path)
         self.calls.send(frames.pack(messages.HELLO, self.process, "calls", self.pid, {}))
         self.peers.connect_node(self.node, self.welcome["endpoint"])
@@ -146,9 +163,8 @@ class Client:
         with self.send_lock:
             with self.lock:
                 session.flush()
-                queued = outbox.messages
-                if queued:
-                    outbox.messages = []
+                # Also where it is empty: while we send, others may append to the list we leave.
+                queued, outbox.messages = outbox.messages, []
                 calls, connections = outbox.calls, outbox.connections
                 if calls or connections:
                     outbox.calls, outbox.connections = [], []
@@ -160,7 +176,9 @@ class Client:
             for peer, header, payloads in queued:
                 send(peer, header, payloads)
         self._last_flush = time.monotonic()
-        if session.needs_service or (self._sleeps_forever and session.references.holds_at_node):
+        if session.needs_service or (
+            self._sleeps_forever and (session.references.holds_at_node or session.expects_results)
+        ):
             self._sleeps_forever = False
             self.wake.set()
 
@@ -186,6 +204,11 @@ class Client:
             else:
                 self._armed = _ARMED_PERIODS
                 self.wake.set()
+
+    def due_in(self, seconds: float) -> None:
+        """Have on_due called in so many seconds, once (any thread)."""
+        self._due_at = time.monotonic() + seconds
+        self.wake.set()
 
     def call(self, kind: int, *fields: Any) -> None:
         """Send a one-way call to the node, behind all that was queued before it."""
@@ -231,8 +254,20 @@ class Client:
 
     # -- waiting -----------------------------------------------------------------------------
 
-    def wait_until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Read messages until ready() or the time is over; returns ready()."""
+    def wait_until(
+        self,
+        ready: Callable[[], bool],
+        timeout_s: float | None = None,
+        *,
+        first: Key | None = None,
+    ) -> bool:
+        """Read messages until ready() or the time is over; returns ready().
+
+        Args:
+            ready: called after every message, by the thread that reads: it is quick.
+            timeout_s: None: for ever.
+            first: what is awaited; where it is much, the first of it.
+        """
         if ready():
             return True
         self.check_usable()
@@ -240,19 +275,33 @@ class Client:
         if self.before_wait is not None:
             self.before_wait()
         self.flush()
-        blocked = False
-        block = self.on_blocked
-        if block is not None:
-            first = BLOCKED_AFTER_S if timeout_s is None else min(timeout_s, BLOCKED_AFTER_S)
-            if self._wait(ready, time.monotonic() + first) or first == timeout_s:
+        if timeout_s is not None and timeout_s < _LOOK_S:
+            # The time may be over before the first look: whoever polls would never see anything.
+            self.read_pending()
+            if ready() or timeout_s == 0:
                 return ready()
-            block(True)
-            blocked = True
+        block = self.on_blocked
+        if block is None:
+            return self._wait(ready, deadline)
+        patience_s = self.patience_s(first is not None and self._is_queued(first))
+        if patience_s is None or (timeout_s is not None and timeout_s <= patience_s):
+            return self._wait(ready, deadline)
+        if patience_s > 0:
+            if self._wait(ready, time.monotonic() + patience_s):
+                return True
+        else:
+            self.read_pending()  # It may lie here unread.
+            if ready():
+                return True
+        block(True)
         try:
             return self._wait(ready, deadline)
         finally:
-            if blocked and block is not None:
-                block(False)
+            block(False)
+
+    def _is_queued(self, key: Key) -> bool:
+        """Whether it is to come of a task that the node has and nobody is known to have begun."""
+        return isinstance(key, int) and self.session.tasks.is_queued(task_number_of(key))
 
     def _wait(self, ready: Callable[[], bool], deadline: float | None) -> bool:
         turn = self.turn
@@ -325,6 +374,9 @@ class Client:
                     self.worker_message(sender, message, payloads)
                 except Exception as error:  # Whoever sent it, our own work goes on.
                     self._refuse(sender, message, error)
+                if self.session.references.news:
+                    with self.lock:
+                        self.session.after_arrival()
                 if self.waiters:
                     with self.turn:
                         self.turn.notify_all()
@@ -335,10 +387,13 @@ class Client:
                 session.handle(sender, message, payloads)
             except Exception as error:  # Whoever sent it, our own gets must go on.
                 self._refuse(sender, message, error)
-            if session.held or session.callbacks:
+            if session.references.news:
                 session.after_arrival()
             if session.reconcile_wanted and self._reconcile_at is None:
                 self._reconcile_at = time.monotonic() + RECONCILE_GRACE_S
+            if session.tasks.turn_runs and self._turn_ends_at is None:
+                self._turn_begins()
+                self.wake.set()
         outbox = session.outbox
         if outbox.calls or outbox.messages or outbox.connections:
             self.flush()
@@ -375,10 +430,13 @@ class Client:
                 with self.turn:
                     self.turn.notify_all()
 
-    def drain_outbound(self, timeout_s: float) -> None:
-        """Wait until the kernel has taken all that was sent, or the time is over."""
+    def drain_outbound(self, timeout_s: float, bytes_max: int = 0) -> None:
+        """Wait until the kernel has taken what was sent but for bytes_max, or the time is over.
+
+        It reads meanwhile: two processes may wait for each other.
+        """
         deadline = time.monotonic() + timeout_s
-        while self.inbox.stuck and time.monotonic() < deadline:
+        while self.inbox.backlog_bytes > bytes_max and time.monotonic() < deadline:
             if self.io_lock.acquire(timeout=0.01):
                 try:
                     self._read_one(min(deadline, time.monotonic() + 0.01))
@@ -400,14 +458,17 @@ class Client:
         poller.register(self.wake.fileno(), select.POLLIN)
         self.lifeline.socket.setblocking(False)
         while not self.closed:
+            look = self._look_left() == 0
+            if look:
+                self._look_at = None
             serve = bool(
-                (self.session.needs_service or self.inbox.stuck)
+                (self.session.needs_service or self.inbox.stuck or look)
                 and self.waiters == 0
                 and self.pump is None
                 and self.io_lock.acquire(False)
             )
             try:
-                self._background_once(poller, serve)
+                self._background_once(poller, serve, 0 if look else self._look_left())
             finally:
                 if serve:
                     self.io_lock.release()
@@ -415,9 +476,31 @@ class Client:
                         with self.turn:
                             self.turn.notify_all()
 
-    def _background_once(self, poller: select.poll, serve: bool) -> None:
+    def _turn_begins(self) -> None:
+        self._turn_ends_at = time.monotonic() + LEASE_TURN_S
+
+    def _look_left(self) -> float | None:
+        """Return the time until results that nobody waits for are taken in; None: there are none.
+
+        Else whoever makes them would have to keep them, and to stop when they are too many.
+        """
+        if not self.session.expects_results:
+            self._look_at = None
+            return None
+        now = time.monotonic()
+        if self._look_at is None:
+            self._look_at = now + UNREAD_S
+        return max(0.0, self._look_at - now)
+
+    def _background_once(self, poller: select.poll, serve: bool, look_left_s: float | None) -> None:
         timeout = self._background_timeout_ms()
+        if look_left_s is not None:
+            timeout = min(look_left_s * 1000, timeout if timeout is not None else math.inf)
         self._sleeps_forever = timeout is None
+        due = self._due_at
+        if due is not None:
+            left = max(0.0, (due - time.monotonic()) * 1000)
+            timeout = left if timeout is None else min(timeout, left)
         if serve:
             poller.register(self.inbox.descriptor, select.POLLIN)
             if self.inbox.has_message():
@@ -437,25 +520,40 @@ class Client:
                 if received is None:
                     break
                 self._apply(*received)
+            else:
+                self._look_at = 0.0  # There may be more.
         self._background_duties()
 
     def _background_timeout_ms(self) -> float | None:
+        if self._turn_ends_at is not None:
+            return _LINGER_S * 1000 if self._armed else LEASE_TURN_S * 1000
         if self._armed or self._reconcile_at is not None:
             return _LINGER_S * 1000
         if self.session.tasks.leases:
             return LEASE_IDLE_S * 1000
-        if self.session.references.holds_at_node:
+        if self.session.references.holds_at_node or self.session.outbox:
             # Somebody may drop the last reference and never call us again: look now and then.
             return RELEASE_LINGER_S * 1000
         return None
 
     def _background_duties(self) -> None:
         now = time.monotonic()
+        if self._turn_ends_at is not None and now >= self._turn_ends_at:
+            self._turn_ends_at = None
+            with self.lock:
+                self.session.tasks.end_turn()
+            self.flush()
+        if self._due_at is not None and now >= self._due_at:
+            self._due_at = None
+            if self.on_due is not None:
+                self.on_due()
         if self._armed and now - self._last_flush >= _LINGER_S / 2:
             self._armed -= 1
             self.flush()
         self._reconcile_when_due()
-        if self.session.references.garbage and now - self._last_flush >= RELEASE_LINGER_S / 2:
+        # A put settles what was dropped before it, and sends nothing.
+        unsent = self.session.references.garbage or self.session.outbox
+        if unsent and now - self._last_flush >= RELEASE_LINGER_S / 2:
             self.flush()
         if self.session.tasks.leases and now - self._last_sweep >= LEASE_IDLE_S:
             self._last_sweep = now
@@ -483,7 +581,10 @@ class Client:
 
     def _recall(self, message: list[Any]) -> None:
         with self.lock:
-            self.session.tasks.recalled(message[3])
+            busy = time.monotonic() - self._last_flush < _BUSY_S
+            self.session.tasks.recalled(message[3], busy=busy)
+            if self.session.tasks.turn_runs and self._turn_ends_at is None:
+                self._turn_begins()
         self.flush()
 
     # -- the end -------------------------------------------------------------------------------

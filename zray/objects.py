@@ -147,7 +147,7 @@ class Objects:
         if tag == outcome.PICKLE or tag == outcome.BLOB:
             return blob.decode(found, writable=writable)
         if tag == outcome.ERROR:
-            raise self._error(key, found)
+            raise self.error(key, found)
         if tag == outcome.STORED or tag == outcome.ELSEWHERE:
             return self._read(key, found, writable)
         if tag == outcome.HOLDING:
@@ -172,7 +172,8 @@ class Objects:
         view = self.segment.readable(offset, nbytes, gone)
         return blob.decode(view, writable=writable)
 
-    def _error(self, key: Key, found: bytes) -> BaseException:
+    def error(self, key: Key, found: bytes) -> BaseException:
+        """Return what an outcome that is an error raises."""
         error = decode_exception(found[1:])
         if isinstance(error, errors.ObjectStoreFullError):
             # There was no room to bring it back from disk; it is still there, for the next get.

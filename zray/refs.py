@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from zray import errors
-from zray.protocol.ids import object_id, owner_of, task_number_of
+from zray.protocol.ids import object_id, owner_of, return_number, task_number_of
 from zray.serialization import collector
 
 if TYPE_CHECKING:
@@ -276,6 +276,11 @@ class ObjectRefGenerator(Generic[T]):
         """Return whether next() would return or end without waiting."""
         stream = self._stream
         return stream.arrived > stream.consumed or self._client.is_ready(self._completion.key)
+
+    def next_keys(self) -> tuple[int | bytes, int | bytes]:
+        """Return the objects of which one comes before next() can return: an item, the end."""
+        stream = self._stream
+        return return_number(stream.number, stream.consumed + 1), self._completion.key
 
     def _next(self, timeout_s: float | None) -> ObjectRef[T]:
         if not self._client.wait_until(self.next_ready, timeout_s):

@@ -18,13 +18,14 @@ from zray import errors
 from zray.client import Client
 from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id, task_number_of
-from zray.protocol.limits import INLINE_BYTES_MAX, MAP_CHUNK_TASKS
+from zray.protocol.limits import ACTOR_BACKLOG_BYTES_MAX, INLINE_BYTES_MAX, MAP_CHUNK_TASKS
 from zray.refs import ObjectRef, ObjectRefGenerator, RefSequence
 from zray.serialization import blob
 from zray.serialization.exceptions import encode_exception
 from zray.serialization.functions import export
 from zray.session.actors import ActorCall, ActorRoute
 from zray.session.references import Key
+from zray.session.session import Watch
 from zray.session.streams import Stream
 from zray.session.tasks import TaskBatch, TaskClass
 
@@ -265,21 +266,33 @@ class Runtime(Client):
             actor = object_id(self.process, number)
             route = session.actors.route(actor, details["pending"])
             route.watched = True
-            route.keep = (keep, packed.keep)
+            if packed.keep:
+                details = {**details, "keeps": True}  # The node says when it has started.
+                session.actors.keep(route, (keep, packed.keep), details["restarts"])
+            else:
+                route.keep = keep
+            session.references.created(number)
+            data = session.arguments_now(packed.blob, packed.slots)
+            creation = (messages.CREATE_ACTOR, actor, class_id, details, data)
+            if details["name"] is None:
+                session.outbox.call(*creation)
         ref: ObjectRef[Any] = ObjectRef(self, number)
-
-        def create(data: bytes) -> None:
-            session.outbox.call(messages.CREATE_ACTOR, actor, class_id, details, data)
-
-        if details["name"] is not None and not packed.slots:
+        if details["name"] is not None:
+            self._create_named(route, creation)
+        if data is None and packed.slots:
             with self.lock:
-                session.references.created(number)
-            self.request(messages.CREATE_ACTOR, actor, class_id, details, packed.blob)
-            return ref, route
-        with self.lock:
-            session.create_actor(route, number, packed.blob, packed.slots, create)
+                session.arguments_later(route, packed.blob, packed.slots)
         self.submitted()
         return ref, route
+
+    def _create_named(self, route: ActorRoute, creation: tuple[Any, ...]) -> None:
+        try:
+            self.request(*creation)
+        except BaseException:
+            with self.lock:
+                self.session.actors.routes.pop(route.actor, None)
+                self.session.actors.keeping.discard(route.actor)
+            raise
 
     def watch_actor(self, actor: bytes, pending_calls_max: int) -> ActorRoute:
         """Return the route of an actor made elsewhere; the node will tell its state."""
@@ -356,6 +369,13 @@ class Runtime(Client):
                     f" {limit}: get() some results first, or raise the limit",
                     limit=limit,
                 )
+            if route.pending_bytes > ACTOR_BACKLOG_BYTES_MAX:
+                raise errors.PendingCallsLimitError(
+                    f"{route.pending_bytes} bytes of arguments wait for this actor and"
+                    f" {ACTOR_BACKLOG_BYTES_MAX} are the most: get() some results first, or put()"
+                    " what several calls take and pass the ref",
+                    limit=len(route.pending),
+                )
             number = session.tasks.take_numbers()
             if returns == STREAMING:
                 session.streams.start(number)
@@ -393,7 +413,7 @@ class Runtime(Client):
         found = self.results.get(key)
         if found is None and type(key) is int and key not in self.session.references.adopted:
             # Nobody but the outcome itself will change this: C code can watch for it.
-            self.wait_until(partial(self.results.__contains__, key), timeout_s)
+            self.wait_until(partial(self.results.__contains__, key), timeout_s, first=key)
             found = self.results.get(key)
         if found is None or found[0] == _ELSEWHERE:
             self._await_keys([key], timeout_s)
@@ -411,6 +431,8 @@ class Runtime(Client):
         for key in keys:
             found = results.get(key)
             if found is None or found[0] == _ELSEWHERE:
+                if any((each := results.get(key)) and each[0] == _ELSEWHERE for key in keys):
+                    return self._get_spilled(keys, timeout_s, writable=writable)
                 self._await_keys(keys, timeout_s)
                 break
         value = self.objects.value
@@ -420,6 +442,43 @@ class Runtime(Client):
             else value(key, found, writable=writable)
             for key in keys
         ]
+
+    def _get_spilled(
+        self, keys: list[Key], timeout_s: float | None, *, writable: bool
+    ) -> list[Any]:
+        """Wait for all, and read each as it comes: what is not read yet may have to make room.
+
+        A list that is larger than memory would else come back from disk twice.
+        """
+        session, results, value = self.session, self.results, self.objects.value
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        values: dict[Key, Any] = {}
+        failed: dict[Key, BaseException] = {}
+        pending = set(keys)
+        watch = Watch()
+        try:
+            with self.lock:
+                session.follow(watch, keys)
+            while pending:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not self.wait_until(partial(watch.has, 1), left):
+                    raise self._timed_out(keys, timeout_s)
+                key = watch.arrived.popleft()
+                found = results[key]
+                if found[0] == _ELSEWHERE:
+                    with self.lock:
+                        session.follow(watch, (key,))  # It had to make room before we came to it.
+                    continue
+                pending.discard(key)
+                if found[0] == outcome.ERROR:
+                    failed[key] = self.objects.error(key, found)
+                else:
+                    values[key] = value(key, found, writable=writable)
+        finally:
+            watch.closed = True
+        if failed:
+            raise _take_first(keys, failed)
+        return [values[key] for key in keys]
 
     def get_map(
         self, refs: RefSequence[Any], timeout_s: float | None, *, writable: bool = False
@@ -433,7 +492,7 @@ class Runtime(Client):
             if batch.done.find(0) >= 0:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 done = batch.done
-                if not self.wait_until(partial(_complete, done), left):
+                if not self.wait_until(partial(_complete, done), left, first=batch.first):
                     missing = sum(b.done.count(0) for b in refs.batches)
                     raise errors.GetTimeoutError(
                         f"{missing} of {len(refs)} map results are not there after {timeout_s} s",
@@ -478,14 +537,16 @@ class Runtime(Client):
                 position += 1
             return True
 
-        if not self.wait_until(ready, timeout_s):
-            waiting = sum(not self.is_ready(key) for key in keys)
-            first = next(key for key in keys if not self.is_ready(key))
-            raise errors.GetTimeoutError(
-                f"{waiting} of {count} objects are not there after {timeout_s} s, the first is"
-                f" {self.session.references.id_of(first).hex()}",
-                timeout_s=timeout_s or 0.0,
-            )
+        if not ready() and not self.wait_until(ready, timeout_s, first=keys[position]):
+            raise self._timed_out(keys, timeout_s)
+
+    def _timed_out(self, keys: list[Key], timeout_s: float | None) -> errors.GetTimeoutError:
+        waiting = [key for key in keys if not self.is_ready(key)]
+        return errors.GetTimeoutError(
+            f"{len(waiting)} of {len(keys)} objects are not there after {timeout_s} s, the first is"
+            f" {self.session.references.id_of(waiting[0]).hex()}",
+            timeout_s=timeout_s or 0.0,
+        )
 
     def _locate(self, keys: Iterable[Key]) -> None:
         results, references = self.results, self.session.references
@@ -497,60 +558,9 @@ class Runtime(Client):
                 for key in absent:
                     references.locate(key)
 
-    def wait(
-        self, refs: list[Any], num_returns: int, timeout_s: float | None
-    ) -> tuple[list[Any], list[Any]]:
-        """Split refs into ready and not, at least num_returns ready unless time is over."""
-        references = self.session.references
-        seen = references.arrivals
-        ready, pending = self._split(refs, num_returns)
-        if len(ready) == num_returns:
-            return ready, pending
-        self._locate([ref.key for ref in pending if isinstance(ref, ObjectRef)])
-        countable = all(type(ref) is ObjectRef for ref in pending)
-        missing = num_returns - len(ready)
-
-        def enough() -> bool:
-            # Called for every message. It looks at all refs only when as many outcomes have come
-            # in as it misses, so that a wait for k of n refs costs n looks, not n a message.
-            nonlocal seen, missing
-            if countable and references.arrivals < seen + missing:
-                return False
-            seen = references.arrivals
-            missing = num_returns - len(self._split(refs, num_returns)[0])
-            return missing == 0
-
-        self.wait_until(enough, timeout_s)
-        return self._split(refs, num_returns)
-
-    def _split(self, refs: list[Any], ready_max: int) -> tuple[list[Any], list[Any]]:
-        """Return the first ready refs, at most ready_max, and the others; order kept."""
-        ready: list[Any] = []
-        others: list[Any] = []
-        outcome_of = self.results.get
-        for position, ref in enumerate(refs):
-            if type(ref) is ObjectRef:  # As _settled(), without its two calls: this is a hot loop.
-                found = outcome_of(ref.key)
-                settled = found is not None and found[0] != _ELSEWHERE
-            else:
-                settled = ref.next_ready()
-            if not settled:
-                others.append(ref)
-                continue
-            ready.append(ref)
-            if len(ready) == ready_max:
-                others += refs[position + 1 :]
-                break
-        return ready, others
-
-    def _settled(self, ref: Any) -> bool:
-        if isinstance(ref, ObjectRefGenerator):
-            return ref.next_ready()
-        return self.is_ready(ref.key)
-
-    def wait_for_work(self, ready: Callable[[], bool]) -> bool:
-        """In a worker: read messages until there is work."""
-        return self._wait(ready, None)
+    def wait_for_work(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """In a worker: read messages until there is work, or the time is over."""
+        return self._wait(ready, None if timeout_s is None else time.monotonic() + timeout_s)
 
     def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
         """Ask for the end of the task or call that makes this ref."""
@@ -644,16 +654,23 @@ class Runtime(Client):
                 self.session.streams.close(self.abandoned_streams.popleft())
 
 
+def _take_first(keys: list[Key], failed: dict[Key, BaseException]) -> BaseException:
+    """Return the first error, and forget all: a frame must not keep what will keep the frame."""
+    first = next(failed[key] for key in keys if key in failed)
+    failed.clear()
+    return first
+
+
 def _complete(done: bytearray) -> bool:
     return done.find(0) < 0
 
 
-_split: tuple[bytes, list[Any]] = (b"", [])
+_decoded: tuple[bytes, list[Any]] = (b"", [])
 """The list split last: whoever looks at one item of a map looks at the next ones too."""
 
 
 def _split_values(values: bytes, item: int) -> bytes:
-    global _split
-    if _split[0] is not values:
-        _split = values, blob.decode(values)
-    return blob.to_bytes(blob.encode(_split[1][item]))
+    global _decoded
+    if _decoded[0] is not values:
+        _decoded = values, blob.decode(values)
+    return blob.to_bytes(blob.encode(_decoded[1][item]))

@@ -118,25 +118,6 @@ class ActorTable(RecordTable):
                 return updated
         raise self._too_many_races(actor_id)
 
-    def update_many(self, updates: Mapping[bytes, Mapping[str, Any]]) -> list[ActorRecord]:
-        """Update several actors; each as `update` does, with its own commit only after a race."""
-        founds = {actor_id: self._read(actor_id, ActorRecord) for actor_id in updates}
-        batch: dict[bytes, tuple[ActorRecord, Transaction]] = {}
-        for actor_id, found in founds.items():
-            if found is not None and found[0].state != "dead":
-                record = _checked(replace(found[0], **updates[actor_id]))
-                batch[actor_id] = (record, self._update(found[1], record))
-        results = self._store.transact_many([transaction for _, transaction in batch.values()])
-        done = {
-            actor_id: record
-            for (actor_id, (record, _)), result in zip(batch.items(), results, strict=True)
-            if result.succeeded
-        }
-        return [
-            done[actor_id] if actor_id in done else self.update(actor_id, **changes)
-            for actor_id, changes in updates.items()
-        ]
-
     def _update(self, entry: Entry, record: ActorRecord) -> Transaction:
         operations: list[Put | Delete] = [Put("actors", record.actor_id, record.pack())]
         if record.state == "dead" and record.name:

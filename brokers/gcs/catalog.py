@@ -16,11 +16,11 @@ import msgpack
 
 from zray.errors import GcsError, RemoteProtocolError
 from zray.protocol.ids import object_id
-from zray.protocol.limits import EVENTS_MAX, LEDGER_BYTES_MAX
+from zray.protocol.limits import EVENTS_BATCH_MAX, EVENTS_MAX, LEDGER_BYTES_MAX
 
 from .actor_table import ActorRecord
 from .engine import LmdbStore
-from .events import EventRing
+from .events import EventRing, packed_len
 from .ledger import Ledger
 from .store import Put, Transaction
 from .tables import JobRecord, NodeRecord, Tables
@@ -64,6 +64,8 @@ class Catalog:
         self._pruned_at = 0.0
         self.write_failures = 0
         """How often lineage or events could not be written."""
+        self.events_unsent = 0
+        """Tasks and calls that workers have run and kept no event of."""
         self._synced_at = 0.0
         self._end_leftovers()
         self.tables.nodes.register(NodeRecord(node_id=node))
@@ -105,13 +107,13 @@ class Catalog:
     # -- actors ----------------------------------------------------------------------------------
 
     def actor_created(
-        self, actor: bytes, class_id: bytes, owner: bytes, details: dict[str, Any]
+        self, actor: bytes, class_id: bytes, job: str, details: dict[str, Any]
     ) -> object | None:
-        """Record an actor; returns who has its name already, else None."""
+        """Record an actor of a job (in hex); returns who has its name already, else None."""
         record = ActorRecord(
             actor_id=actor,
             class_id=class_id,
-            job_id=owner,
+            job_id=bytes.fromhex(job),
             name=details["name"] or "",
             namespace=details["namespace"] or "",
             class_name=details["class"],
@@ -217,7 +219,9 @@ class Catalog:
         except GcsError as error:
             self._unwritable("lineage", error)
 
-    def tasks_finished(self, worker: bytes, reports: list[list[Any]], functions: list[str]) -> None:
+    def tasks_finished(
+        self, worker: bytes, pid: int, reports: list[list[Any]], functions: list[str]
+    ) -> None:
         """Record what a worker has executed: one event a report, not a task."""
         now = time.time()
         name = worker.hex()
@@ -234,6 +238,7 @@ class Catalog:
                         busy_us / 1e6,
                         None,
                         high - low,
+                        pid,
                     )
                     for (client, first, low, high, busy_us), function in zip(
                         reports, functions, strict=True
@@ -241,6 +246,24 @@ class Catalog:
                 ]
             )
         )
+
+    def ran(self, worker: bytes, pid: int, packed: bytes, dropped: int) -> None:
+        """Record what a worker says it ran: events as it packed them, and how many are in none.
+
+        Raises:
+            RemoteProtocolError: they are no events, or more than one message may have.
+        """
+        if packed:
+            try:
+                batch_len = packed_len(packed)
+            except GcsError as error:
+                raise RemoteProtocolError(f"EVENTS: {error}") from None
+            if batch_len > EVENTS_BATCH_MAX:
+                raise RemoteProtocolError(f"EVENTS with {batch_len} events")
+            self.events.record_batch(packed)
+        if dropped:
+            self.events_unsent += dropped
+            self.events.record("events_dropped", time.time(), worker.hex(), pid, dropped)
 
     def events_since(self, limit: int, now: float) -> list[list[Any]]:
         """Return the newest events as [kind, time, values]."""
@@ -298,7 +321,9 @@ class Catalog:
             "ledger_records": ledger.next_position,
             "ledger_bytes": ledger.stored_bytes,
             "ledger_dropped_records": ledger.dropped_records,
+            "events_recorded": events.recorded,
             "events_dropped": events.dropped,
+            "events_unsent": self.events_unsent,
             "write_failures": self.write_failures,
         }
 

@@ -37,6 +37,16 @@ _RUN_LEN_MAX = 512
 
 Scalar = bytes | str | int | float | bool | None
 
+_EXECUTED = (
+    *("task", "function", "worker", "started_at", "duration_s"),
+    *("failed", "count", "pid"),
+)
+"""Of one task or call, or of ``count`` that ran one after the other, ``task`` being the first.
+
+``failed`` is null where the node scheduled them: their callers know, the node does not. Workers
+pack these themselves (actors/events.py), in this order.
+"""
+
 EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "node_started": ("node", "resources"),
     "worker_started": ("worker", "pid"),
@@ -44,7 +54,9 @@ EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "job_started": ("job", "pid", "entrypoint"),
     "job_finished": ("job", "state"),
     "task_submitted": ("job", "first", "count", "function"),
-    "task_executed": ("task", "function", "worker", "started_at", "duration_s", "error", "count"),
+    "task_executed": _EXECUTED,
+    "call_executed": _EXECUTED,
+    "events_dropped": ("worker", "pid", "count"),
     "task_retried": ("task", "function", "attempt", "reason"),
     "task_failed": ("task", "function", "reason"),
     "actor_state": ("actor", "state", "worker", "incarnation", "reason"),

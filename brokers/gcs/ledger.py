@@ -290,8 +290,13 @@ class Ledger:
                 position = max(position, first + self._BLOB_RECORDS_MAX)
                 continue
             segment.stored_bytes = (path / "data.mdb").stat().st_size
+            end = self._end_of(segment)
+            if end == first and index + 1 < len(paths):
+                # Its file was gone: the process was killed while it dropped this segment.
+                self._remove(segment)
+                continue
             self._segments.append(segment)
-            position = max(position, self._end_of(segment))
+            position = max(position, end)
         return position
 
     def _end_of(self, segment: _Segment) -> int:

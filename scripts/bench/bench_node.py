@@ -53,14 +53,19 @@ class Bench:
 
 
 @contextmanager
-def started_node(bench: Bench, *, connect: bool = True) -> Iterator[int]:
+def started_node(
+    bench: Bench, *, connect: bool = True, store_bytes: int | None = None
+) -> Iterator[int]:
     """Start a node, connect this process as a driver, yield the node's pid; end both after.
 
     Args:
         bench: says where.
         connect: False leaves this process without a driver.
+        store_bytes: shared memory for objects; None: as much as a node takes by itself.
     """
     command = [COMMAND, "start", "--dir", bench.address, "--num-cpus", str(NUM_CPUS), "--json"]
+    if store_bytes is not None:
+        command += ["--object-store-memory", str(store_bytes)]
     # Standard error is inherited: the node itself would hold a pipe open for ever.
     told = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
     if told.returncode != 0:
@@ -96,6 +101,12 @@ def scheduler() -> dict[str, Any]:
     """Return the counts of the node's scheduler."""
     counts: dict[str, Any] = state.ask("status")["scheduler"]
     return counts
+
+
+def store() -> dict[str, int]:
+    """Return the sizes of the node's object store, in bytes."""
+    sizes: dict[str, int] = state.ask("status")["store"]
+    return sizes
 
 
 def queued_tasks() -> int:

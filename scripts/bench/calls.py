@@ -1,7 +1,7 @@
 """Calls: what one costs, how many go through, and what happens when many callers come.
 
-What    Synchronous and asynchronous tasks and actor calls of one driver; then 1 to 8 drivers on one
-        node; then 1 to 64 callers of one actor: threads, tasks and processes.
+What    Synchronous and asynchronous tasks and actor calls of one driver; then 1 to 16 drivers on
+        one node; then 1 to 64 callers of one actor: threads, tasks and processes.
 Caller  run.py.
 Never   measures payloads: see payload.py.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,45 +111,37 @@ def _latency_row(name: str, found: Latency, raw: Latency) -> Row:
 
 
 def _drivers(bench: Bench) -> Curve:
+    seconds = bench.seconds(0.8)
     curve = Curve(
         "drivers",
         "Several drivers at once",
         size="drivers",
         group="work",
         per_unit=("µs per call",),
-        plotted=("µs per call", "raw µs per round trip"),
+        plotted=("µs per call", "raw µs per call"),
         unit="µs per call, all drivers together",
         note="Each driver is a process of its own on the same node. µs per call is one "
         "second over the calls of all drivers in it. The raw limit is as many pairs of "
         "processes that send 100 B there and back, one at a time; the asynchronous kinds "
         "beat it because a batch is one message.",
     )
-    seconds = bench.seconds(0.8)
-    raw: dict[int, float] = {}
-    for kind in ("actor_sync", "task_sync", "actor_calls", "tasks"):
-        for count in bench.sizes(1, 2, 4, 8, quick=2):
-            if count not in raw:
-                raw[count] = limits.clients_per_s(bench.folder, count, seconds, shared=False)
-            with Drivers(bench.address, kind, count, seconds) as drivers:
-                found, fairness = drivers.work()
-            bursts = kind in ("actor_calls", "tasks")
-            curve.add(
-                {
-                    "work": kind,
-                    "drivers": count,
-                    "calls per s": found.per_s,
-                    "µs per call": 1e6 / found.per_s,
-                    "raw µs per round trip": 1e6 / raw[count],
-                    "ratio": found.per_s / raw[count],
-                    "p50 µs": None if bursts else found.p50_us,
-                    "p99 µs": None if bursts else found.p99_us,
-                    "slowest / fastest driver": fairness,
-                }
-            )
+    _fill(
+        curve,
+        bench.sizes(1, 2, 4, 8, 16, quick=2),
+        {
+            kind: partial(_processes, bench, kind, seconds)
+            for kind in ("actor_sync", "task_sync", "actor_calls", "tasks")
+        },
+        lambda count: limits.clients_per_s(bench.folder, count, seconds, shared=False),
+    )
+    for row in curve.rows:
+        if row["work"] in ("actor_calls", "tasks"):  # A sample is a burst, and no call.
+            row["p50 µs"] = row["p99 µs"] = None
     return curve
 
 
 def _callers(bench: Bench) -> Curve:
+    seconds = bench.seconds(0.8)
     curve = Curve(
         "callers",
         "Many callers of one actor",
@@ -162,35 +155,56 @@ def _callers(bench: Bench) -> Curve:
         "cost of a call must not. The raw limit is one echo process with as many client "
         "processes.",
     )
-    seconds = bench.seconds(0.8)
     shared: Any = Counter.options(name=SHARED_ACTOR, namespace=NAMESPACE).remote()
     zray.get(shared.add.remote())
+    _fill(
+        curve,
+        bench.sizes(1, 4, 16, 64, quick=4),
+        {
+            "threads": partial(_threads, shared, seconds),
+            "tasks": partial(_tasks, shared, seconds, bench.folder),
+            "processes": partial(_processes, bench, "shared_actor", seconds),
+        },
+        lambda count: limits.clients_per_s(bench.folder, count, seconds, shared=True),
+    )
+    zray.kill(shared)
+    return curve
+
+
+def _fill(
+    curve: Curve,
+    counts: list[int],
+    kinds: dict[str, Callable[[int], tuple[Latency, float]]],
+    raw_per_s: Callable[[int], float],
+) -> None:
+    """Measure each kind of caller in each number, next to as many bare processes.
+
+    Args:
+        curve: takes the rows; its group and size name the first two columns.
+        counts: how many call at once.
+        kinds: measures one kind in a number: latency over all, calls of the slowest over those
+            of the fastest.
+        raw_per_s: round trips a second of so many bare processes; asked once a number.
+    """
     raw: dict[int, float] = {}
-    measured: dict[str, Callable[[int], tuple[Latency, float]]] = {
-        "threads": lambda count: _threads(shared, count, seconds),
-        "tasks": lambda count: _tasks(shared, count, seconds, bench.folder),
-        "processes": lambda count: _processes(bench, count, seconds),
-    }
-    for name, work in measured.items():
-        for count in bench.sizes(1, 4, 16, 64, quick=4):
+    for kind, work in kinds.items():
+        for count in counts:
             if count not in raw:
-                raw[count] = limits.clients_per_s(bench.folder, count, seconds, shared=True)
+                raw[count] = raw_per_s(count)
             found, fairness = work(count)
             curve.add(
                 {
-                    "callers are": name,
-                    "callers": count,
+                    curve.group: kind,
+                    curve.size: count,
                     "calls per s": found.per_s,
                     "µs per call": 1e6 / found.per_s,
                     "raw µs per call": 1e6 / raw[count],
                     "ratio": found.per_s / raw[count],
                     "p50 µs": found.p50_us,
                     "p99 µs": found.p99_us,
-                    "slowest / fastest caller": fairness,
+                    "slowest / fastest": fairness,
                 }
             )
-    zray.kill(shared)
-    return curve
 
 
 def _joined(told: list[tuple[list[float], float]]) -> tuple[Latency, float]:
@@ -202,7 +216,7 @@ def _joined(told: list[tuple[list[float], float]]) -> tuple[Latency, float]:
     return found._replace(per_s=rate), min(counts) / max(counts)
 
 
-def _threads(actor: Any, count: int, seconds: float) -> tuple[Latency, float]:
+def _threads(actor: Any, seconds: float, count: int) -> tuple[Latency, float]:
     told: list[tuple[list[float], float]] = []
     barrier = threading.Barrier(count)
 
@@ -220,7 +234,7 @@ def _threads(actor: Any, count: int, seconds: float) -> tuple[Latency, float]:
     return _joined(told)
 
 
-def _tasks(actor: Any, count: int, seconds: float, folder: Path) -> tuple[Latency, float]:
+def _tasks(actor: Any, seconds: float, folder: Path, count: int) -> tuple[Latency, float]:
     gate = folder / f"gate-{time.monotonic_ns()}"
     before = zray.get(actor.add.remote())
     refs = [call_for.remote(actor, str(gate), seconds) for _ in range(count)]
@@ -237,6 +251,6 @@ def _tasks(actor: Any, count: int, seconds: float, folder: Path) -> tuple[Latenc
     return _joined(zray.get(refs))
 
 
-def _processes(bench: Bench, count: int, seconds: float) -> tuple[Latency, float]:
-    with Drivers(bench.address, "shared_actor", count, seconds) as drivers:
+def _processes(bench: Bench, kind: str, seconds: float, count: int) -> tuple[Latency, float]:
+    with Drivers(bench.address, kind, count, seconds) as drivers:
         return drivers.work()

@@ -1,8 +1,8 @@
 """What a question answers with: a table over a growing size, and how its cost grew.
 
-What    Curve, its rows, and the verdict: what one unit of work costs at the largest size, next to
-        the least it cost at any.
-Caller  every question makes Curves; run.py, report.py and plots.py show them.
+What    Answer, its Curves and their rows, and the verdict: what one unit of work costs at the
+        largest size, next to the least it cost at any.
+Caller  every question makes Curves; run.py, report.py, summary.py and plots.py show them.
 Never   measures.
 """
 
@@ -113,6 +113,27 @@ class Curve:
         given = {name: value for name, value in plain.items() if name != "growth"}
         given["per_unit"], given["plotted"] = tuple(given["per_unit"]), tuple(given["plotted"])
         return cls(**given)
+
+
+@dataclass
+class Answer:
+    """What came of one question.
+
+    Args:
+        name: of the question.
+        title: its heading.
+        about: what is measured, and what the limit is.
+        curves: what was found.
+        seconds: how long it took.
+        failure: why there are no curves; "" where there are.
+    """
+
+    name: str
+    title: str
+    about: str
+    curves: list[Curve]
+    seconds: float
+    failure: str = ""
 
 
 def number(cell: Cell) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.bench.curve import GROWTH_MAX, Curve, shown
+from scripts.bench.curve import GROWTH_MAX, Answer, Curve, shown
+from scripts.bench.summary import table
 
 INTRODUCTION = """# Benchmarks
 
@@ -39,27 +39,6 @@ One question alone: `scripts/bench/run calls`; a look at whether everything work
 QUICK = """**This was a quick run**: small sizes and short times, which show that everything works
 and little more.
 """
-
-
-@dataclass
-class Answer:
-    """What came of one question.
-
-    Args:
-        name: of the question.
-        title: its heading.
-        about: what is measured, and what the limit is.
-        curves: what was found.
-        seconds: how long it took.
-        failure: why there are no curves; "" where there are.
-    """
-
-    name: str
-    title: str
-    about: str
-    curves: list[Curve]
-    seconds: float
-    failure: str = ""
 
 
 def machine() -> str:
@@ -134,6 +113,7 @@ def page(
             growth_max=GROWTH_MAX, machine=machine(), commit=commit(root), seconds=seconds
         ),
         *([QUICK] if quick else []),
+        *_in_short(answers),
         _summary(answers),
     ]
     for answer in answers:
@@ -149,6 +129,18 @@ def page(
             if verdicts := _verdicts(curve):
                 parts.append("\n".join(f"- {verdict}" for verdict in verdicts) + "\n")
     return "\n".join(parts)
+
+
+def _in_short(answers: list[Answer]) -> list[str]:
+    rows = table(answers)
+    if not rows:
+        return []
+    return [
+        "## In short\n",
+        f"{rows}\n",
+        "× is the ratio to the raw limit of the same run, and where a budget has one it is the "
+        "ratio that is judged.\n",
+    ]
 
 
 def _summary(answers: list[Answer]) -> str:

@@ -1,7 +1,8 @@
-"""Measures zray on this machine: one question, one process, one table.
+"""Measures zray on this machine: one question, one process, a table or more.
 
 What    Runs each question in a fresh process with a time limit, prints its tables; --json for
-        programs, --plots and --report for docs/explanation/benchmarks.md.
+        programs, --plots and --report for docs/explanation/benchmarks.md, --readme for the few
+        numbers in README.md.
 Caller  scripts/bench/run.
 Never   leaves a node or a folder behind, whatever became of the question.
 """
@@ -9,6 +10,7 @@ Never   leaves a node or a folder behind, whatever became of the question.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import json
@@ -22,13 +24,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.bench.curve import Curve
-from scripts.bench.report import Answer, commit, machine, page, show
+from scripts.bench import summary
+from scripts.bench.curve import Answer, Curve
+from scripts.bench.report import commit, machine, page, show
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = (
     *("calls", "recursion", "refs", "queued"),
-    *("fan_in", "payload", "startup", "map"),
+    *("fan_in", "payload", "store", "startup", "recovery", "map"),
 )
 TIME_LIMIT_S = 180.0
 """A question that has not answered by then hangs: the stacks of its process are shown."""
@@ -38,20 +41,42 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     """Return the command line; ends the program with exit code 2 where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench/run",
-        description="Measure zray on this machine.",
-        epilog="Close what else runs: on a busy machine the numbers are those of the neighbours.",
+        description="Measure zray on this machine, each question in a process of its own.",
+        epilog=f"questions:\n{_explained()}\n\n"
+        "Each table has the raw limit of the same run in it (bare ZeroMQ, np.copyto, a bare\n"
+        "fork) and the ratio to it. Below it, growth: what a unit of work costs at the largest\n"
+        "size over the least it costs at any. Close what else runs: on a busy machine the numbers\n"
+        "are those of the neighbours.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(QUESTIONS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a question; none: all of them")
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw a png per question")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the page of the docs")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the few numbers that README.md repeats"
+    )
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     for name in given.names:
         if name not in QUESTIONS:
             parser.error(f"there is no question {name!r}: {', '.join(QUESTIONS)}")
+    lacking = set(summary.questions_of_readme()).difference(given.names)
+    if given.readme and given.names and lacking:
+        parser.error(f"--readme needs these questions as well: {', '.join(sorted(lacking))}")
     return given
+
+
+def _explained() -> str:
+    """Return a line on each question: the first of its module."""
+    lines = []
+    for name in QUESTIONS:
+        # Read, not imported: a question imports zray and numpy.
+        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        head = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+        lines.append(f"  {name:<10} {head.partition(': ')[2]}")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> int:
@@ -77,9 +102,18 @@ def main(arguments: list[str]) -> int:
     if given.report is not None:
         text = page(answers, root=ROOT, plots=plots, beside=given.report.parent, quick=given.quick)
         given.report.write_text(text, encoding="utf-8")
+    if given.readme:
+        write_readme(ROOT / "README.md", answers)
     if given.json:
         print(json.dumps(plain(answers), indent=2))
     return 1 if any(answer.failure for answer in answers) else 0
+
+
+def write_readme(path: Path, answers: list[Answer]) -> None:
+    """Rewrite the numbers of a README with those of this run."""
+    source = f"On {machine()}, commit {commit(ROOT)}:"
+    lines = f"{source}\n\n{summary.table(answers, readme=True)}"
+    path.write_text(summary.rewritten(path.read_text(encoding="utf-8"), lines), encoding="utf-8")
 
 
 def plain(answers: list[Answer]) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """The allocator: warm before fresh, no piece lost, every misuse refused.
 
 What    Allocator, one rule a test; tests/property/test_allocator_machine.py does the rest.
-Caller  pytest.
 Never   touches memory.
 """
 

@@ -2,7 +2,6 @@
 
 What    Sharing, registering once and again, holding, locating, containing, deaths, spilling.
         Random orders are tests/property/test_directory_machine.py's.
-Caller  pytest.
 Never   touches memory.
 """
 

@@ -2,7 +2,6 @@
 
 What    Process actors, shared ones and their hosts, restarts, kills, early watchers. Random orders
         are tests/property/test_dispatcher_machine.py's.
-Caller  pytest.
 Never   starts a worker.
 """
 
@@ -48,6 +47,8 @@ class Actors:
         restarts: int = 0,
         shared: bool = False,
         resources: dict[str, int] | None = None,
+        arguments: bytes | None = b"arguments",
+        keeps: bool = False,
     ) -> None:
         details: dict[str, Any] = {
             "restarts": restarts,
@@ -56,8 +57,9 @@ class Actors:
             "placement": resources or {},
             "resources": resources or {},
             "detached": False,
+            "keeps": keeps,
         }
-        self.dispatcher.create(OWNER, actor, b"class", details, b"arguments")
+        self.dispatcher.create(OWNER, actor, b"class", details, arguments)
 
     def place(self, actor: bytes, worker: bytes = W1, *, alive: bool = True) -> None:
         self.dispatcher.claimed(actor, worker, EMPTY, in_host=False)
@@ -234,25 +236,67 @@ def test_who_watches_is_told_now_and_at_every_change(actors: Actors) -> None:
     assert actors.commands(Tell) == [Tell(FRIEND, A)]
     actors.place(A)
     assert actors.commands(Tell) == [Tell(FRIEND, A), Tell(OWNER, A)]
-    actors.dispatcher.process_died(FRIEND)
+    actors.dispatcher.process_died(FRIEND, b"it died")
     actors.dispatcher.worker_died(W1, b"crash")
     assert actors.commands(Tell) == [Tell(OWNER, A)]
 
 
-def test_a_watcher_may_be_there_before_the_actor(actors: Actors) -> None:
-    """A handle travels while the constructor's arguments are still being computed."""
-    actors.dispatcher.expect(FRIEND, A)
-    assert not actors.commands(Tell)
-    actors.create(A)
-    actors.place(A)
-    assert Tell(FRIEND, A) in actors.commands(Tell)
+# -- arguments that come later -------------------------------------------------------------------
 
 
-def test_a_watcher_learns_of_an_actor_that_never_lives(actors: Actors) -> None:
-    actors.dispatcher.expect(FRIEND, A)
-    actors.dispatcher.stillborn(A, b"its argument failed")
-    assert actors.commands(Tell) == [Tell(FRIEND, A)]
-    assert actors.dispatcher.dead[A] == b"its argument failed"
-    actors.dispatcher.expect(FRIEND, B)
-    actors.dispatcher.process_died(OWNER)
+def test_an_actor_seeks_a_place_when_its_arguments_are_there(actors: Actors) -> None:
+    actors.create(A, arguments=None)
+    actors.dispatcher.watch(FRIEND, A)
+    assert actors.commands(Claim, Tell) == [Tell(FRIEND, A)]
+    actors.dispatcher.arguments_arrived(FRIEND, A, b"of another process", b"")
+    assert not actors.commands(Claim)
+    actors.dispatcher.arguments_arrived(OWNER, A, b"arguments", b"")
+    assert actors.commands(Claim) == [Claim(A, {}, {}, ())]
+    actors.dispatcher.arguments_arrived(OWNER, A, b"once more", b"")
+    assert not actors.commands(Claim)
+
+
+@pytest.mark.parametrize("no_restart", [True, False])
+def test_an_actor_killed_before_it_could_start_is_dead_for_all(
+    actors: Actors, no_restart: bool
+) -> None:
+    actors.create(A, arguments=None)
+    actors.create(B)
+    actors.dispatcher.watch(FRIEND, A)
+    actors.commands()
+    for actor in (A, B):
+        actors.dispatcher.kill(actor, b"killed", no_restart=no_restart)
+    assert actors.commands(Tell, Withdraw) == [
+        *(Tell(FRIEND, A), Tell(OWNER, A), Withdraw(A)),
+        *(Tell(OWNER, B), Withdraw(B)),
+    ]
+    actors.dispatcher.arguments_arrived(OWNER, A, b"arguments", b"")
+    assert not actors.commands(Claim)
+    assert actors.dispatcher.dead == {A: b"killed", B: b"killed"}
+
+
+def test_an_actor_whose_arguments_never_come_is_dead(actors: Actors) -> None:
+    for actor in (A, B):
+        actors.create(actor, arguments=None)
+        actors.dispatcher.watch(FRIEND, actor)
+    actors.commands()
+    actors.dispatcher.arguments_arrived(OWNER, A, None, b"its argument failed")
+    assert actors.commands(Tell) == [Tell(FRIEND, A), Tell(OWNER, A)]
+    actors.dispatcher.process_died(OWNER, b"its owner died")
     assert actors.commands(Tell) == [Tell(FRIEND, B)]
+    assert actors.dispatcher.dead == {A: b"its argument failed", B: b"its owner died"}
+
+
+# -- what is let go ------------------------------------------------------------------------------
+
+
+def test_arguments_are_let_go_when_no_start_needs_them_any_more(actors: Actors) -> None:
+    actors.create(A, restarts=1, keeps=True)
+    actors.place(A)
+    assert actors.dispatcher.actors[A].arguments == b"arguments"
+    actors.dispatcher.worker_died(W1, b"crash")
+    actors.dispatcher.claimed(A, W2, EMPTY, in_host=False)
+    actors.commands()
+    actors.dispatcher.started(W2, A, 1, None)
+    assert actors.dispatcher.actors[A].arguments == b""
+    assert actors.commands(Tell) == [Tell(OWNER, A)], "its owner holds what they refer to"

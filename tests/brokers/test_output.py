@@ -1,7 +1,6 @@
 """Log files of a node that stays: what is in them, and that they do not grow without end.
 
 What    Lines with time and label, the move at the limit, a file that somebody else appends to.
-Caller  pytest.
 Never   writes megabytes: the limit is an argument.
 """
 

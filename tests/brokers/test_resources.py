@@ -2,7 +2,6 @@
 
 What    Cases by hand, and a Hypothesis machine that acquires, lends, reclaims and releases at
         random against a plain list of what is held.
-Caller  pytest.
 Never   starts a process: the account is a pure machine.
 """
 

@@ -2,7 +2,6 @@
 
 What    Handing out, taking back, crashes and whose fault they are, blocked workers, leases,
         cancels, reconciling. Random orders are tests/property/test_scheduler_machine.py's.
-Caller  pytest.
 Never   starts a worker.
 """
 
@@ -14,7 +13,7 @@ import pytest
 
 from zray.brokers.resources import ResourceSet
 from zray.brokers.scheduler import Scheduler
-from zray.brokers.scheduling import Command, Fail, Fork, Granted, Kill, Recall, Reclaim, Run
+from zray.brokers.scheduling import Command, Fail, Fork, Kill, Recall, Reclaim, Run
 
 ONE = 10_000
 CLIENT, OTHER = b"client-1", b"client-2"
@@ -256,24 +255,15 @@ def test_a_blocked_worker_is_asked_again_for_what_reached_it_late(node: Node) ->
 # -- leases, cancels, questions ------------------------------------------------------------------
 
 
-def test_a_lease_is_granted_where_nobody_waits_and_refused_where_somebody_does(node: Node) -> None:
-    node.start(W1)
-    node.scheduler.lease(CLIENT, 0)
-    assert node.commands() == [Granted(CLIENT, 0, W1)]
-    node.submit(1, 5, client=OTHER)
-    node.scheduler.lease(CLIENT, 0)
-    assert Granted(CLIENT, 0, None) in node.commands()
-
-
 def test_a_lease_is_wanted_back_when_a_task_finds_no_resources(node: Node) -> None:
     node.start(W1, W2)
     node.scheduler.lease(CLIENT, 0)
     node.scheduler.lease(CLIENT, 0)
     node.commands()
     node.submit(1, 1, client=OTHER)
-    assert [each for each in node.commands() if isinstance(each, Recall)] == [Recall(CLIENT, W1)]
-    node.scheduler.unlease(CLIENT, W1)
-    assert node.runs() == [(W1, 1, 0, 1)]
+    assert [each for each in node.commands() if isinstance(each, Recall)] == [Recall(CLIENT, W2)]
+    node.scheduler.unlease(CLIENT, W2)
+    assert node.runs() == [(W2, 1, 0, 1)]
 
 
 def test_only_its_holder_gives_a_lease_back(node: Node) -> None:

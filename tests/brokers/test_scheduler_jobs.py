@@ -1,7 +1,6 @@
 """Workers and jobs: one worker serves one job, and jobs take turns.
 
 What    Which idle worker a job gets, what becomes of them when it ends, fairness between queues.
-Caller  pytest.
 Never   starts a process: the scheduler is a machine.
 """
 

@@ -1,7 +1,6 @@
 """Spill files: all or nothing on disk, and never wrong bytes back.
 
 What    SpillStore on a real directory; a full disk by a file size limit and by its own bound.
-Caller  pytest.
 Never   leaves files behind.
 """
 

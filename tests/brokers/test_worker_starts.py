@@ -1,7 +1,6 @@
 """Workers that die while they start are forked again, later and later.
 
 What    The scheduler's back-off, event by event.
-Caller  pytest.
 Never   forks.
 """
 
@@ -49,3 +48,18 @@ def test_a_worker_that_starts_ends_the_back_off():
     forks(scheduler)
     scheduler.worker_died(b"worker-2", "killed")
     assert forks(scheduler) == 1, "one that had started is replaced at once"
+
+
+def test_a_node_that_ends_replaces_none_of_its_workers():
+    scheduler = Scheduler(ResourceSet({"CPU": 20_000}), pool_size=2)
+    scheduler.start_pool()
+    for name in (b"worker-1", b"worker-2"):
+        scheduler.worker_forked(name, ())
+    scheduler.worker_ready(b"worker-1")
+    forks(scheduler)
+    scheduler.stop_forking()
+    scheduler.worker_died(b"worker-1", "it was told to")
+    scheduler.worker_ready(b"worker-2")  # It was on its way.
+    scheduler.worker_died(b"worker-2", "it was told to")
+    scheduler.retire(1000.0, IDLE_S)
+    assert forks(scheduler) == 0

@@ -1,7 +1,6 @@
 """Kill -9 at random points under load, and nothing is left behind.
 
 What    15 rounds here; ``python -m tests.chaos.rounds --rounds 200`` for the long run.
-Caller  pytest.
 Never   hides a seed: a failure names it.
 """
 

@@ -101,7 +101,8 @@ class Place:
         address = {} if embedded else {"ZRAY_ADDRESS": str(self.node)}
         child = subprocess.Popen(
             [sys.executable, str(path), *arguments],
-            env=self.env | address | (env or {}),
+            # Unbuffered, print() writes a line and its end apart: a task's line may come between.
+            env=self.env | {"PYTHONUNBUFFERED": ""} | address | (env or {}),
             cwd=path.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

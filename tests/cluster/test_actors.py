@@ -1,8 +1,6 @@
 """Sync actors with real processes: births, order, ends, hooks, contexts.
 
 What    What a user sees of an actor's life, in a process of its own and in a shared one.
-Caller  pytest.
-Never   measures.
 """
 
 import os
@@ -15,12 +13,7 @@ import zray
 from tests.waiting import wait_until
 from zray.exceptions import ActorDiedError, SerializationError, TaskError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def node():
-    zray.init(num_cpus=4, namespace="here")
-    yield
-    zray.shutdown()
+pytestmark = [pytest.mark.usefixtures("node"), pytest.mark.node(num_cpus=4, namespace="here")]
 
 
 @pytest.fixture(params=["process", "shared"])

@@ -1,8 +1,6 @@
 """Async actors with real processes: coroutines, their order, awaits, cancels, generators.
 
 What    What users write with `async def` methods, and what must not hold up their loop.
-Caller  pytest.
-Never   measures.
 """
 
 import asyncio
@@ -13,14 +11,8 @@ import pytest
 import zray
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("node")
 MOMENT_S = 0.01
-
-
-@pytest.fixture(scope="module", autouse=True)
-def node():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
 
 
 @zray.remote

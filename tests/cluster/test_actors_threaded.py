@@ -1,8 +1,6 @@
 """Threaded actors and concurrency groups with real processes.
 
 What    Methods at the same time, limits, groups, waits inside, order.
-Caller  pytest.
-Never   measures.
 """
 
 import threading
@@ -13,14 +11,8 @@ import pytest
 import zray
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("node")
 MOMENT_S = 0.01
-
-
-@pytest.fixture(scope="module", autouse=True)
-def node():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
 
 
 @zray.remote

@@ -2,8 +2,6 @@
 
 What    Every argument of the module-level functions, right and wrong; refs of maps; the node's
         word on itself; the timeline.
-Caller  pytest.
-Never   waits for a fixed time.
 """
 
 import json
@@ -15,45 +13,16 @@ import numpy as np
 import pytest
 
 import zray
+from tests.cluster.programs import PAUSE_S, Counter, double, wait_for
 from tests.waiting import wait_until
 from zray.api import runtime
 
-pytestmark = pytest.mark.cluster
-PAUSE_S = 0.005
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    zray.init(num_cpus=2, namespace="api")
-    yield
-    zray.shutdown()
-
-
-@zray.remote
-def double(x):
-    return x * 2
+pytestmark = [pytest.mark.usefixtures("node"), pytest.mark.node(namespace="api")]
 
 
 @zray.remote
 def fail(message):
     raise KeyError(message)
-
-
-@zray.remote
-def wait_for(path):
-    while not os.path.exists(path):
-        time.sleep(PAUSE_S)
-    return path
-
-
-@zray.remote
-class Counter:
-    def __init__(self, start=0):
-        self.n = start
-
-    def add(self, k=1):
-        self.n += k
-        return self.n
 
 
 # -- get, put, wait --------------------------------------------------------------------------------

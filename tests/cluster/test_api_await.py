@@ -2,35 +2,19 @@
 
 What    await, gather, wait, wait_for, shield, as_completed, timeouts, a loop that runs before
         init(); ObjectRef.future(); awaiting a map and a generator.
-Caller  pytest.
-Never   waits for a fixed time.
 """
 
 import asyncio
 import concurrent.futures
-import os
 import threading
-import time
 
 import pytest
 
 import zray
+from tests.cluster.programs import count_to, double, wait_for
 from zray.api import runtime
 
-pytestmark = pytest.mark.cluster
-PAUSE_S = 0.005
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
-
-
-@zray.remote
-def double(x):
-    return x * 2
+pytestmark = pytest.mark.usefixtures("node")
 
 
 @zray.remote
@@ -41,18 +25,6 @@ def fail():
 @zray.remote
 def lookup(key):
     return {}[key]
-
-
-@zray.remote
-def wait_for(path):
-    while not os.path.exists(path):
-        time.sleep(PAUSE_S)
-    return path
-
-
-@zray.remote
-def count_to(n):
-    yield from range(n)
 
 
 def test_a_ref_is_awaited_for_its_value_or_its_error():

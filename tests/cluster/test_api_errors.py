@@ -2,7 +2,6 @@
 
 What    Calls that don't fit, options, resources, values and functions that can't be sent, errors
         of tasks and actors as they reach the driver.
-Caller  pytest.
 Never   accepts an error that does not name what is at fault.
 """
 
@@ -16,15 +15,8 @@ import pytest
 import zray
 from zray import errors
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.usefixtures("node"), pytest.mark.node(resources={"licence": 1})]
 PAUSE_S = 0.005
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    zray.init(num_cpus=2, resources={"licence": 1})
-    yield
-    zray.shutdown()
 
 
 @zray.remote

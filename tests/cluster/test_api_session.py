@@ -2,7 +2,6 @@
 
 What    init twice, after shutdown, with options right and wrong, in threads; refs and handles of
         a session that has ended; forked children; the leak check.
-Caller  pytest.
 Never   shares a session between tests.
 """
 
@@ -13,17 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 
 import zray
+from tests.cluster.programs import Counter, double, wait_for
 from tests.waiting import wait_until
 from zray import errors
-
-pytestmark = pytest.mark.cluster
-PAUSE_S = 0.005
 
 
 @pytest.fixture(autouse=True)
@@ -34,30 +30,12 @@ def nothing_before_or_after():
 
 
 @zray.remote
-def double(x):
-    return x * 2
-
-
-@zray.remote
-def wait_for(path):
-    while not os.path.exists(path):
-        time.sleep(PAUSE_S)
-
-
-@zray.remote
 def variable(name):
     return os.environ.get(name)
 
 
 @zray.remote
-class Counter:
-    def __init__(self):
-        self.n = 0
-
-    def add(self, k=1):
-        self.n += k
-        return self.n
-
+class Reader:
     def variable(self, name):
         return os.environ.get(name)
 
@@ -194,7 +172,7 @@ def test_the_environment_of_a_job_reaches_tasks_actors_and_nested_tasks():
 
     assert zray.get(variable.remote("COLOUR")) == "green"
     assert zray.get(nested.remote()) == "green"
-    assert zray.get(Counter.remote().variable.remote("COLOUR")) == "green"
+    assert zray.get(Reader.remote().variable.remote("COLOUR")) == "green"
     own = variable.options(runtime_env={"env_vars": {"COLOUR": "red"}})
     assert zray.get(own.remote("COLOUR")) == "red"
     assert "COLOUR" not in os.environ

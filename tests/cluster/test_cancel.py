@@ -1,8 +1,6 @@
 """zray.cancel() with real processes: nothing but what was cancelled ends.
 
 What    Tasks that run, wait, are children; calls; force; races with the end of a task.
-Caller  pytest.
-Never   measures.
 """
 
 import os
@@ -12,18 +10,13 @@ import time
 import pytest
 
 import zray
+from tests.cluster.programs import echo
 from tests.waiting import wait_until
 from zray.exceptions import TaskCancelledError, TaskError
 
+pytestmark = pytest.mark.usefixtures("node")
 MOMENT_S, SHORT_S, LONG_S = 0.01, 0.5, 60.0
 """How long tasks and methods take; the tests themselves never sleep."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def node():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
 
 
 @zray.remote
@@ -44,11 +37,6 @@ def one_long_sleep(path):
 @zray.remote
 def touch(path):
     open(path, "w").close()
-
-
-@zray.remote
-def echo(value):
-    return value
 
 
 @zray.remote

@@ -1,7 +1,6 @@
 """zray-node as its users see it: what it prints, what it leaves, with which exit code.
 
 What    Every command with its --json, its refusals, and the files it keeps.
-Caller  pytest.
 Never   touches the user's own node: every test has a folder of its own.
 """
 
@@ -17,9 +16,6 @@ import pytest
 
 from tests.cluster.nodes import COMMAND, Place, line_of
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.cluster
-
 
 # -- without a node ------------------------------------------------------------------------------
 
@@ -212,6 +208,38 @@ def test_stop_ends_a_busy_node_and_all_its_processes(place: Place) -> None:
     assert place.run("stop").returncode == 0
     assert not place.processes()
     assert place.run("stop").returncode == 0
+
+
+STOP_AND_LOOK = """
+    import json, sys
+    import psutil
+    from zray import cli_node, node_directory
+
+    where, pids = sys.argv[1], [int(pid) for pid in sys.argv[2:]]
+
+    def lives(pid):
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    cli_node.stop(where, force=False, as_json=True)
+    print(json.dumps([node_directory.holder_pid(where), list(filter(lives, pids))]))
+"""
+
+
+def test_the_moment_stop_returns_nothing_lives_and_a_node_may_start_there_again(
+    place: Place,
+) -> None:
+    """It looks in the process of stop: the start of another one would give the node time to end."""
+    place.start()
+    driver = place.launch(BUSY)
+    assert line_of(driver) == "ready"
+    pids = [str(process.pid) for process in place.processes()]
+    assert len(pids) >= 4
+    told = place.drive(STOP_AND_LOOK, str(place.node), *pids)
+    assert json.loads(told.splitlines()[-1]) == [None, []]
+    assert place.start()["pid"] not in map(int, pids)
 
 
 def test_stop_force_ends_a_node_that_does_not_answer(place: Place) -> None:

@@ -1,7 +1,6 @@
 """kill -9, SIGSTOP and lost zygotes: what callers see, how soon, and what is left.
 
 What    One cause each; tests/chaos mixes them at random.
-Caller  pytest.
 Never   measures on a loaded machine what a user would: limits are several times the promise.
 """
 
@@ -17,26 +16,15 @@ import pytest
 
 import zray
 from tests.cluster.observing import ask, node_pid, store, wait_for_empty_store, worker_pids
+from tests.cluster.programs import pid
 from tests.waiting import wait_until
 from zray.errors import ActorDiedError, NodeDiedError, WorkerCrashedError
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.node(object_store_memory=128 << 20)
 PROMISED_DELAY_S = 0.1
 ROUNDS = 7
 WORK_S = 0.01
 FOREVER_S = 60.0
-
-
-@pytest.fixture
-def node(no_leaks):
-    zray.init(num_cpus=2, object_store_memory=128 << 20)
-    yield
-    zray.shutdown()
-
-
-@zray.remote
-def pid():
-    return os.getpid()
 
 
 @zray.remote(max_retries=3)
@@ -51,6 +39,8 @@ def die_once(path, result):
 
 @zray.remote
 def wait_for(path):
+    if os.path.isdir(os.path.dirname(path)):
+        open(f"{path}.begun", "w").close()
     while not os.path.exists(path):
         time.sleep(WORK_S)
     return os.getpid()
@@ -65,7 +55,7 @@ def delay_s(tmp_path, number, submit):
 
 @pytest.mark.parametrize("how", ["queued", "leased"])
 def test_the_result_of_a_task_whose_worker_was_killed_is_late_by_at_most_100_ms(
-    node, tmp_path, how, capsys
+    own_node, tmp_path, how, capsys
 ):
     zray.get([pid.remote() for _ in range(20)], timeout=20)
     delays = []
@@ -83,7 +73,7 @@ def test_the_result_of_a_task_whose_worker_was_killed_is_late_by_at_most_100_ms(
     assert statistics.median(delays) < PROMISED_DELAY_S
 
 
-def test_a_task_that_always_kills_its_worker_is_an_error_that_says_so(node):
+def test_a_task_that_always_kills_its_worker_is_an_error_that_says_so(own_node):
     @zray.remote(max_retries=1)
     def kill_me():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -93,7 +83,7 @@ def test_a_task_that_always_kills_its_worker_is_an_error_that_says_so(node):
     assert zray.get(pid.remote(), timeout=20) > 0
 
 
-def test_tasks_behind_the_killed_one_run_elsewhere_and_once(node, tmp_path):
+def test_tasks_behind_the_killed_one_run_elsewhere_and_once(own_node, tmp_path):
     @zray.remote(max_retries=0)
     def note(i):
         if i == 13:
@@ -115,7 +105,7 @@ def test_tasks_behind_the_killed_one_run_elsewhere_and_once(node, tmp_path):
     assert all((tmp_path / str(i)).read_text() == "x" for i in range(40) if i != 13)
 
 
-def test_a_large_result_made_twice_is_right_and_leaves_no_memory(node, tmp_path):
+def test_a_large_result_made_twice_is_right_and_leaves_no_memory(own_node, tmp_path):
     @zray.remote
     def make(path):
         array = np.full(3_000_000, 6, "u1")
@@ -139,7 +129,7 @@ def test_a_large_result_made_twice_is_right_and_leaves_no_memory(node, tmp_path)
     wait_for_empty_store()
 
 
-def test_a_killed_worker_in_the_middle_of_nested_tasks_is_made_good(node, tmp_path):
+def test_a_killed_worker_in_the_middle_of_nested_tasks_is_made_good(own_node, tmp_path):
     @zray.remote
     def parent(path):
         return zray.get([die_once.remote(path, i) for i in range(3)])
@@ -147,7 +137,7 @@ def test_a_killed_worker_in_the_middle_of_nested_tasks_is_made_good(node, tmp_pa
     assert zray.get(parent.remote(str(tmp_path / "once")), timeout=30) == [0, 1, 2]
 
 
-def test_killing_all_workers_again_and_again_loses_no_task(node):
+def test_killing_all_workers_again_and_again_loses_no_task(own_node):
     @zray.remote(max_retries=-1)
     def slow(i):
         time.sleep(WORK_S)
@@ -166,7 +156,7 @@ def test_killing_all_workers_again_and_again_loses_no_task(node):
     assert zray.get(refs, timeout=40) == list(range(100))
 
 
-def test_an_actor_without_restarts_dies_with_its_worker_and_its_calls_say_so(node):
+def test_an_actor_without_restarts_dies_with_its_worker_and_its_calls_say_so(own_node):
     @zray.remote
     class Actor:
         def pid(self):
@@ -188,10 +178,10 @@ def test_an_actor_without_restarts_dies_with_its_worker_and_its_calls_say_so(nod
     assert time.monotonic() - began < 5
 
 
-def test_a_stopped_worker_does_not_hold_up_the_others(node, tmp_path):
+def test_a_stopped_worker_does_not_hold_up_the_others(own_node, tmp_path):
     path = tmp_path / "go"
     held = wait_for.remote(str(path))
-    wait_until(lambda: any(row["outstanding_tasks"] for row in ask("workers")))
+    wait_until(lambda: os.path.exists(f"{path}.begun"))
     (row,) = (row for row in ask("workers") if row["outstanding_tasks"])
     os.kill(row["pid"], signal.SIGSTOP)
     try:
@@ -209,7 +199,7 @@ def test_a_stopped_worker_does_not_hold_up_the_others(node, tmp_path):
     assert len(zray.get(refs, timeout=20)) == 500
 
 
-def test_a_stopped_idle_worker_does_not_hold_up_tasks_for_long(node):
+def test_a_stopped_idle_worker_does_not_hold_up_tasks_for_long(own_node):
     zray.get([pid.remote() for _ in range(50)], timeout=20)
     stopped = worker_pids()[0]
     os.kill(stopped, signal.SIGSTOP)
@@ -258,7 +248,7 @@ def test_a_killed_zygote_ends_the_node_with_a_reason():
         zray.shutdown()
 
 
-def test_a_worker_killed_in_the_midst_of_a_put_gives_its_extent_back(node):
+def test_a_worker_killed_in_the_midst_of_a_put_gives_its_extent_back(own_node):
     @zray.remote(max_retries=0)
     def half_written():
         from zray import api
@@ -274,7 +264,7 @@ def test_a_worker_killed_in_the_midst_of_a_put_gives_its_extent_back(node):
     assert (zray.get(zray.put(array)) == 3).all()
 
 
-def test_workers_killed_before_their_hello_are_replaced_at_once(node):
+def test_workers_killed_before_their_hello_are_replaced_at_once(own_node):
     zygote = psutil.Process(node_pid()).children()[0]
     for _ in range(5):
         for worker in zygote.children():
@@ -290,7 +280,7 @@ def test_workers_killed_before_their_hello_are_replaced_at_once(node):
     wait_until(lambda: ask("status")["scheduler"]["workers"].get("starting", 0) == 0, 5)
 
 
-def test_objects_of_a_dead_worker_that_others_refer_to_stay_or_are_a_typed_error(node):
+def test_objects_of_a_dead_worker_that_others_refer_to_stay_or_are_a_typed_error(own_node):
     @zray.remote
     def owner():
         return [zray.put(np.full(1_000_000, 8, "u1")), os.getpid()]

@@ -1,7 +1,6 @@
 """Every way a driver with a node of its own can end, and that nothing stays behind.
 
 What    Ctrl-C, kill -9, kill -9 with a forked child, death of the node under it.
-Caller  pytest.
 Never   leaves a process: the fixture kills what a failed test has left.
 """
 
@@ -11,12 +10,10 @@ import os
 import signal
 import subprocess
 
-import pytest
+import psutil
 
 from tests.cluster.nodes import Place, line_of
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.cluster
 
 BUSY = """
     import sys, threading, time
@@ -45,6 +42,29 @@ BUSY = """
 """
 
 
+def _busy(place: Place, text: str) -> subprocess.Popen[str]:
+    """Launch a driver that has a node and every kind of thing on it, and goes on with ``text``."""
+    return place.launch(BUSY + text, embedded=True)
+
+
+def _interrupt_its_wait(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """Press Ctrl-C once the driver says and does "waiting"; returns what it printed to its end."""
+    while line_of(child) != "waiting":
+        continue
+    process = psutil.Process(child.pid)
+    wait_until(lambda: process.status() == psutil.STATUS_SLEEPING)
+    # As a terminal does: the whole foreground process group.
+    os.killpg(child.pid, signal.SIGINT)
+    return child.communicate(timeout=20)
+
+
+def _node_of(place: Place, directory: str) -> psutil.Process:
+    (node,) = [
+        process for process in place.processes(directory) if "zray.brokers" in process.cmdline()
+    ]
+    return node
+
+
 def _nothing_is_left(place: Place, directory: str, timeout_s: float = 5.0) -> None:
     wait_until(
         lambda: not place.processes(directory) and not os.path.exists(directory),
@@ -54,13 +74,12 @@ def _nothing_is_left(place: Place, directory: str, timeout_s: float = 5.0) -> No
 
 
 def test_a_killed_driver_takes_its_node_and_all_files_with_it(place: Place) -> None:
-    child = place.launch(
-        BUSY
-        + """
+    child = _busy(
+        place,
+        """
     print(context.address, flush=True)
     zray.get(ref)
     """,
-        embedded=True,
     )
     directory = line_of(child)
     assert len(place.processes(directory)) >= 3
@@ -70,9 +89,9 @@ def test_a_killed_driver_takes_its_node_and_all_files_with_it(place: Place) -> N
 
 
 def test_a_forked_child_of_a_killed_driver_does_not_keep_the_node(place: Place) -> None:
-    child = place.launch(
-        BUSY
-        + """
+    child = _busy(
+        place,
+        """
     import os
     pid = os.fork()
     if pid == 0:
@@ -82,7 +101,6 @@ def test_a_forked_child_of_a_killed_driver_does_not_keep_the_node(place: Place) 
     print(context.address, flush=True)
     zray.get(ref)
     """,
-        embedded=True,
     )
     forked = int(line_of(child))
     directory = line_of(child)
@@ -95,9 +113,9 @@ def test_a_forked_child_of_a_killed_driver_does_not_keep_the_node(place: Place) 
 
 
 def test_ctrl_c_reaches_user_code_and_the_session_goes_on(place: Place) -> None:
-    child = place.launch(
-        BUSY
-        + """
+    child = _busy(
+        place,
+        """
     print(context.address, flush=True)
     try:
         print("waiting", flush=True)
@@ -107,15 +125,9 @@ def test_ctrl_c_reaches_user_code_and_the_session_goes_on(place: Place) -> None:
     print(zray.get(quick.remote(1), timeout=10), zray.get(actor.call.remote(), timeout=10))
     print(zray.get(array)[0])
     """,
-        embedded=True,
     )
     directory = line_of(child)
-    while line_of(child) != "waiting":
-        continue
-    _await_blocked(child)
-    # As a terminal does: the whole foreground process group.
-    os.killpg(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=20)
+    out, err = _interrupt_its_wait(child)
     assert child.returncode == 0, err
     assert [line for line in out.splitlines() if not line.startswith("(")] == [
         "interrupted",
@@ -126,38 +138,25 @@ def test_ctrl_c_reaches_user_code_and_the_session_goes_on(place: Place) -> None:
 
 
 def test_an_uncaught_ctrl_c_ends_the_driver_and_leaves_nothing(place: Place) -> None:
-    child = place.launch(
-        BUSY
-        + """
+    child = _busy(
+        place,
+        """
     print(context.address, flush=True)
     print("waiting", flush=True)
     zray.get(ref)
     """,
-        embedded=True,
     )
     directory = line_of(child)
-    while line_of(child) != "waiting":
-        continue
-    _await_blocked(child)
-    os.killpg(child.pid, signal.SIGINT)
-    _out, err = child.communicate(timeout=20)
+    _out, err = _interrupt_its_wait(child)
     assert child.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in err
     _nothing_is_left(place, directory)
 
 
-def _await_blocked(child: subprocess.Popen[str]) -> None:
-    """Wait until the driver's main thread sleeps in a system call."""
-    import psutil
-
-    process = psutil.Process(child.pid)
-    wait_until(lambda: process.status() == psutil.STATUS_SLEEPING)
-
-
 def test_a_driver_whose_node_is_killed_gets_node_died_error(place: Place) -> None:
-    child = place.launch(
-        BUSY
-        + """
+    child = _busy(
+        place,
+        """
     print(context.address, flush=True)
     try:
         zray.get(ref)
@@ -171,14 +170,10 @@ def test_a_driver_whose_node_is_killed_gets_node_died_error(place: Place) -> Non
     zray.shutdown()
     print(zray.is_initialized())
     """,
-        embedded=True,
     )
     directory = line_of(child)
-    (node,) = [
-        process for process in place.processes(directory) if "zray.brokers" in process.cmdline()
-    ]
     wait_until(lambda: len(place.processes(directory)) >= 4)
-    node.kill()
+    _node_of(place, directory).kill()
     out, err = child.communicate(timeout=20)
     assert child.returncode == 0, out + err
     words = [line.split()[0] for line in out.splitlines() if not line.startswith("(")]
@@ -187,22 +182,18 @@ def test_a_driver_whose_node_is_killed_gets_node_died_error(place: Place) -> Non
 
 
 def test_sigterm_of_an_embedded_node_is_told_to_its_driver(place: Place) -> None:
-    child = place.launch(
-        BUSY
-        + """
+    child = _busy(
+        place,
+        """
     print(context.address, flush=True)
     try:
         zray.get(ref)
     except zray.exceptions.NodeDiedError as error:
         print("died")
     """,
-        embedded=True,
     )
     directory = line_of(child)
-    (node,) = [
-        process for process in place.processes(directory) if "zray.brokers" in process.cmdline()
-    ]
-    node.terminate()
+    _node_of(place, directory).terminate()
     out, err = child.communicate(timeout=20)
     assert child.returncode == 0, out + err
     assert "died" in out

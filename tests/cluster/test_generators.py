@@ -1,8 +1,6 @@
 """Generators with real processes: order, back-pressure, ends, errors.
 
 What    Tasks and methods whose items arrive as refs while they run.
-Caller  pytest.
-Never   measures.
 """
 
 import os
@@ -11,19 +9,10 @@ import numpy as np
 import pytest
 
 import zray
+from tests.cluster.programs import count_to, echo
 from tests.waiting import wait_until
 
-
-@pytest.fixture(scope="module", autouse=True)
-def node():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
-
-
-@zray.remote
-def count(to):
-    yield from range(to)
+pytestmark = pytest.mark.usefixtures("node")
 
 
 @zray.remote
@@ -64,11 +53,11 @@ def size(path):
 
 
 def test_items_arrive_in_order():
-    assert [zray.get(ref) for ref in count.remote(1000)] == list(range(1000))
+    assert [zray.get(ref) for ref in count_to.remote(1000)] == list(range(1000))
 
 
 def test_an_empty_generator_ends_at_once():
-    assert list(count.remote(0)) == []
+    assert list(count_to.remote(0)) == []
 
 
 def test_large_items_come_through_shared_memory():
@@ -108,11 +97,6 @@ def test_a_dropped_generator_stops(tmp_path):
     del generator
     # What was dropped is told with the next message.
     wait_until(lambda: zray.get(echo.remote(1), timeout=10) and os.path.exists(path + ".closed"))
-
-
-@zray.remote
-def echo(value):
-    return value
 
 
 def test_an_exception_comes_after_the_items_before_it():

@@ -3,12 +3,12 @@
 What    Random and truncated frames, wrong versions, absurd fields, ids of others, floods and half
         connections, from strangers and from a member that has said HELLO. A task runs through
         the same node before and after, and its log holds no traceback of our own.
-Caller  pytest.
 Never   goes easy because the sender is a process of the same user.
 """
 
 import contextlib
 import os
+import pickle
 import socket
 import struct
 import subprocess
@@ -25,13 +25,16 @@ from hypothesis import strategies as st
 
 import zray
 from tests.cluster.observing import ask
+from tests.cluster.programs import double
 from tests.waiting import wait_until
 from zray import api
 from zray.brokers.node_calls import CALL_RULES
 from zray.brokers.node_mailbox import MAILBOX_RULES
-from zray.net import channel, mailbox
+from zray.net import channel, mailbox, tokens
+from zray.net.edges import Edges
 from zray.protocol import frames, messages
 from zray.protocol.limits import (
+    ANSWERS_BYTES_MAX,
     CHANNEL_MESSAGE_BYTES_MAX,
     HELLO_BYTES_MAX,
     PROTOCOL_VERSION,
@@ -39,15 +42,10 @@ from zray.protocol.limits import (
 )
 from zray.protocol.messages import MESSAGES
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.node(object_store_memory=64 << 20)
 FIELDS = {row.kind: row.fields for row in MESSAGES}
 # STOP ends the node and GOODBYE means an EOF: obeying these is right.
 CALLS = sorted(CALL_RULES.keys() - {messages.STOP, messages.GOODBYE})
-
-
-@zray.remote
-def double(x):
-    return 2 * x
 
 
 class Member:
@@ -68,7 +66,8 @@ class Member:
         self.calls.socket.settimeout(10)
         self.calls.send(frames.pack(messages.HELLO, self.identity, "calls", os.getpid(), {}))
         self.context = mailbox.new_context()
-        self.peers = mailbox.Peers(self.context, self.identity)
+        routing_id = tokens.routing_id(self.welcome["secret"], self.identity)
+        self.peers = mailbox.Peers(self.context, routing_id)
         self.peers.connect(self.welcome["node"], self.welcome["endpoint"])
 
     def mail(self, *frames_: bytes) -> None:
@@ -94,10 +93,9 @@ class Member:
 
 
 @pytest.fixture(scope="module")
-def node():
-    zray.init(num_cpus=2, object_store_memory=64 << 20)
-    yield ask("status")
-    zray.shutdown()
+def node(node):
+    """Return the module's node in its own words: pid, directory, counts at the start."""
+    return ask("status")
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +213,29 @@ def test_nobody_takes_the_place_of_a_process_that_is_here(node, member):
     assert member.answered()
 
 
+HELLO_FOR_CALLS = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.settimeout(10)
+    sock.connect(sys.argv[1])
+    sock.sendall(bytes.fromhex(sys.argv[2]))
+    assert sock.recv(100) == b""
+"""
+
+
+def test_nobody_writes_calls_in_the_name_of_a_process_that_has_just_come(node):
+    path = os.path.join(node["directory"], "node.sock")
+    identity, before = os.urandom(8), malformed()
+    with contextlib.closing(channel.connect(path)) as lifeline:
+        lifeline.send(frames.pack(messages.HELLO, identity, "driver", os.getpid(), {"log": False}))
+        assert lifeline.receive() is not None
+        hello = framed(frames.pack(messages.HELLO, identity, "calls", os.getpid(), {}))
+        subprocess.run(
+            [sys.executable, "-c", HELLO_FOR_CALLS, path, hello.hex()], check=True, timeout=20
+        )
+        assert malformed() == before + 1
+
+
 def test_half_open_connections_do_not_keep_others_out(node):
     process = psutil.Process(node["pid"])
     before = process.num_fds()
@@ -306,6 +327,22 @@ def test_a_large_message_right_behind_hello_is_no_stranger(node):
     assert frames.unpack(reply)[4] == value
 
 
+def test_a_member_that_asks_and_never_reads_is_disconnected(node):
+    process = psutil.Process(node["pid"])
+    member = Member(node["directory"])
+    value = bytes(16 << 20)
+    member.calls.send(frames.pack(messages.KV, "put", ["n", b"large", value, True]))
+    assert member.calls.receive() is not None
+    before = malformed()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(2 * ANSWERS_BYTES_MAX // len(value)):
+            member.calls.send(frames.pack(messages.KV, "get", ["n", b"large"]))
+    wait_until(lambda: malformed() == before + 1)
+    assert process.memory_info().rss < 2 * ANSWERS_BYTES_MAX
+    member.close()
+    wait_for_one_driver()
+
+
 # -- the mailbox -----------------------------------------------------------------------------------
 
 
@@ -332,7 +369,7 @@ def test_frames_that_do_not_fit_their_header_are_counted(node, member):
     assert member.answered()
 
 
-# -- fields --------------------------------------------------------------------------------------
+# -- fields ----------------------------------------------------------------------------------------
 
 BYTES = st.one_of(
     st.binary(max_size=20), st.binary(min_size=8, max_size=8), st.binary(min_size=16, max_size=16)
@@ -429,10 +466,28 @@ def fields_of(kind: int) -> st.SearchStrategy[list]:
     ).map(list)
 
 
+UNPACKABLE = (OverflowError, ValueError, TypeError, UnicodeEncodeError)
+
+
 def packable(fields: list) -> bytes | None:
-    with contextlib.suppress(OverflowError, ValueError, TypeError, UnicodeEncodeError):
+    with contextlib.suppress(*UNPACKABLE):
         return frames.pack(messages.PING, *fields)
     return None
+
+
+@contextlib.contextmanager
+def sender_of_absurd_things(node) -> Iterator[Member]:
+    """Yield a member with one class; it must be answered after all that it has sent."""
+    sender = Member(node["directory"])
+    sender.calls.send(
+        frames.pack(messages.DECLARE_CLASS, 0, [b"f", "f", {"CPU": 10000}, 1, 0, None, 0, {}, 0])
+    )
+    try:
+        yield sender
+        assert sender.answered()
+    finally:
+        sender.close()
+    wait_for_one_driver()
 
 
 FUZZ = settings(
@@ -442,44 +497,28 @@ FUZZ = settings(
 
 @pytest.mark.parametrize("kind", CALLS, ids=[messages.NAMES[kind] for kind in CALLS])
 def test_absurd_fields_of_a_call_do_not_stop_the_node(node, kind):
-    sender = Member(node["directory"])
-    sender.calls.send(
-        frames.pack(messages.DECLARE_CLASS, 0, [b"f", "f", {"CPU": 10000}, 1, 0, None, 0, {}, 0])
-    )
+    with sender_of_absurd_things(node) as sender:
 
-    @FUZZ
-    @given(fields_of(kind))
-    def send(fields):
-        with contextlib.suppress(OverflowError, ValueError, TypeError, UnicodeEncodeError):
-            sender.calls.send(frames.pack(kind, *fields))
+        @FUZZ
+        @given(fields_of(kind))
+        def send(fields):
+            with contextlib.suppress(*UNPACKABLE):
+                sender.calls.send(frames.pack(kind, *fields))
 
-    try:
         send()
-        assert sender.answered()
-    finally:
-        sender.close()
-    wait_for_one_driver()
 
 
 @pytest.mark.parametrize("kind", sorted(MAILBOX_RULES), ids=messages.NAMES.get)
 def test_absurd_fields_in_the_mailbox_do_not_stop_the_node(node, kind):
-    sender = Member(node["directory"])
-    sender.calls.send(
-        frames.pack(messages.DECLARE_CLASS, 0, [b"f", "f", {"CPU": 10000}, 1, 0, None, 0, {}, 0])
-    )
+    with sender_of_absurd_things(node) as sender:
 
-    @FUZZ
-    @given(fields_of(kind), st.lists(st.binary(max_size=30), max_size=3))
-    def send(fields, payloads):
-        with contextlib.suppress(OverflowError, ValueError, TypeError, UnicodeEncodeError):
-            sender.mail(frames.pack(kind, *fields, payloads=len(payloads)), *payloads)
+        @FUZZ
+        @given(fields_of(kind), st.lists(st.binary(max_size=30), max_size=3))
+        def send(fields, payloads):
+            with contextlib.suppress(*UNPACKABLE):
+                sender.mail(frames.pack(kind, *fields, payloads=len(payloads)), *payloads)
 
-    try:
         send()
-        assert sender.answered()
-    finally:
-        sender.close()
-    wait_for_one_driver()
 
 
 def test_a_member_cannot_touch_extents_and_objects_of_others(node, member):
@@ -504,23 +543,37 @@ def test_a_member_cannot_touch_extents_and_objects_of_others(node, member):
 # -- the inboxes of drivers and workers ------------------------------------------------------------
 
 
-def test_garbage_in_a_drivers_and_a_workers_inbox_is_counted_not_obeyed(node, member):
-    inboxes = [api.runtime().process.hex(), *(row["worker"] for row in ask("workers"))]
+def inboxes() -> list[str]:
+    return [api.runtime().process.hex(), *(row["worker"] for row in ask("workers"))]
+
+
+def test_garbage_of_a_member_at_a_drivers_and_a_workers_edge_is_counted_not_obeyed(node, member):
+    directory, identity = member.directory, member.identity
+    ways = Edges(
+        mailbox.Inbox(member.context, mailbox.ipc_endpoint(directory, identity.hex())),
+        member.peers,
+        identity,
+        on_stuck=lambda: None,
+    )
+    ways.authorize(member.welcome["secret"], member.welcome["node"])
     kinds = [row.kind for row in MESSAGES if row.channel == "mailbox"]
-    for name in inboxes:
+    for name in inboxes():
         peer = bytes.fromhex(name)
-        member.peers.connect(peer, mailbox.ipc_endpoint(node["directory"], name))
-        member.peers.send(peer, b"", [])
-        member.peers.send(peer, os.urandom(200), [b"x"])
+        ways.connect(peer, mailbox.ipc_endpoint(directory, name))
+        assert ways.send(peer, b"", [])
+        ways.send(peer, os.urandom(200), [b"x"])
         for kind in kinds:
             for value in (None, -1, 1 << 63, [], [[]], {}, "text", b"bytes", [[1, 2, 3]]):
                 header = frames.pack(kind, *[value] * len(FIELDS[kind]), payloads=1)
-                member.peers.send(peer, header, [b"\xc1"])
+                ways.send(peer, header, [b"\xc1"])
+        assert zray.get(double.remote(2), timeout=20) == 4
+        assert ways.knows(peer)
     assert zray.get([double.remote(i) for i in range(200)], timeout=20) == list(range(0, 400, 2))
+    ways.close()
 
 
 def test_garbage_at_an_edge_is_refused(node):
-    for name in [api.runtime().process.hex(), *(row["worker"] for row in ask("workers"))]:
+    for name in inboxes():
         path = os.path.join(node["directory"], name + ".e")
         for data in (b"", os.urandom(64), os.urandom(5000), b"\xff" + bytes(8) + b"\x7f\x03"):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -528,3 +581,86 @@ def test_garbage_at_an_edge_is_refused(node):
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     sock.sendall(data)
                 assert zray.get(double.remote(2), timeout=20) == 4
+
+
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def results_of(number: int, path: str) -> tuple[bytes, bytes]:
+    """Return a RESULTS for task ``number`` whose value is a trap."""
+    value = pickle.dumps(Trap(path), 5)
+    header = frames.pack(messages.RESULTS, number, 0, 1, False, payloads=1)
+    return header, msgpack.packb([value])
+
+
+@zray.remote
+def wait_for(path):
+    wait_until(lambda: os.path.exists(path), 20)
+    return "of the task"
+
+
+def framed_by_zmtp(flags: int, body: bytes) -> bytes:
+    if len(body) > 255:
+        return bytes((flags | 2,)) + struct.pack(">Q", len(body)) + body
+    return bytes((flags, len(body))) + body
+
+
+def test_results_of_a_stranger_are_not_believed(node, tmp_path):
+    """It is of the same user and knows every path, and whose results are awaited."""
+    runtime = api.runtime()
+    trap, go = str(tmp_path / "trap"), str(tmp_path / "go")
+    ref = wait_for.remote(go)
+    header, payload = results_of(ref.key, trap)
+    worker = bytes.fromhex(ask("workers")[0]["worker"])
+    before = runtime.inbox.malformed
+    context = mailbox.new_context()
+    strangers = []
+    for identity in (runtime.node, worker, runtime.process, os.urandom(8), os.urandom(72)):
+        strangers.append(mailbox.Peers(context, identity))
+        strangers[-1].connect(b"driver", runtime.inbox.endpoint)
+        strangers[-1].send(b"driver", header, [payload])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(os.path.join(node["directory"], runtime.process.hex() + ".e"))
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+        identity = b"\x05READY\x08Identity" + struct.pack(">I", 8) + worker
+        sock.sendall(greeting + framed_by_zmtp(4, identity))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(framed_by_zmtp(1, header) + framed_by_zmtp(0, payload))
+
+        def refused() -> bool:
+            ready, _pending = zray.wait([ref], timeout=0.05)
+            assert not ready
+            return runtime.inbox.malformed == before + len(strangers) + 1
+
+        wait_until(refused)
+    open(go, "w").close()
+    assert zray.get(ref, timeout=20) == "of the task"
+    assert not os.path.exists(trap)
+    for stranger in strangers:
+        stranger.close()
+    context.destroy(0)
+
+
+def test_nobody_speaks_to_the_node_in_the_name_of_another(node, member):
+    before = malformed()
+    context = mailbox.new_context()
+    strangers = []
+    for identity in (member.identity, api.runtime().process):
+        strangers.append(mailbox.Peers(context, identity))
+        strangers[-1].connect(b"node", member.welcome["endpoint"])
+        for _ in range(3):
+            strangers[-1].send(b"node", frames.pack(messages.PING))
+    wait_until(lambda: malformed() == before + 6)
+    member.mail(frames.pack(messages.PING))
+    assert member.answered()
+    assert malformed() == before + 6
+    for stranger in strangers:
+        stranger.close()
+    context.destroy(0)

@@ -1,7 +1,6 @@
 """The key-value table, from a driver and from a task.
 
 What    put, get, delete, exists, keys over a real node.
-Caller  pytest.
 Never   looks into LMDB.
 """
 
@@ -10,12 +9,7 @@ import pytest
 import zray
 from zray.util import kv
 
-
-@pytest.fixture(scope="module")
-def node():
-    zray.init(num_cpus=1)
-    yield
-    zray.shutdown()
+pytestmark = pytest.mark.node(num_cpus=1)
 
 
 def test_a_value_is_found_until_it_is_deleted(node):

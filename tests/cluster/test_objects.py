@@ -2,11 +2,9 @@
 
 What    put and get of every kind of value, arguments and results, refs inside of things, and the
         store's used bytes, which come back to 0 when nobody refers to anything any more.
-Caller  pytest.
 Never   fills the store: tests/cluster/test_objects_full.py does.
 """
 
-import os
 import time
 
 import numpy as np
@@ -16,19 +14,13 @@ import pytest
 
 import zray
 from tests.cluster.observing import ask, give_back, store, wait_for_empty_store
+from tests.cluster.programs import pid
 from tests.waiting import wait_until
 from zray import api
 from zray.observer import Observer
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.node(object_store_memory=512 << 20)
 MB = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def node():
-    zray.init(num_cpus=2, object_store_memory=512 << 20)
-    yield
-    zray.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +47,6 @@ def first_of(refs):
 @zray.remote
 def put_inside(value, nbytes):
     return [zray.put(np.full(nbytes, value, "u1")), zray.put(value)]
-
-
-@zray.remote
-def pid():
-    return os.getpid()
 
 
 @zray.remote

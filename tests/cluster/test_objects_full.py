@@ -1,7 +1,6 @@
 """A store that is full: what moves to disk, what comes back, and who is told what.
 
 What    Small stores and small disks, so that everything happens within a second or two.
-Caller  pytest.
 Never   loses a value: after every error the objects that were there are read again.
 """
 
@@ -28,15 +27,8 @@ from tests.waiting import wait_until
 from zray import api
 from zray.errors import ObjectStoreFullError, OutOfDiskError
 
-pytestmark = pytest.mark.cluster
 MB = 1 << 20
-
-
-@pytest.fixture
-def node(no_leaks):
-    zray.init(num_cpus=2, object_store_memory=64 * MB)
-    yield
-    zray.shutdown()
+pytestmark = pytest.mark.node(object_store_memory=64 * MB)
 
 
 def made(value, nbytes=8 * MB - 4096):
@@ -57,7 +49,7 @@ def make(value):
     return made(value)
 
 
-def test_more_than_fits_goes_to_disk_and_comes_back_right(node):
+def test_more_than_fits_goes_to_disk_and_comes_back_right(own_node):
     refs = [zray.put(made(i)) for i in range(30)]
     assert store()["spill_bytes"] > 100 * MB
     assert all(right(zray.get(ref), i) for i, ref in enumerate(refs))
@@ -66,7 +58,7 @@ def test_more_than_fits_goes_to_disk_and_comes_back_right(node):
     wait_for_empty_store()
 
 
-def test_results_and_arguments_of_tasks_spill_as_well(node):
+def test_results_and_arguments_of_tasks_spill_as_well(own_node):
     refs = [make.remote(i) for i in range(24)]
     assert all(zray.get([check.remote(ref, i) for i, ref in enumerate(refs)], timeout=50))
     assert all(right(zray.get(ref), i) for i, ref in enumerate(refs))
@@ -74,14 +66,14 @@ def test_results_and_arguments_of_tasks_spill_as_well(node):
     wait_for_empty_store()
 
 
-def test_a_hundred_puts_dropped_one_by_one_never_touch_the_disk(node):
+def test_a_hundred_puts_dropped_one_by_one_never_touch_the_disk(own_node):
     for i in range(100):
         ref = zray.put(made(i))
     assert right(zray.get(ref), 99)
     assert store()["spill_bytes"] == 0
 
 
-def test_a_list_larger_than_the_store_says_who_holds_what_and_loses_nothing(node):
+def test_a_list_larger_than_the_store_says_who_holds_what_and_loses_nothing(own_node):
     refs = [zray.put(made(i)) for i in range(12)]
     with pytest.raises(ObjectStoreFullError, match="mapped by") as caught:
         zray.get(refs)
@@ -90,7 +82,7 @@ def test_a_list_larger_than_the_store_says_who_holds_what_and_loses_nothing(node
     assert all(right(zray.get(ref), i) for i, ref in enumerate(refs))
 
 
-def test_a_put_while_arrays_pin_everything_fails_and_works_once_they_go(node):
+def test_a_put_while_arrays_pin_everything_fails_and_works_once_they_go(own_node):
     refs = [zray.put(made(i)) for i in range(8)]
     arrays = zray.get(refs)
     with pytest.raises(ObjectStoreFullError) as caught:
@@ -102,7 +94,7 @@ def test_a_put_while_arrays_pin_everything_fails_and_works_once_they_go(node):
     assert all(right(zray.get(ref), i) for i, ref in enumerate(refs))
 
 
-def test_an_object_larger_than_the_store_is_refused_at_once(node):
+def test_an_object_larger_than_the_store_is_refused_at_once(own_node):
     with pytest.raises(ObjectStoreFullError, match="object_store_memory"):
         zray.put(np.zeros(80 * MB, "u1"))
     with pytest.raises(ObjectStoreFullError):
@@ -114,7 +106,7 @@ def _too_large():
     return np.zeros(80 * MB, "u1")
 
 
-def test_idle_extents_of_the_driver_serve_a_worker_in_need(node):
+def test_idle_extents_of_the_driver_serve_a_worker_in_need(own_node):
     for i in range(20):
         zray.put(made(i, 2 * MB - 4096))  # Dropped: kept warm by this process.
     assert store()["leased_bytes"] > 0
@@ -122,14 +114,14 @@ def test_idle_extents_of_the_driver_serve_a_worker_in_need(node):
     assert all(zray.get([check.remote(ref, i) for i, ref in enumerate(refs)], timeout=30))
 
 
-def test_private_objects_of_the_driver_spill_for_a_worker_in_need(node):
+def test_private_objects_of_the_driver_spill_for_a_worker_in_need(own_node):
     mine = [zray.put(made(i)) for i in range(7)]
     refs = [make.remote(i + 100) for i in range(6)]
     assert all(zray.get([check.remote(ref, i + 100) for i, ref in enumerate(refs)], timeout=30))
     assert all(right(zray.get(ref), i) for i, ref in enumerate(mine))
 
 
-def test_values_read_under_pressure_from_many_threads_are_right(node):
+def test_values_read_under_pressure_from_many_threads_are_right(own_node):
     from concurrent.futures import ThreadPoolExecutor
 
     refs = [zray.put(made(i, 2 * MB)) for i in range(40)]
@@ -233,7 +225,7 @@ def test_a_store_works_where_dev_shm_has_64_megabytes():
 
 
 def test_no_memory_for_new_pages_is_an_error_and_the_extent_is_committed_by_the_next(
-    node, monkeypatch
+    own_node, monkeypatch
 ):
     real = os.posix_fallocate
     refused = []
@@ -259,7 +251,7 @@ def test_no_memory_for_new_pages_is_an_error_and_the_extent_is_committed_by_the_
     assert right(zray.get(ref), 2)
 
 
-def test_a_worker_killed_while_it_waits_for_room_does_not_block_the_others(node):
+def test_a_worker_killed_while_it_waits_for_room_does_not_block_the_others(own_node):
     arrays = zray.get([zray.put(made(i)) for i in range(8)])
 
     @zray.remote(max_retries=0)
@@ -277,7 +269,7 @@ def test_a_worker_killed_while_it_waits_for_room_does_not_block_the_others(node)
     wait_until(lambda: store()["waiting_allocations"] == 0)
 
 
-def test_the_node_keeps_no_descriptor_and_no_file_of_what_was_spilled(node):
+def test_the_node_keeps_no_descriptor_and_no_file_of_what_was_spilled(own_node):
     process = psutil.Process(node_pid())
     zray.get([check.remote(made(i), i) for i in range(20)])
     wait_until(lambda: ask("status")["scheduler"]["workers"] == {"idle": 2})
@@ -289,3 +281,20 @@ def test_the_node_keeps_no_descriptor_and_no_file_of_what_was_spilled(node):
     give_back()
     wait_until(lambda: not [n for n in os.listdir(directory) if n.endswith(".blob")])
     assert process.num_fds() <= before + 2
+
+
+def test_a_list_larger_than_the_store_comes_back_once(own_node):
+    refs = [zray.put(bytes([i]) * (8 * MB - 4096)) for i in range(20)]
+    before = store()["restores"]
+    values = zray.get(refs, timeout=50)
+    assert [(value[0], len(value)) for value in values] == [(i, 8 * MB - 4096) for i in range(20)]
+    assert 12 <= store()["restores"] - before <= len(refs)
+
+
+def test_a_list_that_has_come_back_raises_its_first_error(own_node):
+    refs = [zray.put(made(i)) for i in range(12)]
+    failing = zray.remote(lambda i: [][i])
+    zray.wait(errors := [failing.remote(i) for i in range(2)], num_returns=2)
+    with pytest.raises(IndexError):
+        zray.get([refs[0], errors[0], *refs[1:4], errors[1]], timeout=50)
+    assert right(zray.get(refs[:3], timeout=50)[2], 2)

@@ -2,7 +2,6 @@
 
 What    What a dead driver leaves behind, what outlives it, which modules its workers import, what
         survives the node itself, and that one driver does not starve another.
-Caller  pytest.
 Never   shares a node between tests.
 """
 
@@ -16,8 +15,6 @@ import pytest
 
 from tests.cluster.nodes import Place, line_of
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.cluster
 
 
 def _idle(place: Place) -> dict[str, Any] | None:
@@ -58,6 +55,33 @@ HEAVY = """
     print("ready", flush=True)
     zray.get(waiting)
 """
+
+
+MADE_IN_A_TASK = """
+    import zray
+    zray.init()
+
+    @zray.remote
+    class Keeper:
+        def keep(self, handle):
+            self.handle = handle
+
+    @zray.remote
+    def make_two():
+        one, other = Keeper.remote(), Keeper.remote()
+        zray.get([one.keep.remote(other), other.keep.remote(one)])
+
+    zray.get(make_two.remote())
+    print(zray.get_runtime_context().get_job_id())
+"""
+
+
+def test_actors_that_a_jobs_tasks_made_end_with_the_job(place: Place) -> None:
+    """Two that hold each other: nothing but the end of their job ends them."""
+    place.start("--num-cpus", "4")
+    job = place.drive(MADE_IN_A_TASK).strip()
+    wait_until(lambda: _idle(place), what="an idle node")
+    assert [(row["job_id"], row["state"]) for row in place.ask("actors")] == [(job, "DEAD")] * 2
 
 
 def test_nothing_of_a_killed_driver_stays_on_the_node(place: Place) -> None:

@@ -2,7 +2,6 @@
 
 What    Parameter server, reductions, pipelines, pools, generators, named actors, retries: each as
         its author would have written it for Ray.
-Caller  pytest.
 Never   uses a name that Ray does not have.
 """
 
@@ -16,14 +15,12 @@ import pytest
 
 import zray as ray
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    ray.init(num_cpus=4, resources={"licence": 2}, namespace="programs", include_dashboard=False)
-    yield
-    ray.shutdown()
+pytestmark = [
+    pytest.mark.usefixtures("node"),
+    pytest.mark.node(
+        num_cpus=4, resources={"licence": 2}, namespace="programs", include_dashboard=False
+    ),
+]
 
 
 def test_monte_carlo_pi_with_a_progress_actor():

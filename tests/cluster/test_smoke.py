@@ -2,35 +2,13 @@
 
 What    Task, map, actor, object, error: one of each.
 Caller  pytest; whoever has changed anything.
-Never   measures.
 """
 
 import numpy as np
 import pytest
 
 import zray
-
-
-@pytest.fixture(scope="module")
-def node():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
-
-
-@zray.remote
-def double(x):
-    return x * 2
-
-
-@zray.remote
-class Counter:
-    def __init__(self, start=0):
-        self.n = start
-
-    def add(self, k=1):
-        self.n += k
-        return self.n
+from tests.cluster.programs import Counter, double
 
 
 def test_a_task_returns_its_value(node):

@@ -1,8 +1,6 @@
 """How tasks end with real processes: exits, crashes, retries, results that cannot travel.
 
 What    Each way out of a task, as its caller sees it.
-Caller  pytest.
-Never   measures.
 """
 
 import ctypes
@@ -13,20 +11,11 @@ import threading
 import pytest
 
 import zray
+from tests.cluster.programs import echo
 from tests.waiting import wait_until
 from zray.exceptions import SerializationError, WorkerCrashedError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def node():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
-
-
-@zray.remote
-def echo(value):
-    return value
+pytestmark = pytest.mark.usefixtures("node")
 
 
 def tries(path):

@@ -1,8 +1,6 @@
 """zray.util with real actors: ActorPool, Queue, as_completed, map_unordered, serializers.
 
 What    Each as Ray's documentation uses it, and what goes wrong: timeouts, errors, full and empty.
-Caller  pytest.
-Never   waits for a fixed time.
 """
 
 import asyncio
@@ -15,20 +13,13 @@ import time
 import pytest
 
 import zray
+from tests.cluster.programs import PAUSE_S
 from tests.waiting import wait_until
 from zray.api import runtime
 from zray.util import ActorPool, as_completed, map_unordered
 from zray.util.queue import Empty, Full, Queue
 
-pytestmark = pytest.mark.cluster
-PAUSE_S = 0.005
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
+pytestmark = pytest.mark.usefixtures("node")
 
 
 @zray.remote
@@ -216,8 +207,11 @@ def test_a_queue_is_used_from_tasks_and_from_loops(queue):
             queue.put(i)
 
     async def consume(count):
-        await queue.put_async("mine")
-        return [await queue.get_async() for _ in range(count + 1)]
+        # Beside the taking: where the task has filled the queue already, it waits for room.
+        put = asyncio.ensure_future(queue.put_async("mine"))
+        found = [await queue.get_async() for _ in range(count + 1)]
+        await put
+        return found
 
     ref = produce.remote(queue, 10)
     assert set(asyncio.run(consume(10))) == {*range(10), "mine"}
@@ -272,6 +266,44 @@ def test_as_completed_does_not_wait_for_the_slow_ones(tmp_path):
     assert sorted([next(found), next(found)]) == [2, 4]
     (tmp_path / "go").touch()
     assert list(found) == [str(tmp_path / "go")]
+
+
+def test_who_polls_with_no_timeout_sees_results_come():
+    """The time was over before the first look: such a loop never ended."""
+    refs = [double.remote(i) for i in range(20)]
+    ready = []
+
+    def all_are_there():
+        nonlocal refs
+        done, refs = zray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
+        ready.extend(done)
+        return not refs
+
+    wait_until(all_are_there)
+    assert sorted(zray.get(ready)) == [2 * i for i in range(20)]
+    late = double.remote(4)
+
+    def is_there():
+        try:
+            return zray.get(late, timeout=0) == 8
+        except zray.exceptions.GetTimeoutError:
+            return False
+
+    wait_until(is_there)
+
+
+def test_as_completed_refuses_what_it_could_never_yield():
+    ref = double.remote(1)
+    with pytest.raises(ValueError, match="twice"):
+        list(as_completed([ref, ref]))
+    with pytest.raises(TypeError, match="as_completed"):
+        list(as_completed([1]))
+
+
+def test_an_error_among_completed_ones_is_raised_at_its_turn():
+    found = as_completed([double.remote("bad")])
+    with pytest.raises(KeyError):
+        next(found)
 
 
 def test_map_unordered_takes_items_as_results_make_room():

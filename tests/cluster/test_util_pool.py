@@ -1,8 +1,6 @@
 """zray.util.multiprocessing.Pool beside multiprocessing.Pool.
 
 What    Every method, in order and out of it, its errors, callbacks, and its end.
-Caller  pytest.
-Never   waits for a fixed time.
 """
 
 import itertools
@@ -15,18 +13,11 @@ import time
 import pytest
 
 import zray
+from tests.cluster.programs import PAUSE_S
 from tests.waiting import wait_until
 from zray.util.multiprocessing import Pool
 
-pytestmark = pytest.mark.cluster
-PAUSE_S = 0.005
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session():
-    zray.init(num_cpus=2)
-    yield
-    zray.shutdown()
+pytestmark = pytest.mark.usefixtures("node")
 
 
 @pytest.fixture

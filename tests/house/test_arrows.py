@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("zray.launch*",),
     (
         *("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor"),
-        *("zray.context", "zray.state", "zray.trace"),
+        *("zray.context", "zray.state", "zray.trace", "zray.waits"),
     ),
     ("zray.util*", "zray.testing*", "zray.cli*", "zray"),
 )
@@ -50,6 +50,7 @@ PURE = (
     "zray.brokers.resources",
     "zray.brokers.schedul*",
     "zray.brokers.task_queues",
+    "zray.brokers.leases",
     "zray.brokers.gcs.actor_table",
     "zray.brokers.gcs.history",
     "zray.brokers.gcs.records",

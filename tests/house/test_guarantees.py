@@ -1,7 +1,6 @@
 """The guarantees page names tests; each of them must exist.
 
 What    Looks for every `test_…` of docs/explanation/guarantees.md among the tests.
-Caller  pytest.
 Never   runs them: pytest does that by itself.
 """
 

@@ -1,9 +1,10 @@
 """The README and the tutorial: short enough, links that lead somewhere, programs that run.
 
 What    The python blocks of a page are run one after another as one program; a text block behind
-        one of them is what it prints, where "..." stands for what differs from run to run.
+        one of them is what it prints, where "..." stands for what differs from run to run. The
+        README's commands run as well, against its program; those that install are run elsewhere.
 Caller  scripts/test, scripts/check.
-Never   runs a shell block: those install things.
+Never   installs anything, or touches the user's own node.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.house.sources import ROOT, report, walk
+from tests.leaks import Snapshot
 
 README = ROOT / "README.md"
 README_LINES_MAX = 150
@@ -25,6 +29,12 @@ RUN_TIMEOUT_S = 50
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 SEPARATOR = "\x1e"
+# Commands that make an environment or train for a minute: who runs them instead.
+RUN_ELSEWHERE = {
+    "scripts/demo": "tests/demo/test_cartpole.py",
+    "scripts/test": "scripts/test",
+    "pip install .": "tests/house/test_packaging.py",
+}
 MATCHES = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -88,3 +98,51 @@ def test_the_programs_of_a_page_run_and_print_what_it_says(name: str, tmp_path: 
         if expected is not None:
             right = doctest.OutputChecker().check_output(expected, got, MATCHES)
             assert right, f"{code}\nshould print\n{expected}\nand prints\n{got}"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the commands of each shell block of a page, without their comments."""
+    return [
+        [line.partition("  #")[0].strip() for line in code.splitlines() if line.strip()]
+        for language, code in BLOCK.findall(page.read_text(encoding="utf-8"))
+        if language == "sh"
+    ]
+
+
+def test_every_command_of_the_readme_that_is_not_run_here_is_run_by_another_test():
+    there = {command: test for command, test in RUN_ELSEWHERE.items() if (ROOT / test).exists()}
+    assert there == RUN_ELSEWHERE
+    run_here = [block for block in commands(README) if not set(block) & set(RUN_ELSEWHERE)]
+    assert run_here == [each for each in commands(README) if set(each) - set(RUN_ELSEWHERE)]
+    assert run_here, "the command line is shown"
+
+
+@pytest.mark.cluster
+def test_the_commands_of_the_readme_run_its_program(run_folder: Path, no_leaks: Snapshot):
+    from tests.cluster.nodes import Place
+
+    place = Place(Path(tempfile.mkdtemp(prefix="r", dir=run_folder)))
+    (code, expected), *_ = programs(README)
+    place.program(code, "program.py")
+    place.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{place.env['PATH']}"
+    place.env["PYTHONPATH"] = str(ROOT)
+    try:
+        for block in commands(README):
+            if set(block) & set(RUN_ELSEWHERE):
+                continue
+            done = subprocess.run(
+                ["bash", "-e", "-c", "\n".join(block)],
+                cwd=place.folder,
+                env=place.env,
+                capture_output=True,
+                text=True,
+                timeout=RUN_TIMEOUT_S,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert expected is not None
+            assert expected in done.stdout
+            place.await_no_process()
+    finally:
+        place.close()
+        shutil.rmtree(place.folder)

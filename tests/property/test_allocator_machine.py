@@ -1,7 +1,6 @@
 """The allocator against a model that knows only which pages are taken.
 
 What    A Hypothesis state machine: no overlap, nothing lost, fresh exactly when untouched.
-Caller  pytest.
 Never   touches memory.
 """
 

@@ -3,7 +3,6 @@
 What    A Hypothesis state machine shares, registers (once or more often), holds, locates, spills,
         restores and releases objects, nests them, and lets processes die: an object lives exactly
         as long as somebody holds it, its extents with it, and what is mapped does not move.
-Caller  pytest.
 Never   knows how the directory counts.
 """
 

@@ -3,7 +3,6 @@
 What    A Hypothesis state machine creates, starts, kills, drops and loses actors, alone in a worker
         or many to one: none is placed twice or forgotten, none restarts more often than it may,
         and every resource that was granted is given back once.
-Caller  pytest.
 Never   starts a worker: claims are served when a rule says so.
 """
 
@@ -88,13 +87,22 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     # -- birth ------------------------------------------------------------------------------------
 
-    @rule(shared=st.booleans(), restarts=st.sampled_from((0, 1, -1)), seats=st.integers(0, 1))
-    def create(self, shared: bool, restarts: int, seats: int) -> None:
+    @rule(
+        shared=st.booleans(),
+        restarts=st.sampled_from((0, 1, -1)),
+        seats=st.integers(0, 1),
+        arguments=st.sampled_from((b"", b"", None)),
+    )
+    def create(self, shared: bool, restarts: int, seats: int, arguments: bytes | None) -> None:
         identity = object_id(OWNER, self.next_number)
         self.next_number += 1
         self.restarts[identity], self.budgets[identity] = 0, restarts
         self.dispatcher.create(
-            OWNER, identity, b"class", details(shared=shared, restarts=restarts, seats=seats), b""
+            OWNER,
+            identity,
+            b"class",
+            details(shared=shared, restarts=restarts, seats=seats),
+            arguments,
         )
         self.perform()
 
@@ -219,21 +227,18 @@ class DispatcherMachine(RuleBasedStateMachine):
             self.perform()
             assert (FRIEND, identity) in self.told, "who watches is told at once"
 
-    @rule(created=st.booleans())
-    def watch_early(self, created: bool) -> None:
-        identity = object_id(OWNER, self.next_number)
-        self.next_number += 1
-        self.dispatcher.expect(FRIEND, identity)
-        if created:
-            self.restarts[identity] = self.budgets[identity] = 0
-            self.dispatcher.create(
-                OWNER, identity, b"class", details(shared=False, restarts=0, seats=0), b""
-            )
-            assert FRIEND in self.dispatcher.actors[identity].watchers
-        else:
-            self.dispatcher.stillborn(identity, b"argument")
-        self.perform()
-        assert created or (FRIEND, identity) in self.told
+    @rule(data=st.data(), fails=st.booleans())
+    def arguments_arrive(self, data: st.DataObject, fails: bool) -> None:
+        found = sorted(
+            identity
+            for identity, actor in self.dispatcher.actors.items()
+            if actor.arguments is None
+        )
+        if found:
+            identity = data.draw(st.sampled_from(found))
+            self.dispatcher.arguments_arrived(OWNER, identity, None if fails else b"", b"argument")
+            self.perform()
+            assert (identity in self.dispatcher.dead) == fails
 
     # -- what must hold ---------------------------------------------------------------------------
 
@@ -250,7 +255,9 @@ class DispatcherMachine(RuleBasedStateMachine):
     def who_has_no_place_has_asked_for_one(self) -> None:
         asked = {claim.actor for claim in self.claims}
         for identity, actor in self.dispatcher.actors.items():
-            if actor.worker is None and identity not in asked:
+            if actor.worker is None and actor.arguments is None:
+                assert identity not in asked, "it could not start there"
+            elif actor.worker is None and identity not in asked:
                 assert identity in self.dispatcher.waiting_for_host, "nobody seeks a place for it"
                 assert self.dispatcher.hosts_claimed, "it waits for a host that nobody claims"
         for claimant in self.dispatcher.hosts_claimed:

@@ -1,15 +1,15 @@
 """The references of two processes and their node's directory: units balance, nothing leaks.
 
 What    A Hypothesis state machine plays two owners that put, submit, share, pass on, view and drop,
-        with outcomes that come late, twice or never, and mailboxes that are slower than streams.
+        with outcomes that come late, twice or never, and releases that are heeded late.
         When both have dropped everything the directory is empty, and so is every table.
-Caller  pytest.
-Never   sends a byte: calls go straight into the directory, messages when a rule says so.
+Never   sends a byte: calls go straight into the directory, releases when a rule says so.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import settings
@@ -25,6 +25,13 @@ from zray.session.references import Key, References
 
 NODE, WORKER = b"the-node", b"a-worker"
 PLAIN, ERROR, LOST = b"\x80plain", b"\x02boom", b"\x02lost"
+
+
+@dataclass
+class Reference:
+    """What transfer() reads of an ObjectRef."""
+
+    key: Key
 
 
 class Client:
@@ -44,7 +51,7 @@ class Client:
         """Numbers of tasks, and how many executions have not delivered yet."""
         self.kinds: dict[int, str] = {}
         self.views: list[Any] = []
-        self.mail: deque[list[Any]] = deque()
+        self.releases: deque[list[Any]] = deque()
         self.next_number = 1
 
     def free(self, number: int) -> None:
@@ -86,14 +93,13 @@ class ReferencesMachine(RuleBasedStateMachine):
     # -- the node ---------------------------------------------------------------------------------
 
     def flush(self, client: Client) -> None:
-        """Calls at once; messages wait until deliver()."""
+        """Calls at once; releases wait until heed()."""
         if client.references.garbage or client.references.voided:
             client.references.collect()
         calls, client.outbox.calls = client.outbox.calls, []
         for packed in calls:
             self.call(client, frames.unpack(packed))
-        queued, client.outbox.messages = client.outbox.messages, []
-        client.mail.extend(frames.unpack(header) for _peer, header, _payloads in queued)
+        assert not client.outbox.messages
         self.settle()
 
     def call(self, client: Client, message: list[Any]) -> None:
@@ -110,6 +116,10 @@ class ReferencesMachine(RuleBasedStateMachine):
             )
         elif kind == messages.HOLD:
             self.directory.hold(client.process, message[3])
+        elif kind == messages.TRANSFER:
+            self.directory.transfer(client.process, message[3], message[4])
+        elif kind == messages.RELEASE:
+            client.releases.append(message)
         else:
             assert kind == messages.LOCATE
             self.directory.locate(client.process, message[3])
@@ -223,6 +233,18 @@ class ReferencesMachine(RuleBasedStateMachine):
             self.flush(client)
 
     @rule(which=st.booleans(), data=st.data())
+    def transfer(self, which: bool, data: st.DataObject) -> None:
+        """A leased worker is sent a task: what lies in shared memory is held for it already."""
+        client, other = self.client(which), self.client(not which)
+        if not client.held:
+            return
+        key = data.draw(st.sampled_from(sorted(client.held, key=repr)))
+        held = client.references.transfer(other.process, [Reference(key)])
+        self.flush(client)
+        for theirs in other.references.accept(held):
+            other.take(theirs)
+
+    @rule(which=st.booleans(), data=st.data())
     def drop(self, which: bool, data: st.DataObject) -> None:
         client = self.client(which)
         if client.held:
@@ -253,13 +275,12 @@ class ReferencesMachine(RuleBasedStateMachine):
     def flush_one(self, which: bool) -> None:
         self.flush(self.client(which))
 
-    @precondition(lambda self: any(client.mail for client in self.clients))
+    @precondition(lambda self: any(client.releases for client in self.clients))
     @rule(which=st.booleans())
-    def deliver(self, which: bool) -> None:
+    def heed(self, which: bool) -> None:
         client = self.client(which)
-        if client.mail:
-            message = client.mail.popleft()
-            assert message[1] == messages.RELEASE
+        if client.releases:
+            message = client.releases.popleft()
             self.directory.release(client.process, message[3], message[4])
             self.settle()
 
@@ -284,8 +305,8 @@ class ReferencesMachine(RuleBasedStateMachine):
                     client.drop(key)
         for which in (False, True, False, True):
             self.flush(self.client(which))
-            while self.client(which).mail:
-                self.deliver(which)
+            while self.client(which).releases:
+                self.heed(which)
         assert not self.directory.entries, self.directory.entries
         assert not self.extents
         for client in self.clients:

@@ -3,7 +3,6 @@
 What    A Hypothesis state machine plays clients and workers: whatever happens in whatever order, a
         task is queued once, or at one worker, or over; resources are never held twice; and what
         fits is handed out, or a worker for it is on its way.
-Caller  pytest.
 Never   sleeps: time is a number that rules move.
 """
 

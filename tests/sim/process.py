@@ -19,7 +19,13 @@ from tests.sim.node import SimPeers
 from zray import errors
 from zray.protocol import frames, messages, outcome
 from zray.protocol.ids import ObjectId, object_id
-from zray.protocol.limits import BLOCKED_AFTER_S, LEASE_IDLE_S, LINGER_US, RECONCILE_GRACE_S
+from zray.protocol.limits import (
+    BLOCKED_AFTER_S,
+    LEASE_IDLE_S,
+    LEASE_TURN_S,
+    LINGER_US,
+    RECONCILE_GRACE_S,
+)
 from zray.serialization.exceptions import decode_exception, encode_exception
 from zray.session.references import Key
 from zray.session.session import Session
@@ -137,6 +143,7 @@ class SimProcess:
         self._reconcile_at: float | None = None
         self._reading = False
         self._sweeping = False
+        self._in_turn = False
         self._armed = False
         self._interrupt: str | None = None
         self._interruptible = True
@@ -230,6 +237,9 @@ class SimProcess:
         if self.session.reconcile_wanted and self._reconcile_at is None:
             self._reconcile_at = self.world.now + RECONCILE_GRACE_S
             self._later(RECONCILE_GRACE_S, self._reconcile)
+        if self.session.tasks.turn_runs and not self._in_turn:
+            self._in_turn = True
+            self._later(LEASE_TURN_S, self._end_turn)
         if self.session.tasks.leases and not self._sweeping:
             self._sweeping = True
             self._later(LEASE_IDLE_S, self._sweep)
@@ -254,7 +264,7 @@ class SimProcess:
         session = self.session
         session.handle(envelope.sender, message, list(envelope.payloads))
         assert session.unhandled == 0, f"{self.name} got {message}"
-        if session.held or session.callbacks:
+        if session.references.news:
             session.after_arrival()
         if session.outbox:
             self.flush()
@@ -267,6 +277,11 @@ class SimProcess:
     def _reconcile(self) -> None:
         self._reconcile_at = None
         self.session.reconcile()
+        self.flush()
+
+    def _end_turn(self) -> None:
+        self._in_turn = False
+        self.session.tasks.end_turn()
         self.flush()
 
     def _sweep(self) -> None:
@@ -289,7 +304,7 @@ class SimProcess:
             self.session.outbox.call(messages.UNPINNED, self.references.unpin(message[3]))
             self.flush()
         elif kind == messages.RECALL:
-            self.session.tasks.recalled(message[3])
+            self.session.tasks.recalled(message[3], busy=self.world.rng.random() < 0.5)
             self.flush()
         elif kind == messages.RECLAIM_STORE:
             self.give_back()

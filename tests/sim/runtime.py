@@ -247,14 +247,15 @@ class SimRuntime(SimProcess):
         actor = object_id(self.identity, number)
         route = session.actors.route(actor, -1)
         route.watched = True
-        route.keep = (None, keep)
         ref = SimRef(self, number)
-        outbox = session.outbox
-
-        def create(filled: bytes) -> None:
-            outbox.call(messages.CREATE_ACTOR, actor, b"A", details, filled)
-
-        session.create_actor(route, number, data, slots, create)
+        session.references.created(number)
+        filled = session.arguments_now(data, slots)
+        if keep:
+            details["keeps"] = True
+            session.actors.keep(route, keep, details["restarts"])
+        session.outbox.call(messages.CREATE_ACTOR, actor, b"A", details, filled)
+        if filled is None:
+            session.arguments_later(route, data, slots)
         self.submitted()
         return SimHandle(ref, route)
 

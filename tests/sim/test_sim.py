@@ -2,7 +2,6 @@
 
 What    Each seed is a cluster of its own; a failing one is printed with its story. ``--seed N``
         runs one; scripts/sim runs thousands.
-Caller  pytest.
 Never   runs for long: about a tenth of a second a seed.
 """
 

@@ -136,7 +136,7 @@ class SimWorker(SimRuntime):
         return True
 
     def _on_run(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
-        client, number, spec, first, count, low, high, mode, gpus = message[3:12]
+        client, number, spec, first, count, low, high, mode, gpus, held = message[3:13]
         key = (client, number)
         task_class = self.classes.get(key)
         if task_class is None:
@@ -144,20 +144,12 @@ class SimWorker(SimRuntime):
             task_class = self.classes[key] = TaskClass(spec)
         if spec is not None and len(spec) > 9:
             self.peers.connect(client, spec[9])
-        self.queue.items.append(
-            TaskRange(
-                client,
-                task_class,
-                first,
-                count,
-                low,
-                high,
-                mode,
-                payloads[0],
-                gpus,
-                direct=sender != self.node,
-            )
+        direct = sender != self.node
+        work = TaskRange(
+            client, task_class, first, count, low, high, mode, payloads[0], gpus, direct=direct
         )
+        work.held = self.session.references.accept(held)
+        self.queue.items.append(work)
 
     def on_lifeline(self, message: list[Any]) -> None:
         kind = message[1]
@@ -208,6 +200,7 @@ class SimWorker(SimRuntime):
             yield from self._step(Step(work, low, high), calls)
             self._linger()
         self.queue.running = None
+        self.references.garbage.extend(work.held)
 
     def _step(self, step: Step, calls: list[Any]) -> Program:
         work = step.work

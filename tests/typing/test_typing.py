@@ -2,7 +2,6 @@
 
 What    Runs both checkers, strict, on the programs beside this file: what they accept must be
         accepted whole, and what they refuse must be refused on the marked lines and no others.
-Caller  pytest.
 Never   runs the programs.
 """
 

@@ -1,7 +1,6 @@
 """Settings: who overrules whom, what is refused and how it is said.
 
 What    Precedence of code, variables and files; every parser; typos; the directory of a node.
-Caller  pytest.
 Never   starts a process.
 """
 

@@ -1,7 +1,6 @@
 """What a machine offers, read from machines built out of folders.
 
 What    cgroup v1 and v2, memory, GPUs by the driver's files and by nvidia-smi, and what users say.
-Caller  pytest.
 Never   depends on the machine it runs on, except to see that detection works there at all.
 """
 

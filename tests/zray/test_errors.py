@@ -1,7 +1,6 @@
 """The exception tree: shape, pickling, documentation, and errors that carry a user's exception.
 
 What    Walks every class of zray.errors, and drives TaskError as a worker and a caller would.
-Caller  pytest.
 Never   starts a process: errors are plain data.
 """
 

@@ -1,7 +1,6 @@
 """The options of tasks, actors and methods: defaults, what is refused and how it is said.
 
 What    The table against the three records, Ray's defaults, every kind of wrong value.
-Caller  pytest.
 Never   starts a process: options are plain data.
 """
 
@@ -21,7 +20,7 @@ from hypothesis import strategies as st
 import zray.options
 from zray.errors import OptionError
 from zray.options import OPTIONS, ActorOptions, MethodOptions, TaskOptions, describe
-from zray.protocol.units import RESOURCE_UNITS, from_units, to_units
+from zray.protocol.units import RESOURCE_UNITS, to_units
 
 RECORDS = {"task": TaskOptions, "actor": ActorOptions, "method": MethodOptions}
 Record = type[TaskOptions] | type[ActorOptions] | type[MethodOptions]
@@ -285,9 +284,8 @@ def test_the_keywords_that_checkers_know_are_the_options_of_the_table() -> None:
 @given(st.integers(min_value=0, max_value=10**9))
 def test_a_multiple_of_a_ten_thousandth_is_counted_exactly(units: int) -> None:
     assert to_units(units / RESOURCE_UNITS) == units
-    assert to_units(from_units(units)) == units
 
 
 @given(st.floats(min_value=0.001, max_value=1e6))
 def test_an_amount_is_never_counted_as_noticeably_more_than_it_says(amount: float) -> None:
-    assert amount - 1 / RESOURCE_UNITS < from_units(to_units(amount)) <= amount + 1e-9
+    assert amount - 1 / RESOURCE_UNITS < to_units(amount) / RESOURCE_UNITS <= amount + 1e-9

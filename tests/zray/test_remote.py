@@ -1,7 +1,6 @@
 """Remote functions and actor classes before any node is there.
 
 What    Decorating, options, refusals, pickling: none of it starts zray.
-Caller  pytest.
 Never   starts a node: each test checks that none was.
 """
 

@@ -8,6 +8,7 @@ Never   reads a message's fields.
 """
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -47,6 +48,12 @@ class Channel:
     def fileno(self) -> int:
         """Return the descriptor to poll."""
         return self.socket.fileno()
+
+    @property
+    def peer_pid(self) -> int:
+        """The process that has connected, by the kernel's word; 0 where it says nothing."""
+        credentials = _credentials_of(self.socket)
+        return 0 if credentials is None else credentials[0]
 
     def send(self, message: bytes, descriptors: tuple[int, ...] = ()) -> None:
         """Send all of one message, blocking while the kernel's buffer is full.
@@ -212,7 +219,12 @@ class Listener:
         return self.socket.fileno()
 
     def accept(self) -> Channel | None:
-        """Accept one process of the same user, None where nobody waits.
+        """Accept one process of the same user, None where nobody waits."""
+        sock = self.accept_socket()
+        return None if sock is None else Channel(sock, takes_descriptors=False)
+
+    def accept_socket(self) -> socket.socket | None:
+        """Accept as accept() does, and return the bare socket, which does not block.
 
         A process of another user is refused here, by the kernel's word for who it is.
         """
@@ -229,7 +241,7 @@ class Listener:
                 continue
             if same_user(sock):
                 sock.setblocking(False)
-                return Channel(sock, takes_descriptors=False)
+                return sock
             sock.close()
 
     def _refuse_one(self) -> bool:
@@ -240,11 +252,14 @@ class Listener:
         try:
             sock, _address = self.socket.accept()
             sock.close()
+            self.refused += 1
+            refused = True
         except OSError:
-            return False
-        self.refused += 1
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        return True
+            refused = False
+        # Another thread may have been quicker, to open a file of its own: the next one, then.
+        with contextlib.suppress(OSError):
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return refused
 
     def close(self) -> None:
         """Stop listening."""
@@ -256,8 +271,15 @@ class Listener:
 
 def same_user(sock: socket.socket) -> bool:
     """Return whether the peer of a unix stream is this user or root, by the kernel's word."""
-    if not hasattr(socket, "SO_PEERCRED"):
+    credentials = _credentials_of(sock)
+    if credentials is None:
         return True  # The directory's mode 0700 is what keeps others out.
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _pid, uid, _gid = struct.unpack("iII", credentials)
-    return uid in (os.getuid(), 0)
+    return credentials[1] in (os.getuid(), 0)
+
+
+def _credentials_of(sock: socket.socket) -> tuple[int, int, int] | None:
+    """Return (pid, uid, gid) of the peer of a unix stream, None where the kernel has no word."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid

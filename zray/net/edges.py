@@ -6,13 +6,15 @@ What    Calls and results go over unix streams in ZeroMQ's own wire format (ZMTP
         15 (docs/explanation/architecture.md, D3). What the node sends comes through ZeroMQ
         as ever; both are in one poll set.
 Caller  zray/client.py.
-Never   blocks in send: what the kernel does not take is kept and leaves when it can.
+Never   blocks in send: what the kernel does not take is kept and leaves when it can. Believes
+        nobody who has not shown the token of a process of its node (zray/net/tokens.py).
 Spec    RFC 37/ZMTP: greeting, READY, message frames.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -22,9 +24,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from zray.errors import RemoteProtocolError
-from zray.protocol.limits import EDGE_MESSAGE_BYTES_MAX
+from zray.protocol.limits import (
+    EDGE_MESSAGE_BYTES_MAX,
+    HELLO_TIMEOUT_S,
+    UNNAMED_CONNECTIONS_MAX,
+)
 
-from .channel import same_user
+from . import tokens
+from .channel import Listener, same_user
 from .mailbox import Inbox, Message, Peers
 from .poller import READABLE, WRITABLE, new_poller
 
@@ -32,57 +39,90 @@ _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + by
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _LENGTH = struct.Struct(">Q")
 _READ_BYTES = 256 * 1024
+_READY_BYTES_MAX = 512
+"""Longest frame of a peer that has not shown its token."""
+_FRAMES_MAX = 1024
+"""Frames of one message."""
+_ACCEPTS_MAX = 64
 _EDGE_ROUNDS = 4
 _IN, _OUT = READABLE, WRITABLE
 
 
+def _prefix(flags: int, length: int) -> bytes:
+    if length < 256:
+        return bytes((flags, length))
+    return bytes((flags | _LONG,)) + _LENGTH.pack(length)
+
+
 def _frame(flags: int, body: bytes) -> bytes:
-    if len(body) < 256:
-        return bytes((flags, len(body))) + body
-    return bytes((flags | _LONG,)) + _LENGTH.pack(len(body)) + body
+    return _prefix(flags, len(body)) + body
 
 
-def _ready(identity: bytes) -> bytes:
+def _ready(identity: bytes, token: bytes) -> bytes:
     """Return the greeting and the READY command of a DEALER with this identity."""
 
     def item(name: bytes, value: bytes) -> bytes:
         return bytes((len(name),)) + name + struct.pack(">I", len(value)) + value
 
-    body = b"\x05READY" + item(b"Socket-Type", b"DEALER") + item(b"Identity", identity)
+    body = b"".join(
+        (
+            b"\x05READY",
+            item(b"Socket-Type", b"DEALER"),
+            item(b"Identity", identity),
+            item(b"X-Token", token),
+        )
+    )
     return _GREETING + _frame(_COMMAND, body)
 
 
-def _identity_of(command: bytes) -> bytes:
-    """Return the Identity property of a READY command.
+def _properties_of(command: bytes) -> dict[bytes, bytes]:
+    """Return the properties of a READY command, names in lower case.
 
     Raises RemoteProtocolError where it is anything else.
     """
     if command[:6] != b"\x05READY":
         raise RemoteProtocolError("an edge that does not begin with READY")
+    properties: dict[bytes, bytes] = {}
     at = 6
     while at < len(command):
         name_end = at + 1 + command[at]
-        name = command[at + 1 : name_end]
         (length,) = struct.unpack_from(">I", command, name_end)
-        value = command[name_end + 4 : name_end + 4 + length]
-        at = name_end + 4 + length
-        if name.lower() == b"identity":
-            return value
-    raise RemoteProtocolError("an edge whose READY names no Identity")
+        end = name_end + 4 + length
+        properties[command[at + 1 : name_end].lower()] = command[name_end + 4 : end]
+        at = end
+    return properties
 
 
 class Edge:
     """One stream to one peer."""
 
-    __slots__ = ("frames", "greeted", "inbound", "outbound", "peer", "socket")
+    __slots__ = (
+        "flags",
+        "frames",
+        "greeted",
+        "inbound",
+        "large",
+        "outbound",
+        "peer",
+        "rest",
+        "socket",
+        "trusted",
+    )
 
     def __init__(self, sock: socket.socket, peer: bytes | None) -> None:
         self.socket = sock
         self.peer = peer
         self.greeted = False
+        self.trusted = False
+        """Its READY has shown that it is who it says, or whom we wanted."""
         self.inbound = b""
         self.outbound = bytearray()
         self.frames: list[bytes] = []
+        self.large: bytearray | None = None
+        """A long frame on its way: read into place, so that it is not copied with each piece."""
+        self.rest = memoryview(b"")
+        """The part of it that is not here yet."""
+        self.flags = 0
 
 
 class Edges:
@@ -106,7 +146,15 @@ class Edges:
         """How long receive(blocking=True) waits; -1: for ever."""
         self.stuck = 0
         """Edges with bytes that the kernel has not taken yet."""
+        self.backlog_bytes = 0
+        """Those bytes, of all edges."""
         self.malformed = 0
+        self._secret = b""
+        self._node = b""
+        self._node_routing_id = b""
+        self._hello = b""
+        self._unnamed: dict[int, float] = {}
+        """Descriptors of edges that have not shown a token, oldest first: until when they may."""
         self._on_stuck = on_stuck
         self._lock = threading.Lock()
         self._by_peer: dict[bytes, Edge] = {}
@@ -115,10 +163,7 @@ class Edges:
         self._epoll = new_poller()
         self._inbox_fd = inbox.descriptor
         self._epoll.register(self._inbox_fd, _IN)
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._server.bind(self._path(inbox.endpoint))
-        self._server.listen(1024)
-        self._server.setblocking(False)
+        self._server = Listener(self._path(inbox.endpoint))
         self._server_fd = self._server.fileno()
         self._epoll.register(self._server_fd, _IN)
         self._closed = False
@@ -131,6 +176,14 @@ class Edges:
     def descriptor(self) -> int:
         """Readable whenever receive() would return something."""
         return self._epoll.fileno()
+
+    def authorize(self, secret: bytes, node: bytes) -> None:
+        """Say what the node has handed out with WELCOME: nothing is sent or believed before."""
+        self._secret = secret
+        self._node = node
+        self._node_routing_id = tokens.routing_id(secret, node)
+        self.peers.routing_id = tokens.routing_id(secret, self.own_id)
+        self._hello = _ready(self.own_id, tokens.token(secret, self.own_id))
 
     # -- receiving -------------------------------------------------------------------------------
 
@@ -159,6 +212,8 @@ class Edges:
     def _serve(self, events: list[tuple[int, int]]) -> bool:
         """Read, write and accept as polled; returns whether the node has sent something."""
         from_node = False
+        if self._unnamed:
+            self._sweep()
         for descriptor, event in events:
             edge = self._by_fd.get(descriptor)
             if edge is not None:
@@ -177,9 +232,13 @@ class Edges:
 
         A worker's last replies would else be overtaken by the news of its actor's end.
         """
-        received = []
+        received: list[Message] = []
         while (message := self.inbox.receive()) is not None:
-            received.append(message)
+            sender, header, payloads = message
+            if tokens.is_same(self._node_routing_id, sender):
+                received.append((self._node, header, payloads))
+            else:
+                self.malformed += 1  # Nobody else writes here.
         for _ in range(_EDGE_ROUNDS if received else 0):
             # A fresh edge takes two rounds: one accepts it, the next reads it.
             events = [each for each in self._epoll.poll(0) if each[0] != self._inbox_fd]
@@ -193,19 +252,25 @@ class Edges:
         return bool(self._ready)
 
     def _read(self, edge: Edge) -> None:
+        data = b""
         try:
-            data = edge.socket.recv(_READ_BYTES)
+            if edge.large is not None:
+                count = edge.socket.recv_into(edge.rest)
+            else:
+                data = edge.socket.recv(_READ_BYTES)
+                count = len(data)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._lose(edge)
             return
-        if edge.inbound:
-            data = edge.inbound + data
         try:
-            edge.inbound = self._parse(edge, data)
+            if edge.large is not None:
+                self._fill(edge, count)
+            else:
+                edge.inbound = self._parse(edge, edge.inbound + data if edge.inbound else data)
         except (RemoteProtocolError, struct.error, IndexError):
             self.malformed += 1
             self._lose(edge)
@@ -220,7 +285,6 @@ class Edges:
                 raise RemoteProtocolError("not a ZMTP 3 NULL greeting")
             edge.greeted = True
             at = 64
-        frames = edge.frames
         while end - at >= 2:
             flags = data[at]
             if flags & _LONG:
@@ -228,45 +292,95 @@ class Edges:
                     break
                 (length,) = _LENGTH.unpack_from(data, at + 1)
                 start = at + 9
-                if length > EDGE_MESSAGE_BYTES_MAX:
+                if length > (EDGE_MESSAGE_BYTES_MAX if edge.trusted else _READY_BYTES_MAX):
                     raise RemoteProtocolError(f"a frame of {length} bytes on an edge")
             else:
                 length, start = data[at + 1], at + 2
             if end - start < length:
+                if length > _READ_BYTES:
+                    self._expect(edge, flags, length, data[start:])
+                    return b""
                 break
             at = start + length
-            body = data[start:at]
-            if flags & _COMMAND:
-                if edge.peer is None:
-                    self._greet(edge, _identity_of(body))
-                continue
-            frames.append(body)
-            if not flags & _MORE:
-                if edge.peer is None:
-                    raise RemoteProtocolError("a message before READY")
-                self._ready.append((edge.peer, frames[0], frames[1:]))
-                frames = edge.frames = []
+            self._framed(edge, flags, data[start:at])
         return data[at:] if at < end else b""
 
-    def _greet(self, edge: Edge, identity: bytes) -> None:
-        edge.peer = identity
-        with self._lock:
-            # Whoever was first stays the way to this peer: one way keeps the order.
-            self._by_peer.setdefault(identity, edge)
+    def _expect(self, edge: Edge, flags: int, length: int, begun: bytes) -> None:
+        """A long frame has begun: make room for all of it."""
+        edge.flags = flags
+        edge.large = bytearray(length)
+        edge.large[: len(begun)] = begun
+        edge.rest = memoryview(edge.large)[len(begun) :]
+
+    def _fill(self, edge: Edge, count: int) -> None:
+        """So many bytes of the long frame have come."""
+        edge.rest = edge.rest[count:]
+        if not edge.rest:
+            assert edge.large is not None
+            body, edge.large = bytes(edge.large), None
+            self._framed(edge, edge.flags, body)
+
+    def _framed(self, edge: Edge, flags: int, body: bytes) -> None:
+        """A frame is complete, and perhaps its message."""
+        if not edge.trusted:
+            self._greet(edge, flags, body)
+        elif flags & _COMMAND:
+            return
+        elif flags & _MORE:
+            if len(edge.frames) >= _FRAMES_MAX:
+                raise RemoteProtocolError(f"a message of more than {_FRAMES_MAX} frames")
+            edge.frames.append(body)
+        else:
+            assert edge.peer is not None
+            if edge.frames:
+                header, *payloads = edge.frames
+                payloads.append(body)
+                edge.frames = []
+                self._ready.append((edge.peer, header, payloads))
+            else:
+                self._ready.append((edge.peer, body, []))
+
+    def _greet(self, edge: Edge, flags: int, body: bytes) -> None:
+        """The first frame of a peer: READY of a process of this node, or it is refused."""
+        if not flags & _COMMAND:
+            raise RemoteProtocolError("a message before READY")
+        properties = _properties_of(body)
+        identity = properties.get(b"identity", b"")
+        if edge.peer not in (None, identity) or not tokens.is_token(
+            self._secret, identity, properties.get(b"x-token", b"")
+        ):
+            raise RemoteProtocolError("an edge to somebody who is not of this node")
+        edge.trusted = True
+        if edge.peer is None:
+            edge.peer = identity
+            self._unnamed.pop(edge.socket.fileno(), None)
+            with self._lock:
+                # Whoever was first stays the way to this peer: one way keeps the order.
+                self._by_peer.setdefault(identity, edge)
 
     def _accept(self) -> None:
-        while True:
-            try:
-                sock, _address = self._server.accept()
-            except (BlockingIOError, InterruptedError):
+        for _ in range(_ACCEPTS_MAX):
+            sock = self._server.accept_socket()
+            if sock is None:
                 return
-            if not same_user(sock):
-                sock.close()
-                continue
             edge = Edge(sock, None)
             self._adopt(edge)
+            self._unnamed[sock.fileno()] = time.monotonic() + HELLO_TIMEOUT_S
+            if len(self._unnamed) > UNNAMED_CONNECTIONS_MAX:
+                self._refuse(next(iter(self._unnamed)))
             with self._lock:
-                self._write(edge, _ready(self.own_id))
+                self._write(edge, self._hello)
+
+    def _sweep(self) -> None:
+        """Refuse those that have shown no token in time."""
+        now = time.monotonic()
+        late = itertools.takewhile(lambda each: each[1] < now, list(self._unnamed.items()))
+        for descriptor, _until in late:
+            self._refuse(descriptor)
+
+    def _refuse(self, descriptor: int) -> None:
+        self.malformed += 1
+        self._lose(self._by_fd[descriptor])
 
     def _adopt(self, edge: Edge) -> None:
         edge.socket.setblocking(False)
@@ -286,6 +400,9 @@ class Edges:
         except OSError:
             sock.close()  # It has died; the node's word of it is on its way.
             return
+        if not same_user(sock):
+            sock.close()
+            return
         with self._lock:
             if peer in self._by_peer:
                 sock.close()
@@ -293,7 +410,7 @@ class Edges:
             edge = Edge(sock, peer)
             self._adopt(edge)
             self._by_peer[peer] = edge
-            self._write(edge, _ready(self.own_id))
+            self._write(edge, self._hello)
 
     def connect_node(self, node: bytes, endpoint: str) -> None:
         """Open the way to the node: ZeroMQ."""
@@ -309,16 +426,11 @@ class Edges:
         if edge is None:
             return self.peers.send(peer, header, payloads)
         if payloads:
-            last = len(payloads) - 1
-            data = b"".join(
-                (
-                    _frame(_MORE, header),
-                    *(
-                        _frame(_MORE if position < last else 0, payload)
-                        for position, payload in enumerate(payloads)
-                    ),
-                )
-            )
+            parts = [_frame(_MORE, header)]
+            for payload in payloads[:-1]:
+                parts += (_prefix(_MORE, len(payload)), payload)
+            parts += (_prefix(0, len(payloads[-1])), payloads[-1])
+            data = b"".join(parts)
         else:
             data = _frame(0, header)
         with self._lock:
@@ -327,6 +439,7 @@ class Edges:
     def _write(self, edge: Edge, data: bytes) -> bool:
         if edge.outbound:
             edge.outbound += data
+            self.backlog_bytes += len(data)
             return True
         try:
             sent = edge.socket.send(data)
@@ -336,6 +449,7 @@ class Edges:
             return False  # Its EOF is read by whoever polls next.
         if sent < len(data):
             edge.outbound += memoryview(data)[sent:]
+            self.backlog_bytes += len(data) - sent
             self.stuck += 1
             self._epoll.modify(edge.socket.fileno(), _IN | _OUT)
             self._on_stuck()
@@ -352,6 +466,7 @@ class Edges:
             except OSError:
                 sent = len(edge.outbound)
             del edge.outbound[:sent]
+            self.backlog_bytes -= sent
             if not edge.outbound:
                 self.stuck -= 1
                 self._epoll.modify(edge.socket.fileno(), _IN)
@@ -366,9 +481,12 @@ class Edges:
                 return
             if edge.peer is not None and self._by_peer.get(edge.peer) is edge:
                 del self._by_peer[edge.peer]
+            self._unnamed.pop(descriptor, None)
             if edge.outbound:
                 self.stuck -= 1
+                self.backlog_bytes -= len(edge.outbound)
                 edge.outbound = bytearray()
+            edge.large = None
             self._epoll.unregister(descriptor)
             edge.socket.close()
 

@@ -4,7 +4,8 @@ What    Inbox, the one bound ROUTER of a process, which only receives; Peers, a 
         for each process it talks to (the pattern of RFC 36/ZRE). One socket to poll, whoever
         writes; and the edge-triggered descriptor can't be swallowed by a send on the same socket.
 Caller  zray/client.py, brokers/node.py.
-Never   blocks in send: queues are bounded by credits above, not by high-water marks.
+Never   blocks in send: what a receiver has no room for stays in the process that sent it, where
+        credits above bound it.
 """
 
 import contextlib
@@ -15,14 +16,17 @@ from collections.abc import Sequence
 import zmq
 from zmq.backend import Socket as _Backend
 
-from zray.protocol.limits import IPC_PATH_BYTES_MAX, MAILBOX_MESSAGE_BYTES_MAX
+from zray.protocol.limits import (
+    INBOX_MESSAGES_MAX,
+    IPC_PATH_BYTES_MAX,
+    MAILBOX_MESSAGE_BYTES_MAX,
+)
 
 # The methods of pyzmq's C layer: its Python layer costs 0.15 us a call and 3 us for each Again.
 _send = _Backend.send
 _recv = _Backend.recv
 _SNDMORE = 2
 _DONTWAIT = 1
-POLLIN = 1
 
 Again = zmq.Again
 Message = tuple[bytes, bytes, list[bytes]]
@@ -56,7 +60,7 @@ class Inbox:
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
         self.endpoint = endpoint
         self.socket = context.socket(zmq.ROUTER)
-        self.socket.set_hwm(0)
+        self.socket.set_hwm(INBOX_MESSAGES_MAX)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAILBOX_MESSAGE_BYTES_MAX)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -67,7 +71,7 @@ class Inbox:
         """Return (sender, header, payloads) of the next message, or None where there is none.
 
         Blocking waits as long as the socket's RCVTIMEO says.
-        The sender is its socket's routing id: who it says it is, until CURVE binds it to a key.
+        The sender is its socket's routing id, which is believed for the token in it.
         """
         socket = self.socket
         try:
@@ -84,10 +88,6 @@ class Inbox:
             payloads.append(frame.bytes)
         return sender, header, payloads
 
-    def has_message(self) -> bool:
-        """Return whether receive() would return one now."""
-        return bool(int(self.socket.get(zmq.EVENTS)) & POLLIN)
-
     def close(self) -> None:
         """Close the socket and remove its path."""
         self.socket.close(0)
@@ -96,11 +96,17 @@ class Inbox:
 
 
 class Peers:
-    """Send-only DEALERs by the peer's process id. Any thread may send."""
+    """Send-only DEALERs by the peer's process id. Any thread may send.
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", own_id: bytes) -> None:
+    Args:
+        context: of the process.
+        routing_id: what receivers see of the sender, zray/net/tokens.py; may be set until the
+            first connect().
+    """
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", routing_id: bytes = b"") -> None:
         self._context = context
-        self._own_id = own_id
+        self.routing_id = routing_id
         self._sockets: dict[bytes, zmq.Socket[bytes]] = {}
         self._lock = threading.Lock()
 
@@ -112,7 +118,7 @@ class Peers:
             socket = self._context.socket(zmq.DEALER)
             socket.set_hwm(0)
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.ROUTING_ID, self._own_id)
+            socket.setsockopt(zmq.ROUTING_ID, self.routing_id)
             socket.setsockopt(zmq.RECONNECT_STOP, zmq.RECONNECT_STOP_CONN_REFUSED)
             socket.connect(endpoint)
             self._sockets[peer] = socket

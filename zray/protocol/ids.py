@@ -13,12 +13,10 @@ PROCESS_ID_BYTES = 8
 OBJECT_ID_BYTES = 16
 TASK_NUMBER_BITS = 40
 TASK_NUMBER_MAX = (1 << TASK_NUMBER_BITS) - 1
-RETURN_INDEX_MAX = (1 << 24) - 1
 
 ProcessId = bytes
 ObjectId = bytes
 ActorId = bytes
-NodeId = bytes
 
 
 def object_id(process: ProcessId, number: int) -> ObjectId:

@@ -44,11 +44,15 @@ RECLAIM_TIMEOUT_S = 1.0
 LEASE_IDLE_S = 0.2
 """A lease on a worker that its caller has not used for this long is given back."""
 
+LEASE_TURN_S = 0.003
+"""How long a caller keeps a leased worker that others wait for: some forty short calls."""
+
 RELEASE_LINGER_S = 0.25
 """References dropped by a process that does nothing else are given up at most this much later."""
 
 BLOCKED_AFTER_S = 0.001
-"""A worker that waits in get longer than this lends its CPU out."""
+"""A worker that waits in get longer than this lends its CPU out; at once where it waits for a task
+of its own that the node has and no worker is known to have begun."""
 
 WORKER_IDLE_S = 5.0
 """Idle workers beyond the number of CPUs are ended after this long."""
@@ -114,7 +118,22 @@ GENERATOR_BACKLOG_MAX = 64
 """Items a generator task runs ahead of its consumer unless an option says otherwise."""
 
 ACTOR_BACKLOG_BYTES_MAX = 1 << 30
-"""Bytes of calls that wait for one actor's start; beyond it calls are refused."""
+"""Arguments of unanswered calls of one process to one actor; beyond it calls are refused."""
+
+EDGE_BACKLOG_BYTES_MAX = 64 * 1024 * 1024
+"""Results that a worker keeps for callers who do not read; beyond it, it begins nothing more."""
+
+UNREAD_S = 0.1
+"""A process that expects results and waits for none takes in those that have come this often."""
+
+INBOX_MESSAGES_MAX = 256
+"""Messages of one sender in a receiver's mailbox; what is beyond them stays with the sender."""
+
+ANSWERS_BYTES_MAX = 512 * 1024 * 1024
+"""Answers that a process has not read; beyond it the node disconnects it."""
+
+LIFELINE_BACKLOG_BYTES_MAX = 1024 * 1024
+"""Of a lifeline that is not read; beyond it requests that will be repeated are not sent."""
 
 LEDGER_BYTES_MAX = 1 << 30
 """Lineage kept per node; beyond it the oldest segment is dropped and counted."""
@@ -122,9 +141,28 @@ LEDGER_BYTES_MAX = 1 << 30
 EVENTS_MAX = 1_000_000
 """Scheduling events kept per node; beyond it the oldest go, and are counted."""
 
+EVENTS_LINGER_S = 0.5
+"""A worker tells the node what it ran past it at most this much later."""
+
+EVENTS_UNSENT_MAX = 16384
+"""Such events that a worker keeps until then, a quarter of them for runs longer than 1 ms; what it
+runs beyond them is counted, not kept."""
+
+EVENTS_BATCH_MAX = 512
+"""Events in one EVENTS."""
+
+EVENTS_BATCH_BYTES_MAX = 1024 * 1024
+"""Packed events in one EVENTS."""
+
+EVENTS_ANSWER_S = 0.25
+"""Whoever asks for events waits at most this long for workers that do not answer."""
+
 assert BATCH_BYTES_MAX >= INLINE_BYTES_MAX, "one task must fit into a batch"
 assert MAILBOX_MESSAGE_BYTES_MAX > BATCH_BYTES_MAX + INLINE_BYTES_MAX
 assert BATCH_TASKS_MAX <= MAP_CHUNK_TASKS <= WORKER_BACKLOG_TASKS_MAX
 assert QUIET_US < LINGER_US < WORKER_BACKLOG_US
+assert EVENTS_BATCH_MAX * 1024 < EVENTS_BATCH_BYTES_MAX, "a name of 200 characters and 100 bytes"
+assert EVENTS_BATCH_MAX <= EVENTS_UNSENT_MAX < EVENTS_MAX
+assert CHANNEL_MESSAGE_BYTES_MAX < ANSWERS_BYTES_MAX, "who asks once reads one answer"
 assert RECONCILE_GRACE_S < 0.1, "a lost task is late by at most 100 ms"
 assert FUNCTION_BYTES_WARN < FUNCTION_BYTES_MAX <= CHANNEL_MESSAGE_BYTES_MAX

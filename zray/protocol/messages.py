@@ -24,8 +24,8 @@ class Message:
     sender: str
     receiver: str
     fields: tuple[str, ...]
-    payload: str
     text: str
+    payload: str = ""
     since: int = 1
 
 
@@ -44,7 +44,6 @@ TASK_FAILED = 11
 LEASED = 12
 START_ACTOR = 13
 ACTOR_STARTED = 14
-RELEASE = 15
 LOCATED = 16
 YIELDED = 17
 CONSUMED = 18
@@ -63,6 +62,8 @@ HOLD = 40
 HOLD_FOR = 41
 LOCATE = 42
 UNPINNED = 43
+RELEASE = 55
+TRANSFER = 58
 BLOCKED = 44
 UNBLOCKED = 45
 CREATE_ACTOR = 46
@@ -79,6 +80,8 @@ INSPECT = 57
 STOP = 59
 ACTOR_EXIT = 60
 GOODBYE = 61
+EVENTS = 62
+ACTOR_ARGUMENTS = 63
 # -- lifeline (node to process) ------------------------------------------------------------------
 WELCOME = 80
 ANSWER = 81
@@ -90,6 +93,7 @@ EXIT = 86
 LOG = 87
 END_ACTOR = 88
 RECLAIM_STORE = 89
+EVENTS_WANTED = 90
 # -- zygote ----------------------------------------------------------------------------------------
 FORK = 96
 FORKED = 97
@@ -106,8 +110,8 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "node",
         ("batches",),
-        "one frame a batch",
         "Task batches for the local scheduler: each [class_no, first, count, mode].",
+        payload="one frame a batch",
     ),
     Message(
         RUN,
@@ -115,9 +119,21 @@ MESSAGES: tuple[Message, ...] = (
         _M,
         "node or lease holder",
         "worker",
-        ("client", "class_no", "class_spec", "first", "count", "low", "high", "mode", "gpus"),
-        "the batch's arguments",
-        "Run items low..high of a batch; class_spec is null where the worker knows it.",
+        (
+            "client",
+            "class_no",
+            "class_spec",
+            "first",
+            "count",
+            "low",
+            "high",
+            "mode",
+            "gpus",
+            "held",
+        ),
+        "Run items low..high of a batch; class_spec is null where the worker knows it; held: pairs"
+        " [object, outcome] that a lease holder has transferred to it.",
+        payload="the batch's arguments",
     ),
     Message(
         RESULTS,
@@ -126,8 +142,8 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "client",
         ("first", "low", "count", "special"),
-        "msgpack array of outcomes",
         "Outcomes of count tasks of batch `first` from item low; special: any not plain.",
+        payload="msgpack array of outcomes",
     ),
     Message(
         MAP_RESULTS,
@@ -136,8 +152,8 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "client",
         ("first", "low", "count"),
-        "one pickled list of values",
         "Values of count items of a map batch.",
+        payload="one pickled list of values",
     ),
     Message(
         FINISHED,
@@ -146,7 +162,6 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "node",
         ("reports",),
-        "",
         "Reports [client, first, low, high, busy_us]: these items are done.",
     ),
     Message(
@@ -156,7 +171,6 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "worker",
         ("calls",),
-        "",
         "Actor calls, in order: each [actor, number, method, returns, arguments].",
     ),
     Message(
@@ -166,7 +180,6 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "client",
         ("numbers", "outcomes", "special"),
-        "",
         "Outcomes of single calls, by object number.",
     ),
     Message(
@@ -176,7 +189,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "client",
         ("states",),
-        "",
         "Each [actor, state, process, endpoint, incarnation, cause].",
     ),
     Message(
@@ -186,7 +198,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "client",
         ("process", "reason"),
-        "",
         "A process that the receiver had dealings with has died.",
     ),
     Message(
@@ -196,7 +207,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "client",
         ("unknown",),
-        "",
         "Of the tasks asked for, these the node does not have: [[first, item], ...].",
     ),
     Message(
@@ -206,7 +216,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "client",
         ("first", "items", "outcome"),
-        "",
         "The node ends these items itself: crashed, cancelled or never runnable.",
     ),
     Message(
@@ -215,9 +224,9 @@ MESSAGES: tuple[Message, ...] = (
         _M,
         "node",
         "client",
-        ("class_no", "worker", "endpoint"),
-        "",
-        "The client may send RUN to this idle worker itself; worker null: refused.",
+        ("class_no", "worker", "endpoint", "recalled"),
+        "The client may send RUN to this idle worker itself; worker null: refused. recalled:"
+        " others wait, the lease is for a turn.",
     ),
     Message(
         START_ACTOR,
@@ -226,7 +235,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "worker",
         ("actors",),
-        "",
         "Each [actor, incarnation, class_id, options, arguments, owner].",
     ),
     Message(
@@ -236,19 +244,7 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "node",
         ("started",),
-        "",
         "Each [actor, incarnation, error or null]: its __init__ has ended.",
-    ),
-    Message(
-        RELEASE,
-        "RELEASE",
-        _M,
-        "process",
-        "node",
-        ("deltas", "results"),
-        "",
-        "Pairs [object or actor, units]: references this process gives up; and what was made"
-        " for it that it gives up, or has never had: once is enough, twice does no harm.",
     ),
     Message(
         LOCATED,
@@ -257,7 +253,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "client",
         ("objects",),
-        "",
         "Pairs [object, outcome]: answers to a LOCATE that had to wait.",
     ),
     Message(
@@ -267,7 +262,6 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "client",
         ("number", "index", "outcome"),
-        "",
         "Item `index` of a generator; outcome null: the generator has ended before it.",
     ),
     Message(
@@ -277,10 +271,9 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "worker",
         ("number", "index"),
-        "",
         "The consumer has taken items up to index: the generator may run on.",
     ),
-    Message(PING, "PING", _M, "process", "process", (), "", "Opens a connection, wakes a poll."),
+    Message(PING, "PING", _M, "process", "process", (), "Opens a connection, wakes a poll."),
     Message(
         RECONCILE,
         "RECONCILE",
@@ -288,7 +281,6 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "node",
         ("tasks",),
-        "",
         "Which of these [first, item] does the node still have?",
     ),
     Message(
@@ -298,7 +290,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("process", "role", "pid", "details"),
-        "",
         "First message of either unix connection: who is this.",
     ),
     Message(
@@ -308,7 +299,6 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "node",
         ("class_no", "spec"),
-        "",
         "Batches name this function and these options by class_no from now on.",
     ),
     Message(
@@ -318,7 +308,6 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "node",
         ("function", "code"),
-        "",
         "Code by content hash into the GCS.",
     ),
     Message(
@@ -328,7 +317,6 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "node",
         ("function",),
-        "",
         "Request: code by hash. Answered when it is there: [code, job]; job, at a worker's"
         " first request, is what its driver imports from.",
     ),
@@ -339,10 +327,9 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("bytes",),
-        "",
         "Request: an extent. Answer [offset, bytes, fresh, offsets of spare ones].",
     ),
-    Message(FREE, "FREE", _C, "process", "node", ("offsets",), "", "Extents given back."),
+    Message(FREE, "FREE", _C, "process", "node", ("offsets",), "Extents given back."),
     Message(
         REGISTER,
         "REGISTER",
@@ -350,7 +337,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("object", "offset", "bytes", "contained", "holder"),
-        "",
         "This extent holds this sealed object; it is the node's from now on.",
     ),
     Message(
@@ -360,7 +346,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("object", "outcome", "contained", "first"),
-        "",
         "First: the reference escapes, the directory becomes its home (outcome null: pending)."
         " Later: here is the outcome.",
     ),
@@ -371,7 +356,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("objects", "certain"),
-        "",
         "The sender holds these; certain: a request, answered with those that are gone.",
     ),
     Message(
@@ -381,8 +365,28 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("object", "objects"),
-        "",
         "A result on its way to its owner by itself holds these.",
+    ),
+    Message(
+        TRANSFER,
+        "TRANSFER",
+        _C,
+        "client",
+        "node",
+        ("process", "objects"),
+        "The process holds one more unit of each, as if it had sent HOLD: arguments of a task"
+        " that is about to go to it.",
+    ),
+    Message(
+        RELEASE,
+        "RELEASE",
+        _C,
+        "process",
+        "node",
+        ("deltas", "results"),
+        "Pairs [object or actor, units]: references this process gives up; and what was made"
+        " for it that it gives up, or has never had: once is enough, twice does no harm. Heeded"
+        " after what any process wrote before it.",
     ),
     Message(
         LOCATE,
@@ -391,7 +395,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("objects",),
-        "",
         "Answered by LOCATED on the mailbox, each when it is there.",
     ),
     Message(
@@ -401,13 +404,12 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("objects",),
-        "",
         "The sender has forgotten where these lie: they may move or spill.",
     ),
     Message(
-        BLOCKED, "BLOCKED", _C, "worker", "node", (), "", "The running task waits: its CPU is free."
+        BLOCKED, "BLOCKED", _C, "worker", "node", (), "The running task waits: its CPU is free."
     ),
-    Message(UNBLOCKED, "UNBLOCKED", _C, "worker", "node", (), "", "It runs again."),
+    Message(UNBLOCKED, "UNBLOCKED", _C, "worker", "node", (), "It runs again."),
     Message(
         CREATE_ACTOR,
         "CREATE_ACTOR",
@@ -415,8 +417,18 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "node",
         ("actor", "class_id", "options", "arguments"),
-        "",
-        "A request where the actor has a name, one-way otherwise.",
+        "A request where the actor has a name, one-way otherwise. arguments null: they follow in"
+        " ACTOR_ARGUMENTS.",
+    ),
+    Message(
+        ACTOR_ARGUMENTS,
+        "ACTOR_ARGUMENTS",
+        _C,
+        "client",
+        "node",
+        ("actor", "arguments", "error"),
+        "What the constructor of an actor waits for is there; arguments null: one of them is this"
+        " error, and the actor will never start.",
     ),
     Message(
         WATCH_ACTOR,
@@ -425,7 +437,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("actor",),
-        "",
         "The sender has a handle: hold the actor, send its ACTOR_STATE.",
     ),
     Message(
@@ -435,7 +446,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("actor", "no_restart"),
-        "",
         "End the actor now.",
     ),
     Message(
@@ -445,7 +455,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("name", "namespace"),
-        "",
         "Request: [actor, class_id, options] or null.",
     ),
     Message(
@@ -455,7 +464,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("namespace",),
-        "",
         "Request: names of living actors; namespace null: all.",
     ),
     Message(
@@ -465,7 +473,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("worker", "first", "item", "force", "recursive"),
-        "",
         "Cancel a task of the sender; worker: whom it was sent to, where not to the node.",
     ),
     Message(
@@ -475,7 +482,6 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "node",
         ("ranges",),
-        "",
         "Ranges [client, first, low, high] that the worker has not begun.",
     ),
     Message(
@@ -485,10 +491,9 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "node",
         ("class_no",),
-        "",
         "Ask for an idle worker to call directly.",
     ),
-    Message(UNLEASE, "UNLEASE", _C, "client", "node", ("worker",), "", "Give it back."),
+    Message(UNLEASE, "UNLEASE", _C, "client", "node", ("worker",), "Give it back."),
     Message(
         KV,
         "KV",
@@ -496,7 +501,6 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("op", "arguments"),
-        "",
         "Request: put, get, delete, exists, keys of the GCS key-value table.",
     ),
     Message(
@@ -506,10 +510,9 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         ("what", "arguments"),
-        "",
         "Request: nodes, resources, actors, tasks, objects, workers, events, status.",
     ),
-    Message(STOP, "STOP", _C, "process", "node", ("reason",), "", "End the node."),
+    Message(STOP, "STOP", _C, "process", "node", ("reason",), "End the node."),
     Message(
         ACTOR_EXIT,
         "ACTOR_EXIT",
@@ -517,7 +520,6 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "node",
         ("actor", "cause"),
-        "",
         "The actor ended itself, or was drained.",
     ),
     Message(
@@ -527,8 +529,18 @@ MESSAGES: tuple[Message, ...] = (
         "process",
         "node",
         (),
-        "",
         "The EOF that follows is meant. A driver is answered: what its tasks printed is out.",
+    ),
+    Message(
+        EVENTS,
+        "EVENTS",
+        _C,
+        "worker",
+        "node",
+        ("events", "dropped", "question"),
+        "What the worker ran that the node did not see: leased tasks, calls of actors. events: a"
+        " packed array for the ring of events, or nothing; dropped: how many runs are in none;"
+        " question: the EVENTS_WANTED that all of them answer, or null.",
     ),
     Message(
         WELCOME,
@@ -537,7 +549,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "process",
         ("details",),
-        "",
         "Node id, inbox, store capacity; carries the segment's two descriptors.",
     ),
     Message(
@@ -547,7 +558,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "process",
         ("error", "value"),
-        "",
         "The answer to the request on this connection.",
     ),
     Message(
@@ -557,7 +567,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "worker",
         ("count",),
-        "",
         "Give back up to count tasks not begun; null: all.",
     ),
     Message(
@@ -567,7 +576,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "worker",
         ("client", "first", "item", "recursive"),
-        "",
         "Cancel a running or queued task.",
     ),
     Message(
@@ -577,7 +585,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "client",
         ("worker",),
-        "",
         "The lease is wanted back as soon as its task has ended.",
     ),
     Message(
@@ -587,10 +594,9 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "process",
         ("objects",),
-        "",
         "Forget where these lie unless they are in use; answer UNPINNED.",
     ),
-    Message(EXIT, "EXIT", _L, "node", "process", ("reason",), "", "End now."),
+    Message(EXIT, "EXIT", _L, "node", "process", ("reason",), "End now."),
     Message(
         LOG,
         "LOG",
@@ -598,7 +604,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "driver",
         ("lines",),
-        "",
         "Lines of workers: each [label, is_stderr, text].",
     ),
     Message(
@@ -608,7 +613,6 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "worker",
         ("actor", "incarnation", "killed"),
-        "",
         "End the actor, after what has arrived for it, or (killed) before that.",
     ),
     Message(
@@ -618,8 +622,16 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "process",
         (),
-        "",
         "Memory is short: give idle extents back, register private objects.",
+    ),
+    Message(
+        EVENTS_WANTED,
+        "EVENTS_WANTED",
+        _L,
+        "node",
+        "worker",
+        ("question",),
+        "Somebody asks what ran: send EVENTS now, the last of them with this number.",
     ),
     Message(
         FORK,
@@ -628,10 +640,9 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         "zygote",
         ("process", "arguments"),
-        "",
         "Fork a worker; carries its stdout and stderr.",
     ),
-    Message(FORKED, "FORKED", _Z, "zygote", "node", ("process", "pid"), "", "It runs."),
+    Message(FORKED, "FORKED", _Z, "zygote", "node", ("process", "pid"), "It runs."),
     Message(
         CHILD_EXITED,
         "CHILD_EXITED",
@@ -639,7 +650,6 @@ MESSAGES: tuple[Message, ...] = (
         "zygote",
         "node",
         ("pid", "status"),
-        "",
         "Reaped: wait status as of waitpid(2).",
     ),
     Message(
@@ -649,7 +659,6 @@ MESSAGES: tuple[Message, ...] = (
         "zygote",
         "node",
         ("pid",),
-        "",
         "Imports are done, forking takes 2 ms from here on.",
     ),
 )

@@ -35,8 +35,3 @@ def to_units(amount: float) -> int:
     if units > RESOURCE_UNITS_MAX:
         raise ValueError(f"{amount} is larger than {RESOURCE_UNITS_MAX // RESOURCE_UNITS}")
     return units
-
-
-def from_units(units: int) -> float:
-    """Return `units` as an amount in whole resources; a whole amount is a whole float."""
-    return units / RESOURCE_UNITS

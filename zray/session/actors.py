@@ -53,9 +53,11 @@ class ActorRoute:
         "keep",
         "outgoing",
         "pending",
+        "pending_bytes",
         "pending_calls_max",
         "process",
         "resent",
+        "restarts",
         "state",
         "unready",
         "watched",
@@ -68,9 +70,13 @@ class ActorRoute:
         self.incarnation = -1
         self.cause = b""
         self.keep: object = None
-        """What the constructor's arguments refer to, until it is dead: a restart needs them."""
+        """What the constructor's arguments refer to, until no start needs them any more."""
+        self.restarts = -1
+        """How often it may restart, where this process has made it; -1: always."""
         self.pending_calls_max = pending_calls_max
         self.pending: dict[int, ActorCall] = {}
+        self.pending_bytes = 0
+        """Of their arguments."""
         self.outgoing: list[list[Any]] = []
         self.unready: deque[ActorCall] = deque()
         self.watched = False
@@ -87,6 +93,8 @@ class ActorCalls:
         self.routes: dict[ActorId, ActorRoute] = {}
         self.dirty: dict[ActorId, ActorRoute] = {}
         self.by_number: dict[int, ActorRoute] = {}
+        self.keeping: set[ActorId] = set()
+        """Actors whose arguments are kept until they have started: somebody must read of it."""
         self.waiting_for_place = 0
         """Calls that nothing but an ACTOR_STATE can move: somebody must read the inbox."""
 
@@ -97,10 +105,19 @@ class ActorCalls:
             route = self.routes[actor] = ActorRoute(actor, pending_calls_max)
         return route
 
+    def keep(self, route: ActorRoute, what: object, restarts: int) -> None:
+        """Keep what the arguments of an actor of ours refer to until no start needs it."""
+        route.keep = what
+        route.restarts = restarts
+        if restarts == 0:
+            self.keeping.add(route.actor)
+
     def call(self, route: ActorRoute, call: ActorCall) -> None:
         """Add a call; one without arguments yet (None) holds back those behind it."""
         route.pending[call.number] = call
         self.by_number[call.number] = route
+        if call.arguments is not None:
+            route.pending_bytes += len(call.arguments)
         if call.arguments is None or route.unready:
             route.unready.append(call)
         else:
@@ -112,6 +129,7 @@ class ActorCalls:
         if call is None:
             return
         call.arguments = arguments
+        route.pending_bytes += len(arguments)
         self._let_go(route)
 
     def argument_failed(self, route: ActorRoute, number: int, found: bytes) -> None:
@@ -189,6 +207,7 @@ class ActorCalls:
             call = route.pending[number & TASK_NUMBER_MAX]
             if call.returns <= 1:
                 del by_number[number], route.pending[number]
+                route.pending_bytes -= len(call.arguments or b"")
             elif not self._one_of_several(route, call, number):
                 references.arrived_again(number, found)
                 continue
@@ -196,9 +215,10 @@ class ActorCalls:
                 self._not_again(route, call.number)
             if plain:
                 results[number] = found
-                references.arrivals += 1
             else:
                 references.arrived(number, found)
+        if plain:
+            references.heard(numbers)
 
     def _not_again(self, route: ActorRoute, number: int) -> None:
         """The reply to a call that was to be sent again has come after all."""
@@ -214,6 +234,7 @@ class ActorCalls:
         call.arrived += 1
         if call.arrived == call.returns:
             del self.by_number[call.number], route.pending[call.number]
+            route.pending_bytes -= len(call.arguments or b"")
         return True
 
     def state_changed(
@@ -241,6 +262,9 @@ class ActorCalls:
         if state == DEAD:
             self._died(route, cause)
             return
+        if state == ALIVE and 0 <= route.restarts <= incarnation:
+            route.keep = None
+            self.keeping.discard(actor)
         if process is not None and endpoint is not None and process != route.process:
             self.outbox.connect(process, endpoint)
             if route.process is None:
@@ -282,6 +306,7 @@ class ActorCalls:
         route.process, route.cause, route.outgoing = None, cause, []
         route.unready.clear()
         route.keep = None
+        self.keeping.discard(route.actor)
         for number in list(route.pending):
             self._fail(route, number, cause)
         # Who has a handle has the route: whoever gets one later asks the node again.
@@ -289,6 +314,7 @@ class ActorCalls:
 
     def _fail(self, route: ActorRoute, number: int, outcome_bytes: bytes) -> None:
         call = route.pending.pop(number)
+        route.pending_bytes -= len(call.arguments or b"")
         self.by_number.pop(number, None)
         for index in range(call.arrived, max(1, call.returns)):
             self.references.arrived(return_number(number, index), outcome_bytes)
@@ -326,5 +352,7 @@ class ActorCalls:
                 assert not numbers or actor in self.dirty, "nothing would send these calls"
             for number in route.pending:
                 assert self.by_number[number] is route
+            arguments = [call.arguments or b"" for call in route.pending.values()]
+            assert route.pending_bytes == sum(map(len, arguments))
         assert waiting == self.waiting_for_place
         assert len(self.by_number) == sum(len(route.pending) for route in routes.values())

@@ -9,7 +9,7 @@ Never   takes a lock in drop(): the collector calls it in the middle of anything
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 
 from zray.protocol import messages, outcome
 from zray.protocol.ids import ObjectId, ProcessId, number_of, object_id, owner_of
@@ -47,8 +47,10 @@ class References:
         self.located: set[Key] = set()
         self.adopted: set[Key] = set()
         """Own numbers that came home from elsewhere: only the node knows their value."""
-        self.arrivals = 0
-        """Outcomes that came in: a wait looks at its refs again when enough more have come."""
+        self.news: list[Key] = []
+        """Whose outcome has come since the session last served those who wait for one."""
+        self.waiting: tuple[Sized, ...] = ()
+        """Set by the session: those who wait. Where nobody does, no news are kept."""
         self.free_private: Callable[[int], None] = lambda _number: None
         """Set by the store client: give the extent of a private object back."""
         self.register_private: Callable[[int, list[ObjectId]], None] = lambda _number, _held: None
@@ -85,16 +87,12 @@ class References:
         known = self.results.get(key)
         if known is None or known[0] == outcome.ELSEWHERE:
             self.results[key] = known = place
-            self.arrivals += 1
+            self.heard((key,))
         return known
 
     def created(self, number: int) -> None:
         """CREATE_ACTOR counts as our first hold; no outcome of this number will come."""
-        self.units[number] = self.units.get(number, 0) + 1
-        self.publish.discard(number)
-        if number in self.dropped:
-            self.dropped.discard(number)
-            self.garbage.append(number)  # The last handle went while it waited for its arguments.
+        self.units[number] = 1
         self.adopted.add(number)
 
     def restore(self, key: Key) -> None:
@@ -139,7 +137,30 @@ class References:
             if self.contained:
                 self.contained.pop(key, None)
         if releases or voided:
-            self.outbox.message(self.node, messages.RELEASE, releases, voided)
+            self.outbox.call(messages.RELEASE, releases, voided)
+
+    def transfer(self, process: ProcessId, keep: Iterable[object]) -> list[list[bytes]]:
+        """Take holds for a process that is about to be sent these references' values.
+
+        Returns [object id, outcome] of each that lies in shared memory: it need not ask for those.
+        """
+        held: dict[bytes, bytes] = {}
+        for ref in keep:
+            key: Key | None = getattr(ref, "key", None)
+            found = None if key is None else self.results.get(key)
+            if key is not None and found is not None and found[0] == outcome.STORED:
+                self.share(key)
+                held[self.id_of(key)] = found
+        if held:
+            self.outbox.call(messages.TRANSFER, process, list(held))
+        return [list(pair) for pair in held.items()]
+
+    def accept(self, held: list[list[bytes]]) -> list[Key]:
+        """Take over what transfer() says; each key returned is one local reference to drop."""
+        keys = [self.key_of(identity) for identity, _found in held]
+        for key, (_identity, found) in zip(keys, held, strict=True):
+            self.fetched(key, found)
+        return keys
 
     # -- views ----------------------------------------------------------------------------
 
@@ -202,7 +223,7 @@ class References:
             # An execution before this one may have died between making a result and saying so.
             self.voided.append(self.id_of(number))
         self.results[number] = found
-        self.arrivals += 1
+        self.heard((number,))
         if number in self.publish:
             self.publish.discard(number)
             if tag != outcome.STORED:
@@ -210,6 +231,11 @@ class References:
         if number in self.dropped:
             self.dropped.discard(number)
             self.garbage.append(number)
+
+    def heard(self, keys: Iterable[Key]) -> None:
+        """Outcomes of these are here: whoever waits looks at them alone, not at all it awaits."""
+        if any(self.waiting):
+            self.news.extend(keys)
 
     def arrived_again(self, number: int, found: bytes) -> None:
         """An outcome of a second execution: give it up unless the first is still here."""
@@ -243,7 +269,7 @@ class References:
         self.located.discard(key)
         if self.is_shared(key):
             self.results[key] = outcome_bytes
-            self.arrivals += 1
+            self.heard((key,))
 
     # -- for people and tests --------------------------------------------------------------
 

@@ -7,7 +7,8 @@ Never   opens a socket, reads a clock, starts a thread, pickles.
 Spec    docs/reference/protocol.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar
 
 import msgpack
@@ -45,6 +46,23 @@ class HeldCall:
         self.fail = fail
 
 
+class Watch:
+    """Keys that somebody waits for, and those of them that have come, in the order they came."""
+
+    __slots__ = ("arrived", "closed", "keys")
+
+    def __init__(self) -> None:
+        self.keys: set[Key] = set()
+        """Not here yet."""
+        self.arrived: deque[Key] = deque()
+        self.closed = False
+        """Nobody looks any more. Set without the lock: a collected generator does it, too."""
+
+    def has(self, count: int) -> bool:
+        """Whether as many have come, or had come before."""
+        return len(self.arrived) >= count
+
+
 class Session:
     """All client state of one process. The shell holds ``lock`` around every method."""
 
@@ -62,10 +80,10 @@ class Session:
         self.held_tasks: dict[int, Complete] = {}
         """What ends a task that waits for its arguments, by its number."""
         self.callbacks: dict[Key, list[Callable[[], None]]] = {}
+        self.watches: list[Watch] = []
+        self.references.waiting = (self.held, self.callbacks, self.watches)
         self.reconcile_wanted = False
         self.unhandled = 0
-        self.arrived: Sequence[int] | None = None
-        """Numbers that the message being handled brought; None: not known, look at all."""
 
     @property
     def needs_service(self) -> bool:
@@ -77,9 +95,15 @@ class Session:
             or self.references.publish
             or self.references.dropped
             or self.actors.waiting_for_place > 0
+            or self.actors.keeping
             or self.reconcile_wanted
             or self.tasks.awaits_lease
         )
+
+    @property
+    def expects_results(self) -> bool:
+        """Whether some are on their way, or will be."""
+        return bool(self.tasks.batches or self.actors.by_number)
 
     def flush(self) -> None:
         """Turn everything gathered into messages."""
@@ -133,41 +157,65 @@ class Session:
         return True
 
     def after_arrival(self) -> None:
-        """Serve those who waited for what has just arrived. Cheap when nobody waits."""
-        arrived, self.arrived = self.arrived, None
-        while self.held and self._serve_held(arrived):
-            arrived = None  # One that failed is the outcome that another waited for.
+        """Serve those who waited for what has just arrived.
+
+        Only the news are looked at: with thousands of waits a look at each of them for every
+        message would cost their square.
+        """
+        references = self.references
+        arrived: list[Key] = []
+        while references.news:  # A held call that fails is the outcome another waits for.
+            news, references.news = references.news, []
+            arrived += news
+            if self.held:
+                self._serve_held(news)
         if self.actors.dirty:
             self.actors.flush()  # Into the outbox: the shell looks there, and nobody else calls.
         if self.callbacks:
-            for key in self._here(self.callbacks, arrived):
-                if self.results[key][0] == outcome.ELSEWHERE:
-                    self.references.locate(key)
-                    continue
-                for callback in self.callbacks.pop(key):
-                    callback()
+            for key in arrived:
+                if key in self.callbacks and self._is_here(key):
+                    for callback in self.callbacks.pop(key):
+                        callback()
+        for watch in list(self.watches):
+            if watch.closed:
+                self.watches.remove(watch)
+            else:
+                self._show(watch, arrived)
 
-    def _here(self, waiting: Mapping[Key, object], arrived: Sequence[int] | None) -> list[Key]:
-        """Return the keys waited for that have an outcome.
+    def _is_here(self, key: Key) -> bool:
+        """Whether the outcome is here; the node is asked for one that is elsewhere."""
+        found = self.results.get(key)
+        if found is None:
+            return False
+        if found[0] == outcome.ELSEWHERE:
+            self.references.locate(key)
+            return False
+        return True
 
-        With thousands of awaits a look at each for every message would cost their square, so
-        where it is known what has arrived only that is looked at.
-        """
-        results = self.results
-        if arrived is not None and len(arrived) < len(waiting):
-            return [key for key in arrived if key in waiting and key in results]
-        return [key for key in waiting if key in results]
+    def _serve_held(self, news: list[Key]) -> None:
+        for key in news:
+            if key in self.held and self._is_here(key):
+                for held in self.held.pop(key):
+                    self._fill(held, key)
 
-    def _serve_held(self, arrived: Sequence[int] | None) -> bool:
-        served = False
-        for key in self._here(self.held, arrived):
-            if self.results[key][0] == outcome.ELSEWHERE:
-                self.references.locate(key)
-                continue
-            served = True
-            for held in self.held.pop(key):
-                self._fill(held, key)
-        return served
+    def follow(self, watch: Watch, keys: Collection[Key]) -> None:
+        """Let a watch tell of these keys (too); those that are here have arrived, in this order."""
+        if watch not in self.watches:
+            self.watches.append(watch)
+        awaited = set(keys)
+        watch.keys |= awaited
+        if here := self.results.keys() & awaited:
+            self._show(watch, [key for key in keys if key in here])
+        # Whatever only the node knows is among what it counts for us.
+        for key in self.references.units.keys() & awaited & watch.keys:
+            self.references.locate(key)
+
+    def _show(self, watch: Watch, news: Iterable[Key]) -> None:
+        awaited, arrived = watch.keys, watch.arrived
+        for key in filter(awaited.__contains__, news):
+            if self._is_here(key):
+                awaited.discard(key)
+                arrived.append(key)
 
     def call_actor(self, route: ActorRoute, call: ActorCall) -> None:
         """Add a call to an actor's route."""
@@ -195,28 +243,32 @@ class Session:
         self.held_tasks[number] = fail
         self.resolve(blob, slots, complete, fail)
 
-    def create_actor(
-        self,
-        route: ActorRoute,
-        number: int,
-        blob: bytes,
-        slots: dict[Key, list[int | str]] | None,
-        create: Complete,
-    ) -> None:
-        """Create an actor, now or as soon as its constructor's arguments are here."""
+    def arguments_now(self, blob: bytes, slots: dict[Key, list[int | str]] | None) -> bytes | None:
+        """Return complete arguments; None where an outcome is an error, or not here yet."""
+        if not slots:
+            return blob
+        for key in slots:
+            found = self.results.get(key)
+            if found is None or found[0] in (outcome.ELSEWHERE, outcome.ERROR):
+                return None
+        complete: list[bytes] = []
+        self.resolve(blob, slots, complete.append, None)
+        return complete[0]
 
-        def complete(arguments: bytes) -> None:
-            create(arguments)
-            self.references.created(number)
+    def arguments_later(
+        self, route: ActorRoute, blob: bytes, slots: dict[Key, list[int | str]]
+    ) -> None:
+        """Send the arguments of an actor that the node knows of as soon as they are here."""
+
+        # What it waits for must come even where the actor is killed meanwhile: hence the default.
+        def complete(arguments: bytes, _keep: object = route.keep) -> None:
+            self.outbox.call(messages.ACTOR_ARGUMENTS, route.actor, arguments, b"")
 
         def fail(found: bytes) -> None:
-            self.references.arrived(number, found)
+            self.outbox.call(messages.ACTOR_ARGUMENTS, route.actor, None, found)
             self.actors.state_changed(route.actor, DEAD, None, None, 0, found)
 
-        if slots:
-            self.resolve(blob, slots, complete, fail)
-        else:
-            complete(blob)
+        self.resolve(blob, slots, complete, fail)
 
     def cancel_unsent(self, number: int, found: bytes) -> bool:
         """End a task or call that has not left this process; False: it has."""
@@ -270,9 +322,18 @@ class Session:
         for number, stream in self.streams.open.items():
             assert stream.number == number
             assert 0 <= stream.consumed <= stream.arrived, "an item taken before it came"
+        news = set(self.references.news)
+        for key in self.callbacks:
+            assert key in news or not self._has(key), f"{key!r} is here and nobody was called"
+        for watch in self.watches:
+            assert all(key in news or not self._has(key) for key in watch.keys), "news untold"
         for key, calls in self.held.items():
             assert calls, f"nobody waits for {key!r}"
+            assert key in news or not self._has(key), f"{key!r} is here and was not filled in"
             assert all(key in call.slots or not call.slots for call in calls)
+
+    def _has(self, key: Key) -> bool:
+        return self.results.get(key, outcome.ELSEWHERE_OUTCOME)[0] != outcome.ELSEWHERE
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -282,22 +343,17 @@ class Session:
         if rule is None:
             self.unhandled += 1
             return
-        self.arrived = None
         rule(self, sender, message, payloads)
 
     def _results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
         outcomes = msgpack.unpackb(payloads[0])
         self.tasks.results_arrived(message[3], message[4], message[5], outcomes, message[6])
-        if len(outcomes) == message[5]:  # One return each: the objects are the tasks' own numbers.
-            first = message[3] + message[4]
-            self.arrived = range(first, first + message[5])
 
     def _map_results(self, _sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
         self.tasks.map_arrived(message[3], message[4], message[5], payloads[0])
 
     def _replies(self, _sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
         self.actors.replied(message[3], message[4], message[5])
-        self.arrived = message[3]
 
     def _actor_state(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
         if sender == self.node:
@@ -355,7 +411,7 @@ class Session:
             return
         if message[4] is not None:
             self.outbox.connect(message[4], message[5])
-        self.tasks.leased(message[3], message[4])
+        self.tasks.leased(message[3], message[4], recalled=message[6])
 
     def _located(self, sender: bytes, message: list[Any], _payloads: list[bytes]) -> None:
         if sender == self.node:

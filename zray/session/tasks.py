@@ -119,12 +119,15 @@ class TaskBatch:
 class Lease:
     """An idle worker that this process may call directly."""
 
-    __slots__ = ("batch", "recalled", "used", "worker")
+    __slots__ = ("batch", "expired", "recalled", "used", "worker")
 
     def __init__(self, worker: ProcessId) -> None:
         self.worker = worker
         self.batch: int | None = None
         self.recalled = False
+        """Others wait for the worker: it is ours to the end of a turn."""
+        self.expired = False
+        """The turn is over: it goes back when its task has ended."""
         self.used = True
 
 
@@ -148,6 +151,8 @@ class Tasks:
         """Batches of one that wait for the answer to a LEASE."""
         self._recalled_early: set[ProcessId] = set()
         """Workers of leases that were recalled before we heard that we have them."""
+        self.turn_runs = False
+        """A lease is recalled: end_turn() is wanted in LEASE_TURN_S."""
         self.split_values: Callable[[bytes, int], bytes] = lambda values, _item: values
         """Set by the shell: pick one item out of a pickled list, as an outcome."""
 
@@ -251,7 +256,7 @@ class Tasks:
         # A function with max_calls is counted by the node, so each of its calls goes there.
         if synchronous and batch.mode == MODE_CALLS and not task_class.spec[8]:
             lease = self.leases.get(task_class.shape)
-            if lease is not None and lease.batch is None and not lease.recalled:
+            if lease is not None and lease.batch is None and not lease.expired:
                 self._run_on(lease, batch)
                 return
             self._streak += 1
@@ -271,6 +276,10 @@ class Tasks:
         lease.used = True
         batch.target = lease.worker
         task_class = batch.task_class
+        held: list[list[bytes]] = []
+        for kept in batch.keep:
+            if isinstance(kept, list):
+                held += self.references.transfer(lease.worker, kept)
         self.outbox.message(
             lease.worker,
             messages.RUN,
@@ -283,6 +292,7 @@ class Tasks:
             batch.count,
             batch.mode,
             [],
+            held,
             payloads=(batch.payload,),
         )
 
@@ -328,7 +338,7 @@ class Tasks:
                 references.arrived(number + position, found)
         else:
             self.results.update(zip(range(number, number + count), outcomes, strict=True))
-            references.arrivals += count
+            references.heard(range(number, number + count))
         if batch.abandoned:
             self.references.garbage.extend(
                 number + item for item in range(count) if low + item not in batch.watched
@@ -379,7 +389,7 @@ class Tasks:
         lease = self.leases.get(batch.task_class.shape)
         if lease is not None and lease.batch == batch.first:
             lease.batch = None
-            if lease.recalled:
+            if lease.expired:
                 self._unlease(batch.task_class.shape, lease)
 
     def failed(self, batch: TaskBatch, item: int, outcome_bytes: bytes) -> None:
@@ -403,6 +413,11 @@ class Tasks:
                 return batch
         return None
 
+    def is_queued(self, number: int) -> bool:
+        """Return whether this batch is the node's and none of it has an outcome yet."""
+        batch = self.batches.get(number)
+        return batch is not None and batch.target is None and batch.done.find(1) < 0
+
     def is_outstanding(self, number: int) -> bool:
         """Return whether task ``number`` has been submitted and has no outcome yet."""
         batch = self.batch_of(number)
@@ -410,7 +425,9 @@ class Tasks:
 
     # -- leases and deaths -------------------------------------------------------------------
 
-    def leased(self, class_number: int, worker: ProcessId | None) -> None:
+    def leased(
+        self, class_number: int, worker: ProcessId | None, *, recalled: bool = False
+    ) -> None:
         """LEASED: the node's answer."""
         shape = self.classes[class_number].shape
         batch = self._parked.pop(shape, None)
@@ -421,27 +438,45 @@ class Tasks:
             self._streak = -16  # Refused: do not ask again with every call.
         else:
             lease = self.leases[shape] = Lease(worker)
-            if worker in self._recalled_early:
+            if recalled or worker in self._recalled_early:
                 self._recalled_early.discard(worker)
-                self._unlease(shape, lease)
-            elif batch is not None:
+                lease.recalled = self.turn_runs = True
+            if batch is not None:
                 self._run_on(lease, batch)
                 return
+            if lease.recalled:
+                self._unlease(shape, lease)
         if batch is not None:
             self._enqueue(batch, 0, batch.count)
 
-    def recalled(self, worker: ProcessId) -> None:
-        """RECALL: give the lease back, at once or when its task has ended."""
+    def recalled(self, worker: ProcessId, *, busy: bool) -> None:
+        """RECALL: give the lease back, at once or after a turn.
+
+        Args:
+            worker: whose lease others wait for.
+            busy: whether the lease was used a moment ago, and will be again in a moment.
+        """
         for shape, lease in list(self.leases.items()):
             if lease is not None and lease.worker == worker:
-                lease.recalled = True
-                if lease.batch is None:
+                # What else is under way here waits for that very worker, perhaps.
+                if lease.batch is None and (self.batches or not busy):
                     self._unlease(shape, lease)
+                else:
+                    lease.recalled = self.turn_runs = True
                 return
         # RECALL comes on the lifeline and may overtake LEASED; the node recalls a lease once, so
         # whoever waits for the worker would wait until we are idle. Where it has crossed our
         # UNLEASE instead, all that the mark costs is one lease of that worker, given back unused.
         self._recalled_early.add(worker)
+
+    def end_turn(self) -> None:
+        """Give back the leases that others wait for, those in use when their task has ended."""
+        self.turn_runs = False
+        for shape, lease in list(self.leases.items()):
+            if lease is not None and lease.recalled:
+                lease.expired = True
+                if lease.batch is None:
+                    self._unlease(shape, lease)
 
     def sweep_leases(self) -> bool:
         """Give back leases not used since the last sweep; returns whether any is left."""
@@ -456,7 +491,8 @@ class Tasks:
 
     def _unlease(self, shape: tuple[tuple[str, int | str], ...], lease: Lease) -> None:
         del self.leases[shape]
-        self._streak = 0
+        # After a turn the next task asks again at once: in the queue it would be in others' way.
+        self._streak = _SYNC_STREAK if lease.expired else 0
         self.outbox.call(messages.UNLEASE, lease.worker)
 
     def worker_died(self, worker: ProcessId, reason: str) -> list[TaskBatch]:
@@ -537,7 +573,7 @@ class Tasks:
         assert len(workers) == len(set(workers)), "a worker is leased twice"
         for lease in self.leases.values():
             if lease is None or lease.batch is None:
-                assert lease is None or not lease.recalled, "a recalled lease lies idle"
+                assert lease is None or not lease.expired, "a lease whose turn is over lies idle"
                 continue
             batch = self.batches[lease.batch]
             assert batch.target == lease.worker, "a leased worker runs somebody else's batch"

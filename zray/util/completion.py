@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray import api
 from zray.refs import ObjectRef
+from zray.waits import Arrivals
 
 if TYPE_CHECKING:
     from zray.signatures import RemoteFunction
@@ -25,7 +26,7 @@ def as_completed(
 
     Args:
         refs: distinct refs.
-        chunk_size: how many to take at once where that many are there; more of very many refs.
+        chunk_size: how many to take at once where that many are there.
         yield_obj_refs: yield the refs, each ready, in place of the values.
 
     Raises what the task raised, at its turn.
@@ -34,25 +35,22 @@ def as_completed(
     return _completed(list(refs), chunk_size, yield_obj_refs)
 
 
-def _completed(
-    waiting: list[ObjectRef[Any]], chunk_size: int, yield_obj_refs: bool
-) -> Iterator[Any]:
-    while waiting:
-        ready, waiting = _take(waiting, chunk_size)
-        for ref in ready:
-            yield ref if yield_obj_refs else api.get(ref)
+def _completed(refs: list[ObjectRef[Any]], chunk_size: int, yield_obj_refs: bool) -> Iterator[Any]:
+    api.check_refs(refs, "util.as_completed")
+    under_way = Arrivals(api.runtime())
+    try:
+        under_way.add(refs)
+        refs.clear()
+        while under_way:
+            yield from _each(under_way.take(chunk_size), yield_obj_refs)
+    finally:
+        under_way.close()
 
 
-def _take(
-    waiting: list[ObjectRef[Any]], chunk_size: int
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-    """Return up to chunk_size ready refs (an eighth of many), at least one, and the rest."""
-    # Each look costs as much as there are refs: the more there are, the more are taken by one.
-    many = min(len(waiting), max(chunk_size, len(waiting) // 8))
-    ready, rest = api.wait(waiting, num_returns=many, timeout=0)
-    if not ready:
-        ready, rest = api.wait(waiting, num_returns=1)
-    return ready, rest
+def _each(ready: list[ObjectRef[Any]], yield_obj_refs: bool) -> Iterator[Any]:
+    ready.reverse()
+    while ready:
+        yield ready.pop() if yield_obj_refs else api.get(ready.pop())
 
 
 def map_unordered(
@@ -91,12 +89,15 @@ def _unordered(
     chunk_size: int,
     yield_obj_refs: bool,
 ) -> Iterator[Any]:
-    waiting = [fn.remote(item) for item in islice(items, limit)]
-    while waiting:
-        ready, waiting = _take(waiting, chunk_size)
-        waiting += [fn.remote(item) for item in islice(items, len(ready))]
-        for ref in ready:
-            yield ref if yield_obj_refs else api.get(ref)
+    under_way = Arrivals(api.runtime())
+    try:
+        under_way.add([fn.remote(item) for item in islice(items, limit)])
+        while under_way:
+            ready = under_way.take(chunk_size)
+            under_way.add([fn.remote(item) for item in islice(items, len(ready))])
+            yield from _each(ready, yield_obj_refs)
+    finally:
+        under_way.close()
 
 
 def _check_positive(number: Any, name: str) -> None:

@@ -134,18 +134,6 @@ def test_concurrent_updates_of_different_fields_are_all_kept(actors):
     assert (found.incarnation, found.worker_pid) == (50, 50)
 
 
-def test_many_updates_cost_one_commit(actors):
-    actors.register_many([record(number) for number in range(1, 101)])
-    commits = actors._store.statistics().commits
-    updates = {
-        record(number).actor_id: {"state": "alive", "worker_pid": number}
-        for number in range(1, 101)
-    }
-    assert [found.worker_pid for found in actors.update_many(updates)] == list(range(1, 101))
-    assert actors._store.statistics().commits == commits + 1
-    assert len(actors.select(state="alive")) == 100
-
-
 def test_actors_are_selected_by_state_and_job(actors):
     actors.register_many([record(1, job_id=b"a"), record(2, job_id=b"b"), record(3, job_id=b"b")])
     actors.update(record(3).actor_id, state="alive")

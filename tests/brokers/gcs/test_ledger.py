@@ -164,6 +164,20 @@ def test_kill_minus_nine_at_any_moment_keeps_all_that_was_flushed(tmp_path, pyte
             assert numbers.damaged_blobs == 0
 
 
+def test_a_segment_whose_dropping_was_cut_short_by_a_crash_is_gone(tmp_path):
+    with small(tmp_path) as ledger:
+        for number in range(0, 400, 10):
+            ledger.append([b"%08d" % n + bytes(992) for n in range(number, number + 10)])
+            ledger.flush()
+    oldest, second, *_rest = sorted(tmp_path.glob("segment-*"))
+    (oldest / "data.mdb").unlink()  # rmtree() had come this far.
+    with small(tmp_path) as ledger:
+        first = int(second.name.removeprefix("segment-"))
+        assert ledger.statistics().first_position == first
+        assert next(ledger.scan())[0] == first
+        assert not oldest.exists()
+
+
 def flip(path, marker):
     """Change one byte of every place where a file has `marker`."""
     content = path.read_bytes()

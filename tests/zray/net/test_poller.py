@@ -1,7 +1,6 @@
 """The poller, and systems that have none.
 
 What    A process reports what is missing instead of an AttributeError somewhere.
-Caller  pytest.
 Never   needs another system than the one it runs on.
 """
 

@@ -1,7 +1,6 @@
 """Blobs: every value comes back, large memory is not copied, refs are reported.
 
 What    encode, to_bytes, write_into and decode against each other, over the types users send.
-Caller  pytest.
 Never   starts a process.
 """
 

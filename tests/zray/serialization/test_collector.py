@@ -1,7 +1,6 @@
 """Collectors: per thread, nesting, and an error where nobody collects.
 
 What    start, stop, collecting and note.
-Caller  pytest.
 Never   starts a process.
 """
 

@@ -1,7 +1,6 @@
 """Exceptions: the caller catches the type that the task raised.
 
 What    encode_exception and decode_exception over kind and unkind exceptions.
-Caller  pytest.
 Never   starts a process.
 """
 

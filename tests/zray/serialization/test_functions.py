@@ -1,7 +1,6 @@
 """Exported code: runs where it is loaded, is named by its content, says what it captures.
 
 What    export and load.
-Caller  pytest.
 Never   starts a process.
 """
 

@@ -1,7 +1,6 @@
 """Inspection: the innermost member at fault is named, wherever it hides.
 
 What    inspect_serializability and culprits.
-Caller  pytest.
 Never   starts a process.
 """
 

@@ -2,7 +2,6 @@
 
 What    Events into ActorCalls, messages out of its outbox; ends with check(). A Hypothesis machine
         plays an actor that dies and restarts at any moment.
-Caller  pytest.
 Never   opens a socket.
 """
 

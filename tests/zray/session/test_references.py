@@ -2,7 +2,6 @@
 
 What    Events into References, calls and messages out of its outbox; ends with check(). Random
         orders against a real directory are tests/property/test_references_machine.py's.
-Caller  pytest.
 Never   opens a socket.
 """
 
@@ -13,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from zray.protocol import frames, messages, outcome
+from tests.outbox import taken
+from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id
 from zray.session.outbox import Outbox
 from zray.session.references import Key, References
@@ -44,11 +44,7 @@ class Client:
 
     def told(self) -> list[list[Any]]:
         """Return [kind, *fields] of what the node was told since the last look."""
-        calls, self.outbox.calls = self.outbox.calls, []
-        queued, self.outbox.messages = self.outbox.messages, []
-        found = [frames.unpack(packed) for packed in calls]
-        found += [frames.unpack(header) for _peer, header, _payloads in queued]
-        return [[message[1], *message[3:]] for message in found]
+        return taken(self.outbox)
 
 
 def mine(number: int) -> bytes:
@@ -198,10 +194,3 @@ def test_an_actors_handle_is_counted_and_never_awaited(client: Client) -> None:
     client.references.created(1)
     assert client.drop(1) == [[messages.RELEASE, [[mine(1), 1]], []]]
     assert not client.references.dropped
-
-
-def test_an_actor_created_after_its_handle_is_gone_is_let_go_at_once(client: Client) -> None:
-    """Found by simulation (seed 427): it lived for ever."""
-    client.drop(1)
-    client.references.created(1)
-    assert client.drop() == [[messages.RELEASE, [[mine(1), 1]], []]]

@@ -1,18 +1,19 @@
 """The session's door: arguments that are not ready, deaths, generators.
 
 What    Messages into Session, messages out of its outbox; ends with check().
-Caller  pytest.
 Never   opens a socket.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import pytest
 
+from tests.outbox import sent
 from zray.protocol import frames, messages, outcome
 from zray.protocol.ids import object_id, return_number
 from zray.protocol.limits import GENERATOR_BACKLOG_MAX
@@ -65,12 +66,7 @@ class Client:
 
     def sent(self, kind: int) -> list[list[Any]]:
         self.session.flush()
-        outbox = self.session.outbox
-        queued, outbox.messages = outbox.messages, []
-        calls, outbox.calls = outbox.calls, []
-        found = [frames.unpack(header) for _peer, header, _payloads in queued]
-        found += [frames.unpack(packed) for packed in calls]
-        return [message[3:] for message in found if message[1] == kind]
+        return sent(self.session.outbox, kind)
 
 
 @pytest.fixture
@@ -166,30 +162,28 @@ def test_only_the_node_is_believed_about_deaths_and_failures(client: Client) -> 
 # -- actors whose arguments come late ------------------------------------------------------------
 
 
-def test_an_actor_is_created_when_its_arguments_are_here(client: Client) -> None:
+def test_an_actors_arguments_follow_when_they_are_here(client: Client) -> None:
     session = client.session
     argument = client.submit()
-    number = session.tasks.take_numbers()
-    route = session.actors.route(object_id(ME, number))
-    created: list[bytes] = []
-    session.create_actor(route, number, b"\x80args", {argument: [0]}, created.append)
-    assert not created
+    route = session.actors.route(object_id(ME, session.tasks.take_numbers()))
+    assert session.arguments_now(b"\x80args", {argument: [0]}) is None
+    session.arguments_later(route, b"\x80args", {argument: [0]})
+    assert not client.sent(messages.ACTOR_ARGUMENTS)
     client.arrive(argument, ONE)
-    assert len(created) == 1
-    assert session.references.units == {number: 1}
+    actor, arguments, error = client.sent(messages.ACTOR_ARGUMENTS)[0]
+    assert (actor, error) == (route.actor, b"")
+    assert arguments == session.arguments_now(b"\x80args", {argument: [0]})
 
 
 def test_an_actor_whose_argument_failed_is_dead_for_all(client: Client) -> None:
     session = client.session
     argument = client.submit()
-    number = session.tasks.take_numbers()
-    route = session.actors.route(object_id(ME, number))
-    session.create_actor(route, number, b"\x80args", {argument: [0]}, lambda _arguments: None)
-    session.references.share(number)
+    route = session.actors.route(object_id(ME, session.tasks.take_numbers()))
+    session.arguments_later(route, b"\x80args", {argument: [0]})
     client.arrive(argument, BOOM)
     assert route.state == "DEAD"
-    published = [fields for fields in client.sent(messages.SHARE) if fields[0] == route.actor]
-    assert published[-1] == [route.actor, BOOM, [], False], "whoever got the handle learns of it"
+    assert session.arguments_now(b"\x80args", {argument: [0]}) is None
+    assert client.sent(messages.ACTOR_ARGUMENTS) == [[route.actor, None, BOOM]]
 
 
 # -- generators ----------------------------------------------------------------------------------
@@ -241,3 +235,35 @@ def test_items_that_a_dying_worker_made_and_did_not_send_are_given_up(client: Cl
     ((deltas, given_up),) = client.sent(messages.RELEASE)
     assert deltas == []
     assert len(given_up) == GENERATOR_BACKLOG_MAX
+
+
+@pytest.mark.parametrize("kind", ["one task takes all", "a task for each", "a callback for each"])
+def test_a_pending_argument_costs_as_much_for_each_of_many(client: Client, kind: str) -> None:
+    """Each message made the session look at all that is awaited: the square of it."""
+
+    def seconds(count: int) -> float:
+        numbers = [client.submit() for _ in range(count)]
+        if kind == "one task takes all":
+            client.hold(*numbers)
+        for number in numbers:
+            if kind == "a task for each":
+                client.hold(number)
+            elif kind == "a callback for each":
+                client.session.callbacks[number] = [lambda: None]
+        # Those that never come are awaited all the time.
+        absent = [client.submit() for _ in range(count)]
+        client.hold(*absent)
+        began = time.thread_time()
+        for number in numbers:
+            client.arrive(number, ONE)
+        took = time.thread_time() - began
+        for number in absent:
+            client.arrive(number, ONE)
+        client.session.flush()
+        client.session.outbox.messages.clear()
+        assert not client.session.held
+        return took
+
+    small = min(seconds(500) for _ in range(3))
+    large = min(seconds(4_000) for _ in range(2))
+    assert large < 8 * small * 3, f"{large / small:.0f} times the time for 8 times the work"

@@ -1,7 +1,6 @@
 """Submitted tasks: batches, numbers, outcomes once and again, leases, retries.
 
 What    Events into Tasks, messages out of its outbox; ends with check().
-Caller  pytest.
 Never   opens a socket.
 """
 
@@ -13,6 +12,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from tests.outbox import sent
 from zray.errors import RemoteProtocolError
 from zray.protocol import frames, messages, outcome
 from zray.protocol.limits import BATCH_TASKS_MAX
@@ -59,11 +59,7 @@ class Client:
 
     def sent(self, kind: int) -> list[list[Any]]:
         """Return the fields of the messages and calls of a kind since the last look."""
-        queued, self.outbox.messages = self.outbox.messages, []
-        calls, self.outbox.calls = self.outbox.calls, []
-        found = [frames.unpack(header) for _peer, header, _payloads in queued]
-        found += [frames.unpack(packed) for packed in calls]
-        return [message[3:] for message in found if message[1] == kind]
+        return sent(self.outbox, kind)
 
 
 @pytest.fixture
@@ -209,15 +205,100 @@ def test_who_works_synchronously_calls_its_worker_directly(client: Client) -> No
 
 def test_a_lease_is_given_back_when_it_is_wanted(client: Client) -> None:
     lease(client)
-    client.tasks.recalled(WORKER)
+    client.tasks.recalled(WORKER, busy=False)
     assert client.sent(messages.UNLEASE) == [[WORKER]]
 
 
-def test_a_lease_in_use_is_given_back_after_its_task(client: Client) -> None:
+def ask_for_lease(client: Client) -> TaskBatch:
+    """Work synchronously until the node is asked for a lease; returns the task that waits."""
+    for _ in range(2):
+        client.arrive(client.submit(), 0, ONE)
+    batch = client.submit()
+    assert client.sent(messages.LEASE) == [[client.plain.number]]
+    return batch
+
+
+def test_a_recall_that_overtakes_its_lease_gives_the_lease_back_unused(client: Client) -> None:
+    """The node recalls a lease once: who waits for the worker waited until we were idle."""
+    batch = ask_for_lease(client)
+    client.arrive(batch, 0, ONE)
+    client.tasks.recalled(WORKER, busy=False)
+    assert client.sent(messages.UNLEASE) == [], "there is no lease yet"
+    client.tasks.leased(client.plain.number, WORKER)
+    assert client.sent(messages.UNLEASE) == [[WORKER]]
+    assert client.tasks.leases.get(client.plain.shape) is None
+
+
+def test_a_recall_that_overtakes_its_lease_lets_the_waiting_task_run(client: Client) -> None:
+    batch = ask_for_lease(client)
+    client.tasks.recalled(WORKER, busy=False)
+    client.tasks.leased(client.plain.number, WORKER)
+    assert batch.target == WORKER
+    assert client.tasks.turn_runs
+    client.tasks.end_turn()
+    assert client.sent(messages.UNLEASE) == [], "its task runs"
+    client.arrive(batch, 0, ONE)
+    assert client.sent(messages.UNLEASE) == [[WORKER]]
+
+
+def test_an_early_recall_is_good_for_one_lease_of_that_worker(client: Client) -> None:
+    client.arrive(ask_for_lease(client), 0, ONE)
+    client.tasks.recalled(b"worker-2", busy=False)
+    client.tasks.leased(client.plain.number, WORKER)
+    assert client.sent(messages.UNLEASE) == [], "another worker's"
+    client.tasks.recalled(WORKER, busy=False)
+    client.sent(messages.UNLEASE)
+    for lent_again in (True, False):
+        client.tasks.leased(client.plain.number, b"worker-2")
+        assert client.sent(messages.UNLEASE) == [[b"worker-2"]] * lent_again
+
+
+def test_who_uses_a_lease_that_others_wait_for_keeps_it_for_a_turn(client: Client) -> None:
+    lease(client)
+    client.tasks.recalled(WORKER, busy=True)
+    assert client.tasks.turn_runs
+    for _ in range(10):
+        batch = client.submit()
+        assert batch.target == WORKER
+        client.arrive(batch, 0, ONE)
+    assert client.sent(messages.UNLEASE) == []
+    client.tasks.end_turn()
+    assert client.sent(messages.UNLEASE) == [[WORKER]]
+    client.sent(messages.LEASE)
+    client.submit()
+    assert client.sent(messages.LEASE) == [[client.plain.number]], "it asks again at once"
+
+
+def test_a_turn_that_ends_during_a_task_gives_the_lease_back_after_it(client: Client) -> None:
     lease(client)
     batch = client.submit()
-    client.tasks.recalled(WORKER)
+    client.tasks.recalled(WORKER, busy=False)
+    client.tasks.end_turn()
     assert client.sent(messages.UNLEASE) == []
+    client.arrive(batch, 0, ONE)
+    assert client.sent(messages.UNLEASE) == [[WORKER]]
+
+
+def test_a_lease_is_not_kept_for_a_turn_by_who_waits_for_the_node(client: Client) -> None:
+    lease(client)
+    client.submit()
+    client.arrive(client.submit(), 0, ONE)  # It went to the node: the leased worker was in use.
+    waiting = client.submit()
+    held = client.tasks.leases[client.plain.shape]
+    assert held is not None
+    held.batch = None
+    client.tasks.recalled(WORKER, busy=True)
+    assert waiting.target is None
+    assert client.sent(messages.UNLEASE) == [[WORKER]]
+
+
+def test_a_lease_for_a_turn_runs_the_task_that_asked_for_it(client: Client) -> None:
+    for _ in range(2):
+        client.arrive(client.submit(), 0, ONE)
+    batch = client.submit()
+    client.tasks.leased(client.plain.number, WORKER, recalled=True)
+    assert batch.target == WORKER
+    client.tasks.end_turn()
     client.arrive(batch, 0, ONE)
     assert client.sent(messages.UNLEASE) == [[WORKER]]
 

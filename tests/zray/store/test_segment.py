@@ -1,7 +1,6 @@
 """The segment: shared bytes, read-only readers, releases exactly once, errors instead of signals.
 
 What    Segment in this process, in forked children and over an interpreter's end.
-Caller  pytest.
 Never   leaves memory behind: nothing of a segment has a name.
 """
 
