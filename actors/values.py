@@ -99,7 +99,7 @@ class Values:
     def fetch(self, identity: bytes, found: bytes) -> Any:
         """Return the value of an argument that is another object."""
         runtime = self.runtime
-        if found[0] != outcome.STORED:
+        if found[0] != outcome.STORED and found[0] != outcome.ELSEWHERE:
             return runtime.objects.value(identity, found)
         references = runtime.session.references
         key = references.key_of(identity)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zray.protocol import outcome
-from zray.protocol.ids import ObjectId, ProcessId, owner_of
+from zray.protocol.ids import NodeId, ObjectId, ProcessId, node_of, owner_of
 
 
 @dataclass(slots=True)
@@ -54,7 +54,70 @@ class Unreferenced:
     actor: ObjectId
 
 
-Command = Locate | FreeExtent | DeleteSpilled | Restore | Unreferenced
+@dataclass(slots=True)
+class HoldAt:
+    """A foreign object is held here from now on: its home must know."""
+
+    object: ObjectId
+
+
+@dataclass(slots=True)
+class ReleaseAt:
+    """Give up this node's hold of an object at another node."""
+
+    node: NodeId
+    object: ObjectId
+
+
+@dataclass(slots=True)
+class LocateAt:
+    """Somebody waits for a foreign object: ask its home."""
+
+    object: ObjectId
+
+
+@dataclass(slots=True)
+class StoredHere:
+    """An object of another node's process lies here; nbytes -1: only what it contains does."""
+
+    object: ObjectId
+    nbytes: int
+    holder: ProcessId
+
+
+@dataclass(slots=True)
+class Pull:
+    """Bring an object here from a node that has it."""
+
+    object: ObjectId
+    nbytes: int
+    source: NodeId
+
+
+@dataclass(slots=True)
+class Found:
+    """Answer another node's LOCATE: an outcome, or where the value lies."""
+
+    node: NodeId
+    object: ObjectId
+    outcome: bytes | None
+    nbytes: int
+    source: NodeId | None
+
+
+Command = (
+    Locate
+    | FreeExtent
+    | DeleteSpilled
+    | Restore
+    | Unreferenced
+    | HoldAt
+    | ReleaseAt
+    | LocateAt
+    | StoredHere
+    | Pull
+    | Found
+)
 
 
 class Entry:
@@ -62,8 +125,13 @@ class Entry:
 
     __slots__ = (
         "contained",
+        "asked",
         "copies",
         "file",
+        "held_at_home",
+        "kept_at",
+        "pulling",
+        "source",
         "holders",
         "is_actor",
         "known",
@@ -95,14 +163,26 @@ class Entry:
         task was run to make it. A crash may lose word of one execution and not of another."""
         self.copies: list[int] = []
         """Extents that second executions wrote: somebody may have been told of one of them."""
+        self.held_at_home = False
+        """Of a foreign object: its home counts this node as a holder."""
+        self.asked = False
+        """Of a foreign object: its home was asked for its value."""
+        self.kept_at: set[NodeId] = set()
+        """Nodes that keep it, or what it contains, until we give it up."""
+        self.source: NodeId | None = None
+        """A node that has its value in memory, where it is not here."""
+        self.pulling = False
 
 
 class Directory:
     """All shared objects of one node."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: NodeId = b"") -> None:
+        self.home = home
+        """This node; b"" where there are no others."""
         self.entries: dict[ObjectId, Entry] = {}
         self.alive: set[ProcessId] = set()
+        self._nodes: set[NodeId] = set()
         self.held_by: dict[ProcessId, set[ObjectId]] = {}
         self.commands: list[Command] = []
         self.owner_died_outcome = b""
@@ -113,15 +193,24 @@ class Directory:
         """Count a process's references from here on."""
         self.alive.add(process)
 
+    def is_foreign(self, identity: ObjectId) -> bool:
+        """Return whether another node is this object's home."""
+        return bool(self.home) and node_of(identity) != self.home
+
     def _entry(self, identity: ObjectId) -> Entry:
         entry = self.entries.get(identity)
         if entry is None:
             entry = self.entries[identity] = Entry()
+            entry.known = self.is_foreign(identity)  # Its home says whether there is such a one.
         return entry
 
     def _add(self, identity: ObjectId, entry: Entry, holder: bytes, units: int) -> None:
         if len(holder) == 8 and holder not in self.alive:
             return
+        if units > 0 and not entry.held_at_home and self.is_foreign(identity):
+            if holder != node_of(identity):  # Its home is told what we keep for it by itself.
+                entry.held_at_home = True
+                self.commands.append(HoldAt(identity))
         left = entry.holders.get(holder, 0) + units
         if left:
             entry.holders[holder] = left
@@ -142,6 +231,10 @@ class Directory:
             return
         if entry.is_actor:
             self.commands.append(Unreferenced(identity))
+        if entry.held_at_home:
+            self.commands.append(ReleaseAt(node_of(identity), identity))
+        for node in sorted(entry.kept_at):
+            self.commands.append(ReleaseAt(node, identity))
         self._drop_value(identity, entry)
 
     def _drop_value(self, identity: ObjectId, entry: Entry) -> None:
@@ -210,12 +303,16 @@ class Directory:
         else:
             entry.offset, entry.nbytes = offset, nbytes
             self._resolve(identity, entry, outcome.stored(offset, nbytes))
+        if node_of(holder) in entry.holders:
+            self.commands.append(StoredHere(identity, nbytes, holder))
         self._settle(identity, entry)
 
     def hold_for(self, identity: ObjectId, contained: list[ObjectId]) -> None:
         """HOLD_FOR: a result that is on its way to its owner by itself holds these."""
         entry = self._entry(identity)
         self._hold_result(identity, entry, contained, owner_of(identity))
+        if node_of(identity) in entry.holders:
+            self.commands.append(StoredHere(identity, -1, owner_of(identity)))
         self._settle(identity, entry)
 
     def _hold_result(
@@ -223,7 +320,10 @@ class Directory:
     ) -> None:
         entry.known = True
         self._contain(identity, entry, contained)
-        if owner in self.alive:
+        if self.is_foreign(identity) and len(owner) == 8 and node_of(owner) != self.home:
+            if node_of(identity) not in entry.holders:
+                self._add(identity, entry, node_of(identity), 1)
+        elif owner in self.alive:
             entry.registered = owner
             entry.pinned.add(owner)
 
@@ -235,6 +335,21 @@ class Directory:
 
     def _tell(self, process: ProcessId, identity: ObjectId, entry: Entry) -> None:
         assert entry.outcome is not None
+        if process in self.nodes:
+            nbytes = entry.nbytes if entry.offset >= 0 or entry.source is not None else -1
+            source = self.home if entry.offset >= 0 else entry.source
+            if entry.offset >= 0 or entry.source is not None:
+                self.commands.append(Found(process, identity, None, nbytes, source))
+                return
+            if entry.file is None:
+                self.commands.append(Found(process, identity, entry.outcome, -1, None))
+                return
+        if entry.offset < 0 and entry.source is not None:
+            entry.waiters.add(process)
+            if not entry.pulling:
+                entry.pulling = True
+                self.commands.append(Pull(identity, entry.nbytes, entry.source))
+            return
         if entry.file is not None and entry.offset < 0:
             entry.waiters.add(process)
             if not entry.restoring:
@@ -245,10 +360,93 @@ class Directory:
             entry.pinned.add(process)
         self.commands.append(Locate(process, identity, entry.outcome))
 
+    # -- other nodes -----------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> set[NodeId]:
+        """Other nodes that are there."""
+        return self._nodes
+
+    def node_joined(self, node: NodeId) -> None:
+        """Count what another node holds, and what it keeps for this one."""
+        self._nodes.add(node)
+        self.alive.add(node)
+
+    def _ask_home(self, identity: ObjectId, entry: Entry, process: ProcessId) -> None:
+        if node_of(identity) not in self._nodes:
+            self.commands.append(Locate(process, identity, self.owner_died_outcome))
+            return
+        entry.waiters.add(process)
+        if not entry.asked:
+            entry.asked = True
+            self.commands.append(LocateAt(identity))
+
+    def found(
+        self, identity: ObjectId, found: bytes | None, nbytes: int, source: NodeId | None
+    ) -> None:
+        """FOUND: the home's answer to LocateAt."""
+        entry = self.entries.get(identity)
+        if entry is None or entry.outcome is not None:
+            return
+        entry.asked = False
+        if found is None and source is not None:
+            entry.nbytes, entry.source = nbytes, source
+            found = outcome.ELSEWHERE_OUTCOME
+        self._resolve(identity, entry, found if found is not None else self.lost_outcome)
+
+    def stored_at(self, node: NodeId, identity: ObjectId, nbytes: int, holder: ProcessId) -> None:
+        """STORED_AT: another node keeps an object of a process of ours, or what it contains."""
+        entry = self._entry(identity)
+        entry.known = True
+        entry.kept_at.add(node)
+        if holder in self.alive:
+            entry.registered = holder
+        if nbytes >= 0 and entry.outcome is None:
+            entry.nbytes, entry.source = nbytes, node
+            self._resolve(identity, entry, outcome.ELSEWHERE_OUTCOME)
+        self._settle(identity, entry)
+
+    def pulled(self, identity: ObjectId, offset: int, nbytes: int) -> None:
+        """A copy is here."""
+        entry = self.entries.get(identity)
+        if entry is None or not entry.pulling:
+            self.commands.append(FreeExtent(offset))
+            return
+        entry.pulling = False
+        entry.offset, entry.nbytes, entry.source = offset, nbytes, None
+        self._resolve(identity, entry, outcome.stored(offset, nbytes))
+        self._settle(identity, entry)
+
+    def pull_failed(self, identity: ObjectId) -> None:
+        """The node that had it has it no more, or is gone."""
+        entry = self.entries.get(identity)
+        if entry is None or not entry.pulling:
+            return
+        entry.pulling = False
+        entry.source = None
+        self._resolve(identity, entry, self.lost_outcome)
+        self._settle(identity, entry)
+
+    def node_lost(self, node: NodeId) -> None:
+        """A node is gone: what it held is free, what only it had is lost."""
+        self._nodes.discard(node)
+        for entry in self.entries.values():
+            entry.kept_at.discard(node)
+            if entry.source == node and not entry.pulling:
+                entry.source = None
+                entry.outcome = self.lost_outcome
+        for identity, entry in list(self.entries.items()):
+            if node_of(identity) == node and self.is_foreign(identity):
+                entry.held_at_home = False
+                if entry.outcome is None:
+                    self._resolve(identity, entry, self.owner_died_outcome)
+        self.process_died(node)
+
     def knows(self, identities: list[ObjectId]) -> bool:
         """Return whether somebody has told of every one of these."""
         return all(
-            (entry := self.entries.get(identity)) is not None and entry.known
+            self.is_foreign(identity)
+            or ((entry := self.entries.get(identity)) is not None and entry.known)
             for identity in identities
         )
 
@@ -275,11 +473,15 @@ class Directory:
         answers: list[tuple[ObjectId, bytes | None]] = []
         for identity in identities:
             entry = self.entries.get(identity)
+            if entry is None and self.is_foreign(identity):
+                entry = self._entry(identity)
             if entry is None or not entry.known:
                 answers.append((identity, None))
                 continue
             self._add(identity, entry, process, 1)
-            if entry.outcome is None or (entry.file is not None and entry.offset < 0):
+            if entry.outcome is None or (
+                entry.offset < 0 and (entry.file is not None or entry.source is not None)
+            ):
                 answers.append((identity, outcome.ELSEWHERE_OUTCOME))
                 continue
             if entry.offset >= 0:
@@ -310,6 +512,9 @@ class Directory:
         for identity in identities:
             entry = self.entries.get(identity)
             if entry is None or not entry.known:
+                if process in self.nodes:
+                    self.commands.append(Found(process, identity, self.lost_outcome, -1, None))
+                    continue
                 alive = owner_of(identity) in self.alive
                 self.commands.append(
                     Locate(
@@ -317,8 +522,13 @@ class Directory:
                     )
                 )
             elif entry.outcome is None:
-                if owner_of(identity) in self.alive:
+                if self.is_foreign(identity):
+                    self._ask_home(identity, entry, process)
+                elif owner_of(identity) in self.alive:
                     entry.waiters.add(process)
+                elif process in self.nodes:
+                    found = self.owner_died_outcome
+                    self.commands.append(Found(process, identity, found, -1, None))
                 else:
                     self.commands.append(Locate(process, identity, self.owner_died_outcome))
             else:

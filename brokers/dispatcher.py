@@ -221,7 +221,9 @@ class Dispatcher:
         else:
             self._place(actor, host, None)
 
-    def claimed(self, identity: ActorId, worker: ProcessId, grant: Grant, *, in_host: bool) -> None:
+    def claimed(
+        self, identity: ActorId, worker: ProcessId, grant: Grant | None, *, in_host: bool
+    ) -> None:
         """The scheduler has served a claim, of a worker or (in_host) of resources in one."""
         # An actor that claimed a host may have entered another one before its own was there.
         env = None if in_host else self.hosts_claimed.pop(identity, None)

@@ -18,14 +18,14 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray import detect, errors, node_directory
 from zray.net import channel, mailbox, tokens
 from zray.net.poller import READABLE, WRITABLE, new_poller
 from zray.net.wake import Wake
 from zray.protocol import frames, messages, outcome
-from zray.protocol.ids import PROCESS_ID_BYTES
+from zray.protocol.ids import NODE_PREFIX_BYTES, PROCESS_ID_BYTES, node_id, node_of
 from zray.protocol.limits import (
     ANSWERS_BYTES_MAX,
     LIFELINE_BACKLOG_BYTES_MAX,
@@ -42,7 +42,7 @@ from .directory import Directory
 from .dispatcher import Dispatcher
 from .event_queries import EventQueries
 from .gcs.catalog import Catalog
-from .node_calls import CALL_RULES
+from .node_calls import CALL_RULES, answer_code
 from .node_commands import perform_all
 from .node_mailbox import MAILBOX_RULES
 from .output import OutputLog, bound_log
@@ -54,6 +54,9 @@ from .scheduling import JOB_VARIABLE, job_of
 from .store import Store
 from .validation import check_fields
 from .workers import WorkerProcess, Workers, Zygote, describe_exit
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
 
 _TICK_S = 0.01
 _SWEEP_S = 0.5
@@ -76,7 +79,7 @@ class Node:
         self.directory = directory
         self.settings = settings
         self.embedded = bool(settings.get("embedded"))
-        self.process = os.urandom(8)
+        self.process = node_id(os.urandom(NODE_PREFIX_BYTES))
         self.secret = os.urandom(tokens.SECRET_BYTES)
         """Known to the processes of this node alone: by it they believe each other."""
         self.started_at = time.time()
@@ -86,7 +89,11 @@ class Node:
         self.wake = Wake()
         self.watch(self.wake.fileno(), self.wake.clear)
         self.workers = Workers(
-            zygote, on_lines=self._on_lines, watch=self.watch, unwatch=self.unwatch
+            zygote,
+            node=self.process,
+            on_lines=self._on_lines,
+            watch=self.watch,
+            unwatch=self.unwatch,
         )
         self._set_up_tables()
         self._set_up_sockets()
@@ -96,6 +103,8 @@ class Node:
         """Calls RELEASE, to be heeded when the streams have been read once more."""
         self.looking_again = False
         self.event_queries = EventQueries(self)
+        self.cluster: Cluster | None = None
+        """Set where there may be other nodes."""
         self.on_ready: Callable[[], None] | None = None
         """Called once, when the first worker is there (or has not come for a second)."""
         self.now = time.monotonic()
@@ -121,7 +130,7 @@ class Node:
         cpus = max(1, found.total.get("CPU", 0) // 10000)
         self.scheduler = Scheduler(self.resources, pool_size=min(cpus, 64))
         self.dispatcher = Dispatcher(shared_hosts=cpus)
-        self.objects = Directory()
+        self.objects = Directory(self.process)
         self.objects.owner_died_outcome = error_outcome(
             errors.OwnerDiedError(
                 "the process that was to make this object died before it had a value"
@@ -188,9 +197,13 @@ class Node:
             self._serve_streams(ready)
             if self.early or self.releases:
                 self._second_look()
+            if self.cluster is not None:
+                self.cluster.serve()
             for sender, header, payloads in received:
                 self._handle_message(sender, header, payloads)
             self._duties()
+            if self.cluster is not None:
+                self.cluster.after_wake()
             perform_all(self)
         self._shut_down()
 
@@ -230,6 +243,8 @@ class Node:
         due = self._next_sweep - time.monotonic()
         if self.scheduler.needs_tick() or self.store.waiting or self.event_queries:
             due = min(due, _TICK_S)
+        if self.cluster is not None:
+            due = min(due, self.cluster.due_s)
         return max(0.0, due)
 
     def _drain_inbox(self) -> tuple[list[mailbox.Message], bool]:
@@ -253,6 +268,8 @@ class Node:
             if rule is None or message[2] != len(payloads):
                 raise errors.RemoteProtocolError("not a message for a node")
             check_fields(message)
+            if self.cluster is not None and self.cluster.take_mail(process, message[1], header):
+                return
             rule(self, process, message, payloads)
         except Exception as error:  # A broken client must not end the node that serves others.
             self._malformed(process, error)
@@ -290,6 +307,8 @@ class Node:
             self._sweep_starting(now)
             self.reception.sweep(now)
             self._sweep_jobs()
+            if self.cluster is not None:
+                self.cluster.sweep()
             if self.workers.zygote_gone and self.stopping is None:
                 self.stopping = "the zygote died"
             if self.embedded and os.getppid() != self.settings.get("parent", os.getppid()):
@@ -396,11 +415,26 @@ class Node:
             if rule is None:
                 raise errors.RemoteProtocolError("not a call to a node")
             check_fields(message)
+            if self.cluster is not None and self.cluster.take_call(process, message[1], packed):
+                return
             rule(self, process, message)
         except Exception as error:  # A broken client must not end the node that serves others.
             self._malformed(process, error)
             if process.calls is not None and _asks(packed):
                 self.answer(process, None, error)
+
+    def kill_worker(self, identity: bytes) -> None:
+        """Kill a worker of ours, or have a borrowed one killed."""
+        if self.cluster is not None and node_of(identity) != self.process:
+            self.cluster.end_worker(identity)
+        else:
+            self.workers.kill(identity)
+
+    def code_arrived(self, function: bytes, code: bytes) -> None:
+        """The code of a function is here: workers may wait for it."""
+        self.gcs.tables.functions.put(function, code)
+        for waiter in self.processes.waiting_for_function.pop(function, ()):
+            answer_code(self, waiter, function, code)
 
     def process_gone(self, identity: bytes, reason: str) -> None:
         """A driver or worker is dead: everything derives from this one fact."""
@@ -437,12 +471,16 @@ class Node:
             process.lifeline.close()
         if process is not None and process.role == "observer":
             return
-        self._tell_of_death(identity, reason, process)
+        self.tell_of_death(identity, reason, process)
         self.peers.drop(identity)
         node_directory.remove_mailbox(self.directory, identity)
 
-    def _tell_of_death(self, identity: bytes, reason: str, process: Process | None) -> None:
+    def tell_of_death(self, identity: bytes, reason: str, process: Process | None) -> None:
+        """Tell the machines, and who had dealings with it."""
         text = f"worker {identity.hex()} died: {reason}"
+        if self.cluster is not None:
+            self.cluster.own_worker_died(identity, reason)
+            self.cluster.process_left(identity)
         if process is not None:
             for other in sorted(process.acquainted):
                 self.send(other, messages.PROCESS_DIED, identity, text)
@@ -474,13 +512,24 @@ class Node:
 
     # -- sending ---------------------------------------------------------------------------------
 
+    def process_of(self, identity: bytes) -> Process | None:
+        """Return a process of this node, or a borrowed worker."""
+        found = self.processes.by_id.get(identity)
+        if found is None and self.cluster is not None:
+            return self.cluster.borrowed.get(identity)
+        return found
+
     def send(self, peer: bytes, kind: int, *fields: Any, payloads: tuple[bytes, ...] = ()) -> None:
-        """Send to a process's mailbox."""
+        """Send to a process's mailbox, or to another node."""
+        if self.cluster is not None and node_of(peer) != self.process:
+            header = frames.pack(kind, *fields, payloads=len(payloads))
+            self.cluster.to_process(peer, header, payloads)
+            return
         self.peers.send(peer, frames.pack(kind, *fields, payloads=len(payloads)), payloads)
 
     def tell(self, identity: bytes, kind: int, *fields: Any) -> None:
         """Send on a process's lifeline."""
-        process = self.processes.by_id.get(identity)
+        process = self.process_of(identity)
         if process is not None:
             process.lifeline.queue(frames.pack(kind, *fields))
             if process.lifeline.outbound_bytes:
@@ -621,6 +670,8 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
         )
         os.close(ready_fd)
         return 1
+    if settings.get("cluster") is not None:
+        _enter_cluster(node, settings["cluster"])
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, _frame: _signalled(node, number))
     report = {
@@ -629,6 +680,7 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
         "node": node.process.hex(),
         "started_at": node.started_at,
         "embedded": node.embedded,
+        "address": None if node.cluster is None else node.cluster.inbox.address,
     }
     with open(os.path.join(directory, "node.json"), "w") as file:
         json.dump(report, file)
@@ -645,6 +697,23 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
         if node.embedded and not (crashed and node.processes.drivers):
             shutil.rmtree(directory, ignore_errors=True)
     return 0
+
+
+def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
+    from zray.net.curve import ClusterKeys
+
+    from .cluster import Cluster
+
+    keys = None if settings.get("keys") is None else ClusterKeys.load(settings["keys"])
+    node.cluster = Cluster(
+        node,
+        keys,
+        host=settings.get("host", "127.0.0.1"),
+        port=settings.get("port", 0),
+        advertise=settings.get("advertise"),
+    )
+    for address in settings.get("join", ()):
+        node.cluster.dial(address)
 
 
 def _report_ready(node: Node, report: dict[str, Any], ready_fd: int) -> None:

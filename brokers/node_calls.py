@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.protocol import messages
+from zray.protocol.ids import node_of
 
 from . import inspection
 from .allocator import Extent
@@ -31,28 +32,35 @@ def _declare_class(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _put_function(node: Node, _process: Process, message: list[Any]) -> None:
-    function, code = message[3], message[4]
-    node.gcs.tables.functions.put(function, code)
-    for waiter in node.processes.waiting_for_function.pop(function, ()):
-        _answer_code(node, waiter, code)
+    node.code_arrived(message[3], message[4])
 
 
-def _answer_code(node: Node, process: Process, code: bytes) -> None:
+def answer_code(node: Node, process: Process, function: bytes, code: bytes) -> None:
     """The first code a worker asks for comes with the job it is to be run in."""
     details = None
     if not process.knows_job:
+        job = node.job_of(process)
+        details = node.processes.jobs.get(job)
+        if details is None and node.cluster is not None and node.cluster.is_elsewhere(job):
+            _wait_for_code(node, process, function)
+            return
         process.knows_job = True
-        details = node.processes.jobs.get(node.job_of(process))
     node.answer(process, [code, details])
+
+
+def _wait_for_code(node: Node, process: Process, function: bytes) -> None:
+    node.processes.waiting_for_function.setdefault(function, []).append(process)
+    if node.cluster is not None:
+        node.cluster.fetch_code(function, node.job_of(process))
 
 
 def _get_function(node: Node, process: Process, message: list[Any]) -> None:
     function = message[3]
     code = node.gcs.tables.functions.get(function)
     if code is not None:
-        _answer_code(node, process, code)
+        answer_code(node, process, function, code)
     else:
-        node.processes.waiting_for_function.setdefault(function, []).append(process)
+        _wait_for_code(node, process, function)
 
 
 def _allocate(node: Node, process: Process, message: list[Any]) -> None:
@@ -153,12 +161,19 @@ def _actor_arguments(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _watch_actor(node: Node, process: Process, message: list[Any]) -> None:
+    if node.cluster is not None and node_of(message[3]) != node.process:
+        node.cluster.watch(process.identity, message[3])
+        return
     if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
         return
     node.dispatcher.watch(process.identity, message[3])
 
 
 def _kill_actor(node: Node, process: Process, message: list[Any]) -> None:
+    home = node_of(message[3])
+    if node.cluster is not None and home != node.process:
+        node.cluster.send(home, messages.KILL_ACTOR, message[3], message[4])
+        return
     if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
         return
     from .node import error_outcome

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
-from zray.protocol import messages, outcome
+from zray.protocol import link_messages, messages, outcome
+from zray.protocol.ids import node_of
 from zray.serialization.exceptions import encode_exception
 
 from . import directory, dispatcher, scheduling
@@ -69,7 +70,7 @@ def _send_gathered(
 def _run(node: Node, command: scheduling.Run) -> None:
     work = command.work
     task_class = work.task_class
-    process = node.processes.by_id.get(command.worker)
+    process = node.process_of(command.worker)
     if process is not None:
         process.acquainted.add(task_class.client)
     client = node.processes.by_id.get(task_class.client)
@@ -138,7 +139,7 @@ def _kill(node: Node, command: scheduling.Kill) -> None:
     if command.graceful:
         node.tell(command.worker, messages.EXIT, command.reason)
     else:
-        node.workers.kill(command.worker)
+        node.kill_worker(command.worker)
 
 
 def _fail(node: Node, command: scheduling.Fail) -> None:
@@ -149,15 +150,29 @@ def _fail(node: Node, command: scheduling.Fail) -> None:
     node.send(command.client, messages.TASK_FAILED, command.first, command.items, found)
 
 
+def _borrow(node: Node, command: scheduling.Borrow) -> None:
+    if node.cluster is not None:
+        node.cluster.borrow(command)
+
+
+def _give_back(node: Node, command: scheduling.GiveBack) -> None:
+    if node.cluster is not None:
+        node.cluster.give_back(command)
+
+
 def _cancelled_early(node: Node, command: scheduling.Cancelled) -> None:
     for item in command.items:
         _cancelled(node, command.client, command.first, item)
 
 
 def _claimed(node: Node, command: scheduling.Claimed) -> None:
+    cluster = node.cluster
+    if cluster is not None and command.actor in cluster.lending and command.grant is not None:
+        cluster.lend(command.actor, command.worker, command.grant)
+        return
     if command.worker not in node.scheduler.workers:
         # It has died in this very wake. What it held is free, but for the share of a host.
-        if command.in_host:
+        if command.in_host and command.grant is not None:
             _release_grant(node, dispatcher.ReleaseGrant(command.grant))
         node.dispatcher.claim_lost(command.actor)
         return
@@ -181,7 +196,7 @@ def _state_row(node: Node, command: dispatcher.Tell) -> list[Any]:
         return [command.actor, "DEAD", None, None, 1 << 30, cause]
     endpoint = None
     if actor.worker is not None:
-        process = node.processes.by_id.get(actor.worker)
+        process = node.process_of(actor.worker)
         if process is not None:
             process.acquainted.add(command.process)
             endpoint = process.details["endpoint"]
@@ -213,7 +228,9 @@ def _gpus(node: Node, actor: dispatcher.Actor) -> tuple[str, ...]:
     if actor.grant is not None:
         return actor.grant.gpu_ids
     state = node.scheduler.workers.get(actor.worker or b"")
-    return state.grant.gpu_ids if state is not None and state.grant is not None else ()
+    if state is None:
+        return ()
+    return state.grant.gpu_ids if state.grant is not None else state.gpu_ids
 
 
 def _end(node: Node, command: dispatcher.End) -> None:
@@ -223,7 +240,7 @@ def _end(node: Node, command: dispatcher.End) -> None:
 
 
 def _kill_worker(node: Node, command: dispatcher.KillWorker) -> None:
-    node.workers.kill(command.worker)
+    node.kill_worker(command.worker)
 
 
 def _release_grant(node: Node, command: dispatcher.ReleaseGrant) -> None:
@@ -277,6 +294,34 @@ def _unreferenced(node: Node, command: directory.Unreferenced) -> None:
     node.dispatcher.unreferenced(command.actor)
 
 
+def _hold_at(node: Node, command: directory.HoldAt) -> None:
+    node.send(node_of(command.object), messages.HOLD, [command.object], False)
+
+
+def _release_at(node: Node, command: directory.ReleaseAt) -> None:
+    node.send(command.node, messages.RELEASE, [[command.object, 1]], [])
+
+
+def _locate_at(node: Node, command: directory.LocateAt) -> None:
+    node.send(node_of(command.object), link_messages.LOCATE_FOREIGN, [command.object])
+
+
+def _stored_here(node: Node, command: directory.StoredHere) -> None:
+    home = node_of(command.object)
+    node.send(home, link_messages.STORED_AT, command.object, command.nbytes, command.holder)
+
+
+def _pull(node: Node, command: directory.Pull) -> None:
+    if node.cluster is not None:
+        node.cluster.pull(command.object, command.nbytes, command.source)
+
+
+def _found(node: Node, command: directory.Found) -> None:
+    sources = [] if command.source is None else command.source
+    row = [command.object, command.outcome, command.nbytes, sources or None]
+    node.send(command.node, link_messages.FOUND, [row])
+
+
 _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     scheduling.Run: _run,
     scheduling.Reclaim: _reclaim,
@@ -298,6 +343,14 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     directory.DeleteSpilled: _delete_spilled,
     directory.Restore: _restore,
     directory.Unreferenced: _unreferenced,
+    directory.HoldAt: _hold_at,
+    directory.ReleaseAt: _release_at,
+    directory.LocateAt: _locate_at,
+    directory.StoredHere: _stored_here,
+    directory.Pull: _pull,
+    directory.Found: _found,
+    scheduling.Borrow: _borrow,
+    scheduling.GiveBack: _give_back,
 }
 
 
@@ -322,7 +375,7 @@ def cancel(
     if force:
         node.scheduler.forgive(worker, client, first, item)
         _cancelled(node, client, first, item)
-        node.workers.kill(worker)
+        node.kill_worker(worker)
     else:
         node.tell(worker, messages.INTERRUPT, client, first, item, recursive)
 

@@ -24,6 +24,7 @@ from zray.protocol.limits import (
 )
 
 from . import scheduler_account
+from .borrowing import Borrowing
 from .leases import Leases
 from .resources import ResourceSet
 from .scheduling import (
@@ -72,6 +73,7 @@ class Scheduler:
         self.claims: deque[Claim] = deque()
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
         self.leases = Leases(self)
+        self.borrowing = Borrowing(self)
         self.ended_jobs: set[str] = set()
         self.now = 0.0
         self.failed_starts = 0
@@ -209,7 +211,9 @@ class Scheduler:
         self._queue(again, front=True)
 
     def _keep_pool(self) -> None:
-        have = sum(1 for worker in self.workers.values() if worker.pooled)
+        have = sum(
+            worker.pooled and worker.lender is None for worker in self.workers.values()
+        )
         self._fork((), self.pool_size - have - self.forking.get((), 0))
 
     def retire(self, now: float, idle_s: float) -> None:
@@ -390,7 +394,7 @@ class Scheduler:
                 part.low,
                 part.high,
                 not known,
-                worker.grant.gpu_ids if worker.grant else (),
+                worker.grant.gpu_ids if worker.grant else worker.gpu_ids,
             )
         )
 
@@ -477,6 +481,9 @@ class Scheduler:
             self.pump()
 
     def _free(self, worker: WorkerState) -> None:
+        if worker.lender is not None:
+            self.borrowing.idle(worker)
+            return
         if worker.shape is not None:
             self.running[worker.shape].pop(worker.process, None)
         if worker.grant is not None:
@@ -492,6 +499,15 @@ class Scheduler:
             self._keep_pool()
             return
         self._to_idle(worker)
+
+    def returned(self, process: bytes) -> None:
+        """A worker that was lent to another node is back, with nothing to do."""
+        worker = self.workers.get(process)
+        if worker is None or worker.pooled or worker.grant is None:
+            return
+        worker.pooled = True
+        self._free(worker)
+        self.pump()
 
     def tick(self, now: float) -> None:
         """Time has passed: take work back from workers stuck in a long task."""

@@ -82,9 +82,10 @@ def check(scheduler: Scheduler) -> None:
         assert worker.grant is None
         assert not worker.outstanding
     for worker in scheduler.workers.values():
-        assert (worker.grant is None) == (worker.state in (IDLE, STARTING)), worker.state
+        counted = worker.lender is None and worker.state not in (IDLE, STARTING)
+        assert (worker.grant is not None) == counted, worker.state
     for shape, workers in scheduler.running.items():
         for worker in workers.values():
             assert worker.shape == shape
             assert worker.state == RUNNING
-            assert worker.outstanding or worker.blameless, "resources held for nothing"
+            assert worker.outstanding or worker.blameless or worker.lender, "held for nothing"

@@ -159,9 +159,11 @@ class WorkerState:
         "calls",
         "env",
         "grant",
+        "gpu_ids",
         "idle_since",
         "known",
         "lease",
+        "lender",
         "lessee",
         "outstanding",
         "patience_s",
@@ -202,6 +204,10 @@ class WorkerState:
         """It is being ended on purpose: none of its tasks crashed it."""
         self.lessee: bytes | None = None
         self.recalled = False
+        self.gpu_ids: tuple[str, ...] = ()
+        """Of a borrowed worker: what its node gave it."""
+        self.lender: bytes | None = None
+        """The node it belongs to, where that is another one: its resources are counted there."""
         self.lease = 0
         """Of the leases given so far, which one this is."""
         self.reported = 0.0
@@ -299,7 +305,8 @@ class Claimed:
 
     actor: bytes
     worker: bytes
-    grant: Grant
+    grant: Grant | None
+    """None: the worker is another node's, which counts what it holds."""
     in_host: bool = False
 
 
@@ -312,4 +319,35 @@ class Cancelled:
     items: list[int]
 
 
-Command = Cancelled | Run | Reclaim | Recall | Granted | Fork | Kill | Fail | Claimed | Suspect
+@dataclass(slots=True)
+class Borrow:
+    """Ask another node for a worker."""
+
+    node: bytes
+    request: int
+    amounts: dict[str, int]
+    env: Environment
+
+
+@dataclass(slots=True)
+class GiveBack:
+    """A borrowed worker is not needed any more."""
+
+    worker: bytes
+    lender: bytes
+
+
+Command = (
+    Cancelled
+    | Run
+    | Reclaim
+    | Recall
+    | Granted
+    | Fork
+    | Kill
+    | Fail
+    | Claimed
+    | Suspect
+    | Borrow
+    | GiveBack
+)

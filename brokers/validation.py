@@ -194,6 +194,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.SUBMIT: (_list_of(_batch),),
     messages.FINISHED: (_list_of(_report),),
     messages.ACTOR_STARTED: (_list_of(_row(_object, _count, _or_none(_bytes))),),
+    messages.FORWARD: (_process,),
     # Calls.
     messages.DECLARE_CLASS: (_count, _class_spec),
     messages.PUT_FUNCTION: (_bytes, _bytes),

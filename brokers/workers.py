@@ -23,6 +23,7 @@ from typing import Any
 
 from zray.net.channel import Channel
 from zray.protocol import frames, messages
+from zray.protocol.ids import NODE_PREFIX_BYTES, process_id
 
 _LINE_BYTES_MAX = 64 * 1024
 _STATUS_S = 0.02
@@ -79,6 +80,7 @@ class Workers:
 
     Args:
         zygote: the process that forks them.
+        node: this node's id, which begins theirs.
         on_lines: called with (worker, is_stderr, lines) for what a worker printed.
         watch: called with (descriptor, callback) to be polled for reading.
         unwatch: called with a descriptor that is about to be closed.
@@ -88,10 +90,12 @@ class Workers:
         self,
         zygote: Zygote,
         *,
+        node: bytes,
         on_lines: Callable[[WorkerProcess, bool, list[str]], None],
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
     ) -> None:
+        self.node = node
         self.by_process: dict[bytes, WorkerProcess] = {}
         self.by_pid: dict[int, WorkerProcess] = {}
         self.ready = False
@@ -110,7 +114,7 @@ class Workers:
 
     def fork(self, env: tuple[tuple[str, str], ...]) -> WorkerProcess:
         """Ask for one worker; it says HELLO when it runs."""
-        process = os.urandom(8)
+        process = process_id(self.node, os.urandom(NODE_PREFIX_BYTES))
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         worker = WorkerProcess(process, env, (out_read, err_read))

@@ -93,9 +93,10 @@ def connect(
     details: dict[str, Any] | None = None,
 ) -> Runtime:
     """Connect this process as a driver to the node in ``directory``."""
+    from zray.node_directory import new_process
     from zray.runtime import Runtime as Runtime_
 
-    process = os.urandom(8)
+    process = new_process(directory)
     entry = " ".join(sys.argv)[:500]
     namespace = namespace or f"job-{process.hex()}"
     made = Runtime_(

@@ -9,16 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import stat
 import tempfile
 
 from zray import errors
+from zray.protocol.ids import NODE_PREFIX_BYTES, process_id
 from zray.protocol.limits import IPC_PATH_BYTES_MAX
 
 _LOCK = "node.lock"
 _LONGEST_NAME_BYTES = len("/0123456789abcdef.e")
 """Of a mailbox in the directory: a process id in hex, and its edges' suffix."""
+
+
+def new_process(directory: str) -> bytes:
+    """Return an id for a process that is to connect to the node in ``directory``.
+
+    Raises NodeStartError where no node has told of itself there.
+    """
+    try:
+        with open(os.path.join(directory, "node.json")) as file:
+            node = bytes.fromhex(json.load(file)["node"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.NodeStartError(
+            f"no node answers at {directory} ({error}): start one with `zray-node start --dir"
+            f" {directory}`"
+        ) from None
+    return process_id(node, os.urandom(NODE_PREFIX_BYTES))
 
 
 def temporary_base() -> str:

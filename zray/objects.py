@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.protocol import messages, outcome
-from zray.protocol.ids import ObjectId, ProcessId
+from zray.protocol.ids import ObjectId, ProcessId, node_of
 from zray.protocol.limits import INLINE_BYTES_MAX
 from zray.serialization import blob
 from zray.serialization.exceptions import decode_exception
@@ -137,6 +137,8 @@ class Objects:
         """Write a result for another process and register it; returns its outcome."""
         offset, _extent_bytes = self.write(encoded)
         self.client.call(messages.REGISTER, identity, offset, encoded.nbytes, held, holder)
+        if node_of(holder) != self.client.node:
+            return outcome.ELSEWHERE_OUTCOME  # Its node will know where.
         return outcome.stored(offset, encoded.nbytes)
 
     # -- reading -----------------------------------------------------------------------------

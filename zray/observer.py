@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from zray import errors
 from zray.net import channel
+from zray.node_directory import new_process
 from zray.protocol import frames, messages
 
 _TIMEOUT_S = 10.0
@@ -31,7 +32,7 @@ class Observer:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         path = os.path.join(directory, "node.sock")
-        identity = os.urandom(8)
+        identity = new_process(directory)
         streams: list[channel.Channel] = []
         try:
             for role in ("observer", "calls"):

@@ -24,6 +24,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from zray.errors import RemoteProtocolError
+from zray.protocol import frames, messages
+from zray.protocol.ids import NODE_PREFIX_BYTES
 from zray.protocol.limits import (
     EDGE_MESSAGE_BYTES_MAX,
     HELLO_TIMEOUT_S,
@@ -236,7 +238,7 @@ class Edges:
         while (message := self.inbox.receive()) is not None:
             sender, header, payloads = message
             if tokens.is_same(self._node_routing_id, sender):
-                received.append((self._node, header, payloads))
+                received.append(self._unwrapped(header, payloads))
             else:
                 self.malformed += 1  # Nobody else writes here.
         for _ in range(_EDGE_ROUNDS if received else 0):
@@ -246,6 +248,13 @@ class Edges:
                 break
             self._serve(events)
         self._ready.extend(received)
+
+    def _unwrapped(self, header: bytes, payloads: list[bytes]) -> Message:
+        """What the node has brought from a process of another node is that process's message."""
+        if payloads and header[2] == messages.FORWARDED:
+            source: bytes = frames.unpack(header)[3]
+            return source, payloads[0], payloads[1:]
+        return self._node, header, payloads
 
     def has_message(self) -> bool:
         """Return whether receive() would return a message without looking at a socket."""
@@ -390,9 +399,15 @@ class Edges:
 
     # -- sending ---------------------------------------------------------------------------------
 
+    def _is_foreign(self, peer: bytes) -> bool:
+        return peer[:NODE_PREFIX_BYTES] != self.own_id[:NODE_PREFIX_BYTES]
+
     def connect(self, peer: bytes, endpoint: str) -> None:
-        """Open the way to a process of this host; a second call does nothing."""
-        if peer in self._by_peer:
+        """Open the way to a process of this node; a second call does nothing.
+
+        To one of another node the way is through ours, and open.
+        """
+        if peer in self._by_peer or self._is_foreign(peer):
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -418,12 +433,15 @@ class Edges:
 
     def knows(self, peer: bytes) -> bool:
         """Return whether there is a way to this peer."""
-        return peer in self._by_peer or self.peers.knows(peer)
+        return peer in self._by_peer or self.peers.knows(peer) or self._is_foreign(peer)
 
     def send(self, peer: bytes, header: bytes, payloads: Sequence[bytes] = ()) -> bool:
         """Send one message; False where there is no way to the peer (it died, or never was)."""
         edge = self._by_peer.get(peer)
         if edge is None:
+            if self._is_foreign(peer):
+                forward = frames.pack(messages.FORWARD, peer, payloads=1 + len(payloads))
+                return self.peers.send(self._node, forward, (header, *payloads))
             return self.peers.send(peer, header, payloads)
         if payloads:
             parts = [_frame(_MORE, header)]

@@ -12,10 +12,12 @@ from typing import Any
 from zray.errors import RemoteProtocolError
 
 from .limits import PROTOCOL_VERSION
-from .messages import MESSAGES, NAMES
+from .link_messages import LINK_MESSAGES
+from .messages import MESSAGES
 from .packing import packb, unpackb
 
-_FIELD_COUNT = {row.kind: len(row.fields) for row in MESSAGES}
+_FIELD_COUNT = {row.kind: len(row.fields) for row in (*MESSAGES, *LINK_MESSAGES)}
+_NAMES = {row.kind: row.name for row in (*MESSAGES, *LINK_MESSAGES)}
 _unpack = unpackb
 
 
@@ -41,6 +43,6 @@ def unpack(header: bytes) -> list[Any]:
     if expected is None or type(message[2]) is not int:
         raise RemoteProtocolError(f"unknown message kind {kind!r}")
     if len(message) != expected + 3:
-        name = NAMES[kind]
+        name = _NAMES[kind]
         raise RemoteProtocolError(f"{name} has {len(message) - 3} fields, not {expected}")
     return message

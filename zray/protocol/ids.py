@@ -1,7 +1,8 @@
 """Identities: processes, tasks, objects and actors.
 
-What    A process has 8 random bytes. Whatever it creates is named by these 8 bytes and a
-        64-bit number it counts up itself, so a name needs no round trip and can't collide.
+What    A process has 8 bytes: the 4 random ones of its node, and 4 of its own. Whatever it
+        creates is named by these 8 bytes and a 64-bit number it counts up itself, so a name
+        needs no round trip, can't collide, and says which node is its home.
         object number = return index (24 bits) << 40 | task number (40 bits): the first
         return of a task has the task's own number, and a batch of n tasks is a range.
 Caller  every package.
@@ -10,6 +11,7 @@ Spec    docs/reference/protocol.md, "Identities".
 """
 
 PROCESS_ID_BYTES = 8
+NODE_PREFIX_BYTES = 4
 OBJECT_ID_BYTES = 16
 TASK_NUMBER_BITS = 40
 TASK_NUMBER_MAX = (1 << TASK_NUMBER_BITS) - 1
@@ -17,6 +19,27 @@ TASK_NUMBER_MAX = (1 << TASK_NUMBER_BITS) - 1
 ProcessId = bytes
 ObjectId = bytes
 ActorId = bytes
+NodeId = bytes
+
+
+def node_id(prefix: bytes) -> NodeId:
+    """Return the id of the node whose processes' ids begin with this prefix."""
+    return prefix + bytes(PROCESS_ID_BYTES - NODE_PREFIX_BYTES)
+
+
+def node_of(identity: bytes) -> NodeId:
+    """Return the home node of a process, object or actor (of a node: itself)."""
+    return identity[:NODE_PREFIX_BYTES] + bytes(PROCESS_ID_BYTES - NODE_PREFIX_BYTES)
+
+
+def process_id(node: NodeId, own: bytes) -> ProcessId:
+    """Return the id of a process of a node.
+
+    Args:
+        node: the node's id.
+        own: 4 bytes, not all zero, that no other process of the node has.
+    """
+    return node[:NODE_PREFIX_BYTES] + own
 
 
 def object_id(process: ProcessId, number: int) -> ObjectId:

@@ -49,6 +49,8 @@ YIELDED = 17
 CONSUMED = 18
 PING = 19
 RECONCILE = 20
+FORWARD = 21
+FORWARDED = 22
 # -- calls (process to node) -------------------------------------------------------------------
 HELLO = 32
 DECLARE_CLASS = 33
@@ -282,6 +284,26 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         ("tasks",),
         "Which of these [first, item] does the node still have?",
+    ),
+    Message(
+        FORWARD,
+        "FORWARD",
+        _M,
+        "client",
+        "node",
+        ("destination",),
+        "For a process of another node.",
+        payload="header and payloads",
+    ),
+    Message(
+        FORWARDED,
+        "FORWARDED",
+        _M,
+        "node",
+        "client",
+        ("source",),
+        "From a process of another node.",
+        payload="header and payloads",
     ),
     Message(
         HELLO,

@@ -19,6 +19,10 @@ from .outbox import Outbox
 Key = int | bytes
 
 
+_REGISTERED = (outcome.STORED, outcome.HOLDING, outcome.ELSEWHERE)
+"""Outcomes of what the node keeps for its owner."""
+
+
 class References:
     """References of one process. All methods but drop() need the session's lock."""
 
@@ -214,7 +218,7 @@ class References:
     def arrived(self, number: int, found: bytes) -> None:
         """An outcome for one of this process's numbers is here: keep it, or let it go."""
         tag = found[0]
-        if tag == outcome.STORED:
+        if tag == outcome.STORED or tag == outcome.ELSEWHERE:
             self.registered.add(number)
         elif tag == outcome.HOLDING:
             self.registered.add(number)
@@ -226,7 +230,7 @@ class References:
         self.heard((number,))
         if number in self.publish:
             self.publish.discard(number)
-            if tag != outcome.STORED:
+            if tag != outcome.STORED and tag != outcome.ELSEWHERE:
                 self._publish(number, found, first=False)
         if number in self.dropped:
             self.dropped.discard(number)
@@ -239,7 +243,7 @@ class References:
 
     def arrived_again(self, number: int, found: bytes) -> None:
         """An outcome of a second execution: give it up unless the first is still here."""
-        if found[0] in (outcome.STORED, outcome.HOLDING) and number not in self.registered:
+        if found[0] in _REGISTERED and number not in self.registered:
             self.voided.append(self.id_of(number))
 
     def void(self, number: int) -> None:

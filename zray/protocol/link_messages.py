@@ -1,0 +1,135 @@
+"""Every message between two nodes, in one table.
+
+What    Rows as in zray/protocol/messages.py. The way is a link: ZeroMQ over TCP with CURVE, a
+        DEALER of the sender to the one ROUTER of the receiver; in order for each pair of nodes.
+        Where a node does for its processes what a process does for itself, the message is the
+        same as on their own streams: to another node, a node is a client.
+Caller  brokers/, docs/reference/protocol.md (generated).
+Never   holds behaviour.
+"""
+
+from zray.protocol.messages import (
+    ACTOR_STATE,
+    HOLD,
+    KILL_ACTOR,
+    LOG,
+    PROCESS_DIED,
+    RELEASE,
+    WATCH_ACTOR,
+    Message,
+)
+
+LINK_HELLO = 112
+LOAD = 113
+RELAY = 114
+BORROW = 115
+LENT = 116
+GIVE_BACK = 117
+WANTED_BACK = 118
+TO_WORKER = 119
+TELL_WORKER = 120
+END_WORKER = 121
+FROM_WORKER = 122
+WORKER_DIED = 123
+CODE_WANTED = 124
+CODE = 125
+STORED_AT = 126
+LOCATE_FOREIGN = 127
+FOUND = 128
+PULL = 129
+CHUNK = 130
+
+_N = "link"
+
+
+def _row(kind: int, name: str, fields: tuple[str, ...], text: str, payload: str = "") -> Message:
+    return Message(kind, name, _N, "node", "node", fields, text, payload=payload)
+
+
+LINK_MESSAGES: tuple[Message, ...] = (
+    _row(
+        LINK_HELLO,
+        "LINK_HELLO",
+        ("details",),
+        "The first message of a stream: who we are, where we are reached, what we have.",
+    ),
+    _row(
+        LOAD,
+        "LOAD",
+        ("available", "queued"),
+        "What is free here, and how many tasks wait.",
+    ),
+    _row(
+        RELAY,
+        "RELAY",
+        ("destination", "source"),
+        "What a process of ours says to one of yours.",
+        payload="header and payloads as the process sent them",
+    ),
+    _row(
+        BORROW,
+        "BORROW",
+        ("request", "amounts", "environment"),
+        "Lend us a worker that holds these resources, for a job of ours.",
+    ),
+    _row(
+        LENT,
+        "LENT",
+        ("request", "worker", "pid", "gpus"),
+        "This worker takes its work from you from now on; null: there is none to spare.",
+    ),
+    _row(GIVE_BACK, "GIVE_BACK", ("worker",), "We need it no more; it has nothing to do."),
+    _row(WANTED_BACK, "WANTED_BACK", ("worker",), "Give it back when it has nothing to do."),
+    _row(
+        TO_WORKER,
+        "TO_WORKER",
+        ("worker",),
+        "For the mailbox of a worker that is lent to us.",
+        payload="header and payloads",
+    ),
+    _row(TELL_WORKER, "TELL_WORKER", ("worker", "packed"), "For the lifeline of such a worker."),
+    _row(END_WORKER, "END_WORKER", ("worker",), "Kill such a worker."),
+    _row(
+        FROM_WORKER,
+        "FROM_WORKER",
+        ("worker", "packed"),
+        "What a worker that is lent to you has told its node of its work.",
+    ),
+    _row(WORKER_DIED, "WORKER_DIED", ("worker", "reason"), "A worker that is lent to you has died."),
+    _row(CODE_WANTED, "CODE_WANTED", ("function", "job"), "A worker of ours is to run this."),
+    _row(
+        CODE,
+        "CODE",
+        ("function", "code", "job"),
+        "The pickled function or class, and where its job imports from.",
+    ),
+    _row(
+        STORED_AT,
+        "STORED_AT",
+        ("object", "nbytes", "holder"),
+        "We keep an object of your process, or (nbytes -1) what its value contains, until you"
+        " RELEASE it.",
+    ),
+    _row(LOCATE_FOREIGN, "LOCATE_FOREIGN", ("objects",), "Answer with FOUND, when it is there."),
+    _row(
+        FOUND,
+        "FOUND",
+        ("objects",),
+        "Each [object, outcome or null, nbytes, nodes that have it in memory].",
+    ),
+    _row(PULL, "PULL", ("object", "offset", "nbytes"), "Send this part of an object's blob."),
+    _row(
+        CHUNK,
+        "CHUNK",
+        ("object", "offset", "nbytes"),
+        "A part of an object's blob; nbytes -1: it is not here.",
+        payload="the bytes",
+    ),
+)
+
+AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
+"""Of calls: what a node may send to another on behalf of its processes."""
+AS_HOME = (ACTOR_STATE, PROCESS_DIED, LOG)
+"""What a home node tells another, which tells its processes."""
+
+LINK_NAMES: dict[int, str] = {row.kind: row.name for row in LINK_MESSAGES}
