@@ -40,8 +40,11 @@ def main() -> int:
     from .node import serve
 
     status = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
+    sys.stdout.flush()
+    sys.stderr.flush()
     os.close(lock)  # The last act: who waits for the lock finds all else done.
-    return status
+    # Freeing ten thousand records one by one would keep whoever waits for our end: 0.15 s.
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from .directory import Directory
 from .spill import SpillStore
 
 _SPARES_MAX = 15
-_SPARES_BYTES = 8 << 20
-"""Asking for an extent takes 150 us and writing 1 MB into one 50: most writes should not ask."""
+_SPARES_BYTES = 4 << 20
+"""Asking for an extent takes 150 us and writing 1 MB into one 50: most writes should not ask. But
+each extent costs each process that maps it 400 us at first touch, so few should go round."""
 _PREFAULT_BYTES = 64 << 20
 _DISK_RETRY_S = 0.2
 """A full disk is not asked again before this."""
