@@ -2,7 +2,8 @@
 
 What    mailbox.py (ZeroMQ: one ROUTER inbox a process, one DEALER a peer), edges.py (the direct
         ways between processes), channel.py (unix streams to the node: lifeline and calls),
-        poller.py (epoll, or what is missing), wake.py (an eventfd that ends a poll).
+        gcs_link.py (between the GCS process and who uses it), poller.py (epoll, or what is
+        missing), wake.py (an eventfd that ends a poll).
 Caller  client, brokers/node, actors/zygote.
 Never   knows what a message means.
 """

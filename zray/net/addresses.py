@@ -1,0 +1,86 @@
+"""TCP addresses of a node: what it binds, and what it tells others to dial.
+
+What    Loopback or not, IPv4 and IPv6, a free port, the address behind a NAT or a service name.
+Caller  zray/net/link_inbox.py, the bulk port, `zray-node`.
+Never   lets a port without keys be reached from another machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket as sockets
+
+import zmq
+
+from zray.net.curve import ClusterKeys, SecurityError
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches ``host``; a name other than localhost is not."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_binding(host: str, keys: ClusterKeys | None) -> None:
+    """Raise SecurityError where binding ``host`` without keys would let strangers in."""
+    if keys is None and not is_loopback(host):
+        raise SecurityError(
+            f"{host} can be reached from other machines, and there are no cluster keys: whoever"
+            " connects could run code here. Make keys with `zray-node keygen`, or bind 127.0.0.1"
+        )
+
+
+def endpoint(host: str, port: int) -> str:
+    """Return "tcp://HOST:PORT", with IPv6 addresses in brackets."""
+    bare = host.strip("[]")
+    return f"tcp://[{bare}]:{port}" if ":" in bare else f"tcp://{bare}:{port}"
+
+
+def advertised(host: str, port: int, advertise: str | None) -> str:
+    """Return the endpoint that others are told.
+
+    Raises ValueError where ``advertise`` has a port that is no number.
+    """
+    if advertise:
+        name, colon, given = advertise.rpartition(":")
+        if not colon or advertise.endswith("]") or (":" in name and not name.endswith("]")):
+            return endpoint(advertise, port)  # No port in it, or a bare IPv6 address.
+        return endpoint(name, int(given))
+    bare = host.strip("[]")
+    if bare in ("0.0.0.0", "::", "*"):
+        return endpoint(_outward_address(bare), port)
+    return endpoint(bare, port)
+
+
+def _outward_address(wildcard: str) -> str:
+    """Return this machine's address on the way out; its loopback where there is no way out."""
+    family, target, loopback = sockets.AF_INET, "192.0.2.1", "127.0.0.1"
+    if wildcard == "::":
+        family, target, loopback = sockets.AF_INET6, "2001:db8::1", "::1"
+    with sockets.socket(family, sockets.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))  # Chooses a route, sends nothing.
+            return str(probe.getsockname()[0])
+        except OSError:
+            return loopback
+
+
+def bind(socket: zmq.Socket[bytes], host: str, port: int) -> int:
+    """Bind a socket of libzmq to TCP and return the port; 0 asks for one that is free.
+
+    Raises OSError where the address is not of this machine, or taken.
+    """
+    bare = host.strip("[]")
+    found = sockets.getaddrinfo(bare, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)
+    family, _type, _protocol, _name, address = found[0]
+    if family == sockets.AF_INET6:
+        socket.setsockopt(zmq.IPV6, 1)
+    try:
+        socket.bind(endpoint(str(address[0]), port))
+    except zmq.ZMQError as error:
+        raise OSError(
+            error.errno, f"cannot bind {endpoint(bare, port)}: {error.strerror}"
+        ) from None
+    return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
