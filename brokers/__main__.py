@@ -1,6 +1,7 @@
 """Start a node process: ``python -m zray.brokers node --dir DIR --ready-fd N --settings JSON``.
 
-What    Reads the arguments, takes the directory for this process, and runs the node.
+What    Reads the arguments, takes the directory for this process, and runs the node; or the GCS of
+        a cluster: ``python -m zray.brokers gcs --dir DIR --ready-fd N --bind ENDPOINT``.
 Caller  zray/launch.py.
 Never   is run by hand: users run zray-node.
 """
@@ -20,13 +21,21 @@ from zray import errors, node_directory
 def main() -> int:
     """Run the process that the arguments name; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m zray.brokers")
-    parser.add_argument("what", choices=["node"])
+    parser.add_argument("what", choices=["node", "gcs"])
     parser.add_argument("--dir", required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--settings", type=json.loads, default={})
+    parser.add_argument("--bind", default="tcp://127.0.0.1:0")
+    parser.add_argument("--durability", choices=["process", "disk"], default="disk")
     arguments = parser.parse_args()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if arguments.what == "gcs":
+        from .gcs.server import serve as serve_gcs
+
+        return serve_gcs(
+            arguments.dir, arguments.bind, arguments.ready_fd, durability=arguments.durability
+        )
     try:
         lock = node_directory.hold(arguments.dir)
     except errors.NodeStartError as error:

@@ -18,4 +18,16 @@ Map (P = pure: data and rules; S = shell: files)
     ledger.py       S  task specs, append-only, in segments with a byte cap
     events.py       S  scheduling events, a ring with a count cap
     environment.py  S  one LMDB directory: lock, fork guard, durability, typed errors
+
+The GCS of a cluster is a process of its own; nodes drive a session with it:
+
+    commands.py     P  the table of commands, with the checks of their fields
+    rules.py        P  what each command does: (state, fields, now) -> (result, writes)
+    machine.py      P  sessions: batches of commands, each exactly once, one commit a batch
+    watchers.py     P  who watches which range, and what each was told
+    replica.py      P  leases of nodes, their loads, the machine and the watchers together
+    server.py       S  the process: poll loop round the replica
+    client.py       P  GcsSession: asks, repeats, beats, for a node's poll loop
+    client_ranges.py P ranges that a session follows without a gap
+    wire.py         P  messages between the two, packed and checked
 """

@@ -52,10 +52,17 @@ PURE = (
     "zray.brokers.task_queues",
     "zray.brokers.leases",
     "zray.brokers.gcs.actor_table",
+    "zray.brokers.gcs.client*",
+    "zray.brokers.gcs.commands",
     "zray.brokers.gcs.history",
+    "zray.brokers.gcs.machine",
     "zray.brokers.gcs.records",
+    "zray.brokers.gcs.replica",
+    "zray.brokers.gcs.rules",
     "zray.brokers.gcs.store",
     "zray.brokers.gcs.tables",
+    "zray.brokers.gcs.watchers",
+    "zray.brokers.gcs.wire",
 )
 IMPURE_LIBRARIES = {
     *("asyncio", "datetime", "fcntl", "lmdb", "mmap", "multiprocessing", "os", "pathlib"),

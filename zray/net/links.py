@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,6 +48,10 @@ _RECONNECT_MS = 100
 _RECONNECT_MS_MAX = 2000
 _UNACKNOWLEDGED_MS = 15_000
 """TCP gives up on bytes that a peer has not acknowledged for this long."""
+_SHORT_LIFE_S = 1.0
+_SHORT_LIVES_MAX = 3
+"""So many connections in a row that end at once, and nothing more is tried: to dial again at the
+same rate would keep both sides busy with nothing else."""
 _ANSWER_BYTES_MAX = 4096
 """A peer's inbox never sends; its part of the handshake is smaller than this."""
 
@@ -86,8 +91,8 @@ class LinkEvent(NamedTuple):
     Args:
         peer: as given to connect().
         state: see LinkState.
-        reason: of a refusal; where the peer has denied us, nothing more is tried before another
-            connect(), otherwise dialling goes on every two seconds.
+        reason: of a refusal. Where the peer has denied us nothing more is tried before another
+            connect(), and Links.knows() is False; otherwise dialling goes on every two seconds.
     """
 
     peer: bytes
@@ -100,7 +105,8 @@ class _Link:
 
     __slots__ = (
         *("backlog", "backlog_bytes", "denied", "endpoint", "is_up", "key_number", "keys_tried"),
-        *("large", "large_bytes", "monitor", "peer", "server_keys", "socket"),
+        *("large", "large_bytes", "monitor", "peer", "server_keys", "short_lives", "socket"),
+        "up_since",
     )
 
     def __init__(self, peer: bytes, endpoint: str, server_keys: tuple[bytes, ...]) -> None:
@@ -111,6 +117,8 @@ class _Link:
         self.keys_tried = 0
         self.denied = ""
         self.is_up = False
+        self.up_since = 0.0
+        self.short_lives = 0
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
         self.forget_queued()
@@ -302,12 +310,11 @@ class Links:
             kind, _value = event
             if kind == _SUCCEEDED:
                 link.is_up = True
+                link.up_since = time.monotonic()
                 link.keys_tried = 0
                 told.append(LinkEvent(link.peer, LinkState.CONNECTED))
             elif kind == _DISCONNECTED and link.is_up:
-                told.append(LinkEvent(link.peer, LinkState.DISCONNECTED))
-                self._hang_up(link)
-                self._dial_again(link, told)
+                self._disconnected(link, told)
             elif kind == _DISCONNECTED:
                 self._handshake_failed(link, told)
             else:
@@ -316,6 +323,17 @@ class Links:
             socket.get(zmq.EVENTS)  # Or the descriptor would go on calling.
             if link.is_up:
                 self._flush(link)
+
+    def _disconnected(self, link: _Link, told: list[LinkEvent]) -> None:
+        told.append(LinkEvent(link.peer, LinkState.DISCONNECTED))
+        self._hang_up(link)
+        is_short = time.monotonic() - link.up_since < _SHORT_LIFE_S
+        link.short_lives = link.short_lives + 1 if is_short else 0
+        if link.short_lives < _SHORT_LIVES_MAX:
+            self._dial_again(link, told)
+            return
+        reason = "it ends every connection as soon as it is made: our name is another's there"
+        told.append(LinkEvent(link.peer, LinkState.REFUSED, reason))
 
     def _handshake_failed(self, link: _Link, told: list[LinkEvent]) -> None:
         link.keys_tried += 1

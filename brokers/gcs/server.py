@@ -1,0 +1,227 @@
+"""The GCS process: one poll loop round the replica.
+
+What    ``python -m zray.brokers gcs --dir DIR --bind ENDPOINT --ready-fd N``. Each wake drains the
+        endpoint, does everything in one commit and sends the answers; what arrives during the
+        commit is the next batch. Changes go to each watcher by the same socket as its answers and
+        not by XPUB, which drops silently at its bound: here a refused send leaves the watcher at
+        its place in the history, and one socket is all that has to be closed to strangers.
+Caller  brokers/__main__.py, started by the head node, which starts it again when it dies.
+Never   decides: the machines do. Never unpickles. Never waits for one peer.
+Spec    docs/explanation/architecture.md, "The GCS and lineage".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from zray import errors
+from zray.net.gcs_link import GcsEndpoint
+from zray.net.poller import READABLE, new_poller
+from zray.net.wake import Wake
+
+from .engine import LmdbStore
+from .environment import Durability
+from .replica import Replica
+
+_BATCH_MESSAGES = 4000
+_HISTORY_LEN = 100_000
+_HISTORY_BYTES = 64 << 20
+_SYNC_S = 1.0
+_RETRY_S = 0.1
+_FAILING_S_MAX = 5.0
+_LINGER_MS = 500
+_NOTES_MAX = 20
+
+
+class Endpoint(Protocol):
+    """What the server needs of a link; see zray/net/gcs_link.py."""
+
+    endpoint: str
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What to poll for reading."""
+        ...
+
+    def has_message(self) -> bool:
+        """Return whether receive() or broken() would return something now."""
+        ...
+
+    def receive(self) -> tuple[bytes, bytes] | None:
+        """Return (peer, frame), or None."""
+        ...
+
+    def broken(self) -> list[bytes]:
+        """Return peers whose connections broke since the last call."""
+        ...
+
+    def send(self, peer: bytes, frame: bytes) -> bool:
+        """Send one frame; False where it was not taken."""
+        ...
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close; what is queued gets `linger_ms` to leave."""
+        ...
+
+
+class GcsServer:
+    """The GCS process.
+
+    Args:
+        directory: where the tables are; made if need be.
+        link: where it is reached; closed with the server.
+        durability: "disk": an answer means that a power loss will not undo it. "process": only
+            that the death of this process will not.
+
+    Raises:
+        GcsUnavailableError: another process holds the directory, or it cannot be written.
+        GcsError: the files are damaged.
+    """
+
+    def __init__(self, directory: str, link: Endpoint, *, durability: Durability = "disk") -> None:
+        self.link = link
+        self.stopping: str | None = None
+        self.wake = Wake()
+        self._store = LmdbStore(
+            directory,
+            durability=durability,
+            history_len_max=_HISTORY_LEN,
+            history_bytes_max=_HISTORY_BYTES,
+        )
+        self.boot = os.urandom(8)
+        self.replica = Replica(self._store, boot=self.boot, now=time.monotonic())
+        self._poller = new_poller()
+        for descriptor in (*link.descriptors, self.wake.fileno()):
+            self._poller.register(descriptor, READABLE)
+        self._notes = 0
+        self._failing_since: float | None = None
+        self._ended = threading.Event()
+        self._syncing: threading.Thread | None = None
+        if durability == "process":
+            self._syncing = threading.Thread(target=self._sync, name="gcs-sync", daemon=True)
+            self._syncing.start()
+
+    def _sync(self) -> None:
+        while not self._ended.wait(_SYNC_S):
+            try:
+                self._store.sync()
+            except errors.GcsError as error:
+                self._note(f"the tables can't be brought to disk: {error}")
+
+    def stop(self, reason: str) -> None:
+        """End run() after the commit under way; safe in a signal handler."""
+        self.stopping = self.stopping or reason
+        self.wake.set()
+
+    def run(self) -> None:
+        """Serve until stop(), then close.
+
+        Raises:
+            GcsError: the tables can't be read, or not be written for too long; started again, the
+                process may.
+        """
+        try:
+            while self.stopping is None:
+                self._wait()
+                self._wake()
+        finally:
+            self.close()
+
+    def _wait(self) -> None:
+        if self._failing_since is None and (self.replica.has_requests or self.link.has_message()):
+            return
+        now = time.monotonic()
+        due = self.replica.next_deadline() if self._failing_since is None else now + _RETRY_S
+        self._poller.poll(max(0.0, due - now))
+
+    def _wake(self) -> None:
+        self.wake.clear()
+        now = time.monotonic()
+        replica, link = self.replica, self.link
+        for peer in link.broken():
+            replica.disconnected(peer)
+        for _ in range(_BATCH_MESSAGES):
+            message = link.receive()
+            if message is None:
+                break
+            try:
+                replica.received(*message, now)
+            except errors.RemoteProtocolError as error:
+                self._note(f"{message[0].hex()} sent a malformed message: {error}")
+        replica.run(now, time.time(), link.send)
+        self._watch_failures(now)
+
+    def _watch_failures(self, now: float) -> None:
+        """End a process whose commits keep failing: LMDB writes no more after some failures."""
+        if not self.replica.failed_commits:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
+            self._note("a commit has failed; nothing of it happened, and it is tried again")
+        elif now - self._failing_since > _FAILING_S_MAX:
+            raise errors.GcsUnavailableError(
+                f"no commit has succeeded for {_FAILING_S_MAX} s; make room on the disk"
+            )
+
+    def _note(self, text: str) -> None:
+        self._notes += 1
+        if self._notes <= _NOTES_MAX:
+            note(text)
+
+    def close(self) -> None:
+        """Close the link and the tables; what was answered is on disk."""
+        self._ended.set()
+        if self._syncing is not None:
+            self._syncing.join()
+        self._poller.close()
+        self.link.close(_LINGER_MS)
+        self._store.close()
+        self.wake.close()
+
+
+def serve(directory: str, bind: str, ready_fd: int, *, durability: Durability = "disk") -> int:
+    """Run the GCS until it is stopped; report on ready_fd first. Returns the exit status."""
+    link: GcsEndpoint | None = None
+    try:
+        link = GcsEndpoint(bind)
+        server = GcsServer(directory, link, durability=durability)
+    except (errors.ZrayError, OSError) as error:
+        if link is not None:
+            link.close()
+        _report({"error": f"{type(error).__name__}: {error}"}, ready_fd)
+        return 1
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, _frame: server.stop(signal.Signals(number).name))
+    report = {
+        "directory": directory,
+        "pid": os.getpid(),
+        "endpoint": link.endpoint,
+        "boot": server.boot.hex(),
+        "durability": durability,
+        "started_at": time.time(),
+    }
+    Path(directory, "gcs.json").write_text(json.dumps(report))
+    _report(report, ready_fd)
+    note(f"the GCS serves {directory} at {link.endpoint}, pid {os.getpid()}")
+    server.run()
+    note(f"the GCS has ended: {server.stopping}")
+    return 0
+
+
+def _report(report: dict[str, Any], ready_fd: int) -> None:
+    try:
+        os.write(ready_fd, json.dumps(report).encode() + b"\n")
+    except BrokenPipeError:
+        note("nobody waits for the GCS's report")
+    os.close(ready_fd)
+
+
+def note(text: str) -> None:
+    """Print a line for the log."""
+    print(time.strftime("%Y-%m-%dT%H:%M:%S"), text, flush=True)

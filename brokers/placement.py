@@ -1,0 +1,264 @@
+"""The global decision for one request: which node it goes to.
+
+What    choose() takes the node with the shortest estimated wait plus time to fetch missing inputs,
+        within label selectors, affinity and SPREAD; this node wherever it is nearly as good, and
+        else one of the best few. shortage() says why there is none.
+Caller  brokers/handover.py for queued tasks, brokers/dispatcher.py for actors.
+Never   draws a random number: chance comes from the seed, so that a run can be repeated.
+Spec    OSDI'18, section 4.2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from zray.errors import OptionError, RemoteProtocolError
+from zray.protocol.units import CPU, RESOURCE_UNITS
+
+from .load import ALIVE, LoadTable
+
+DEFAULT, SPREAD = "DEFAULT", "SPREAD"
+
+MOVE_US = 500.0
+"""What moving work to another node costs: two messages, and a queue entered from the back."""
+
+_HELD_US = 10_000.0
+"""Estimated wait for something other than CPUs that somebody holds: nobody knows how long."""
+
+_BYTES_PER_US = 500.0
+"""Bandwidth between nodes that missing inputs are priced with: 500 MB/s."""
+
+LOOK_AT_MAX = 64
+"""Nodes that one decision compares: a sample this large is as good as all, and costs the same
+in a cluster of a thousand."""
+
+_BEST_MAX = 8
+"""A request goes to one of so many of the best nodes: many nodes decide by the same table."""
+
+_ROUND = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRule:
+    """One condition on a node's label: ``=``, ``!=``, ``in``, ``!in``, ``exists``, ``!exists``."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Return whether a node with these labels will do; a missing label is like no other."""
+        value = labels.get(self.key)
+        match self.operator:
+            case "=" | "in":
+                return value in self.values
+            case "!=" | "!in":
+                return value not in self.values
+            case "exists":
+                return value is not None
+            case _:
+                return value is None
+
+
+def read_selector(selector: Mapping[str, str]) -> tuple[LabelRule, ...]:
+    """Return the rules of a ``label_selector``, in the order of their keys.
+
+    Args:
+        selector: by label "value", "!value", "in(a, b)", "!in(a, b)", "exists()" or "!exists()".
+
+    Raises OptionError where a condition is none of these.
+    """
+    rules = []
+    for key, condition in sorted(selector.items()):
+        negated = condition.startswith("!")
+        text = condition.removeprefix("!").strip()
+        name, bracket, inside = text.partition("(")
+        if not key or not text or (bracket and not text.endswith(")")):
+            message = f"label {key!r} can't be {condition!r}: say value, !value, in(a, b), exists()"
+            raise OptionError(message, option="label_selector")
+        values = tuple(part.strip() for part in inside.removesuffix(")").split(",") if part.strip())
+        if not bracket:
+            rules.append(LabelRule(key, "!=" if negated else "=", (text,)))
+        elif name == "in" and values:
+            rules.append(LabelRule(key, "!in" if negated else "in", values))
+        elif name == "exists" and not values:
+            rules.append(LabelRule(key, "!exists" if negated else "exists"))
+        else:
+            message = f"{condition!r} is no condition on a label: there are in(a, b) and exists()"
+            raise OptionError(message, option="label_selector")
+    return tuple(rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What something that is to be placed needs of a node.
+
+    Args:
+        amounts: units by resource.
+        rules: its label selector.
+        node: the node it asks for, b"" where it asks for none.
+        soft: whether another node will do where that one is gone.
+        strategy: DEFAULT or SPREAD.
+    """
+
+    amounts: Mapping[str, int]
+    rules: tuple[LabelRule, ...] = ()
+    node: bytes = b""
+    soft: bool = False
+    strategy: str = DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.strategy not in (DEFAULT, SPREAD):
+            raise RemoteProtocolError(f"there is no scheduling strategy {self.strategy!r}")
+
+    @property
+    def cpus(self) -> float:
+        """CPUs a task of it holds; one that holds none is counted as one."""
+        return self.amounts.get(CPU, 0) / RESOURCE_UNITS or 1.0
+
+    def may_run_on(self, table: LoadTable, node: bytes) -> bool:
+        """Return whether a node could run it at all, affinity aside."""
+        if self.rules:
+            labels = table.rows[node].labels
+            if not all(rule.holds(labels) for rule in self.rules):
+                return False
+        return table.fits_ever(node, self.amounts)
+
+
+@dataclass(frozen=True, slots=True)
+class Locality:
+    """Where the inputs of a task are.
+
+    Args:
+        total_bytes: all of them together.
+        at: how many of these bytes a node has; nodes that have none are left out.
+    """
+
+    total_bytes: int = 0
+    at: Mapping[bytes, int] = field(default_factory=dict)
+
+    def fetch_us(self, node: bytes) -> float:
+        """Return how long a node needs to get what it lacks."""
+        return max(0, self.total_bytes - self.at.get(node, 0)) / _BYTES_PER_US
+
+
+NOWHERE = Locality()
+
+
+def chance(*parts: bytes | int) -> float:
+    """Return a number in [0, 1) that looks random and is the same for the same parts."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        number = int.from_bytes(part, "big") if isinstance(part, bytes) else part
+        state = ((state ^ number) * 0xBF58476D1CE4E5B9) % _ROUND
+        state = ((state ^ state >> 31) * 0x94D049BB133111EB) % _ROUND
+        state ^= state >> 29
+    return state / _ROUND
+
+
+# ------------------------------------------------------------------------------------ one request
+
+
+def choose(
+    request: Request, table: LoadTable, *, locality: Locality = NOWHERE, seed: int, now: float
+) -> bytes | None:
+    """Return the node for one request, None where no node could ever run it.
+
+    Args:
+        request: what it needs.
+        table: what is known of the nodes.
+        locality: where its inputs are.
+        seed: for SPREAD a counter that grows by one each time, else any number.
+        now: seconds.
+    """
+    if request.node:
+        alive = request.node in table.rows and request.node in table.candidates
+        if alive and request.may_run_on(table, request.node):
+            return request.node
+        if not request.soft:
+            return None
+    if request.strategy == SPREAD:
+        return _spread(request, table, seed)
+    prices = []
+    for node in _sample(request, table, locality, seed):
+        price_us = table.wait_us(node, now)
+        if not table.fits_now(node, request.amounts):
+            price_us = max(price_us, _held_us(node, request, table))
+        if locality.total_bytes:
+            price_us += locality.fetch_us(node)
+        prices.append((price_us, node))
+    if not prices:
+        return None
+    lowest = min(price for price, _node in prices)
+    near = sorted(pair for pair in prices if pair[0] <= lowest + MOVE_US)
+    if any(node == table.own for _price, node in near):
+        return table.own
+    best = near[:_BEST_MAX]
+    return best[int(chance(seed, table.own, 1) * len(best))][1]
+
+
+def _held_us(node: bytes, request: Request, table: LoadTable) -> float:
+    """Return the least wait where not all is free: CPUs change hands soon, the rest does not."""
+    others = {name: units for name, units in request.amounts.items() if name != CPU}
+    return MOVE_US if table.fits_now(node, others) else _HELD_US
+
+
+def _spread(request: Request, table: LoadTable, counter: int) -> bytes | None:
+    """Take the next node in turn; one that has room now before one that has not."""
+    nodes = [node for node in table.candidates if request.may_run_on(table, node)]
+    if not nodes:
+        return None
+    # Nodes that begin to count at the same moment begin at different places.
+    start = counter + int(chance(table.own) * len(nodes))
+    turns = [nodes[(start + step) % len(nodes)] for step in range(len(nodes))]
+    return next((node for node in turns if table.fits_now(node, request.amounts)), turns[0])
+
+
+def _sample(request: Request, table: LoadTable, locality: Locality, seed: int) -> Iterator[bytes]:
+    """Yield nodes that could run it: this one, those with its inputs, then from a random place."""
+    nodes = table.candidates
+    first = [
+        node
+        for node in dict.fromkeys((table.own, *locality.at))
+        if node in table.rows and table.rows[node].state == ALIVE
+    ]
+    found = 0
+    for node in first:
+        if request.may_run_on(table, node):
+            found += 1
+            yield node
+    start = int(chance(seed, table.own) * len(nodes))
+    for step in range(len(nodes)):
+        node = nodes[(start + step) % len(nodes)]
+        if node not in first and request.may_run_on(table, node):
+            found += 1
+            yield node
+            if found >= LOOK_AT_MAX:
+                return
+
+
+def shortage(request: Request, table: LoadTable) -> str:
+    """Return why no node can run a request, for people; "" where one can."""
+    nodes = table.candidates
+    if request.node and not request.soft:
+        if request.node not in nodes:
+            return f"node {request.node.hex()} is not alive"
+        nodes = [request.node]
+    labelled = [
+        node for node in nodes if all(rule.holds(table.rows[node].labels) for rule in request.rules)
+    ]
+    if not labelled:
+        return f"none of {len(nodes)} nodes has the labels it asks for"
+    if any(table.fits_ever(node, request.amounts) for node in labelled):
+        return ""
+    most = {
+        name: max(table.rows[node].total.get(name, 0) for node in labelled)
+        for name in request.amounts
+    }
+    lacking = [
+        f"{name} {units / RESOURCE_UNITS:g} of {most[name] / RESOURCE_UNITS:g}"
+        for name, units in request.amounts.items()
+        if units > most[name]
+    ]
+    return f"the largest node has too little: {', '.join(lacking) or 'each has a part of it'}"

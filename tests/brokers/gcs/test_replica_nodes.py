@@ -1,0 +1,285 @@
+"""Leases, loads and watches of the GCS, without sockets."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.brokers.gcs.gcs_world import Follower, World
+from zray.brokers.gcs import replica
+from zray.brokers.gcs.commands import Command
+from zray.brokers.gcs.wire import EVENTS, NODE_LEASE_S, GcsFencedError, unpack
+
+NODE = b"node" + bytes(4)
+OTHER = b"othr" + bytes(4)
+
+
+@pytest.fixture
+def world(tmp_path):
+    opened = World(tmp_path / "gcs")
+    yield opened
+    opened.close()
+
+
+# -------------------------------------------------------------------------------- leases of nodes
+
+
+def test_a_node_that_renews_lives_and_one_that_does_not_is_dead_after_its_lease(world):
+    quiet, other = world.client(b"quiet"), world.client(b"other")
+    assert quiet.join(NODE) == 1
+    other.join(OTHER)
+    world.passes(3.0)
+    assert world.replica.machine.alive == {NODE: 1, OTHER: 1}
+    quiet.is_connected = False
+    renewed_at = quiet.session.lease_expires_at - NODE_LEASE_S
+    world.passes(NODE_LEASE_S - 0.3)
+    assert NODE in world.replica.machine.alive
+    world.passes(0.6)
+    assert world.replica.machine.alive == {OTHER: 1}
+    # The node knew first, by the clock it started when it sent its last answered beat.
+    assert world.now > renewed_at + NODE_LEASE_S
+    assert quiet.session.lease_expires_at <= world.now
+
+
+def test_a_dead_incarnation_is_refused_whatever_it_asks_and_may_join_anew(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    node.is_connected = False
+    asked = node.start("KV_PUT", "n", b"k", b"old life", True)
+    read = node.start("KV_GET", "n", b"k")
+    world.passes(NODE_LEASE_S + 0.3)
+    node.is_connected = True
+    world.settle()
+    assert isinstance(asked[0][1], GcsFencedError)
+    assert isinstance(read[0][1], GcsFencedError)
+    assert [type(error) for error in node.lost] == [GcsFencedError]
+    assert other.ask("KV_GET", "n", b"k") is None
+    assert node.session.incarnation == 0
+    assert node.join(NODE) == 2
+    assert node.ask("KV_PUT", "n", b"k", b"new life", True) is True
+
+
+def test_a_second_process_of_the_same_node_ends_the_first_one(world):
+    first, second = world.client(b"first"), world.client(b"second")
+    assert first.join(NODE) == 1
+    assert second.join(NODE) == 2
+    with pytest.raises(GcsFencedError):
+        first.ask("NOOP")
+    assert second.ask("NOOP") is None
+
+
+def test_a_broken_connection_is_death_at_once_also_after_a_restart(world):
+    node = world.client(b"node")
+    node.join(NODE)
+    world.open()
+    world.passes(0.5)
+    assert world.replica.machine.alive == {NODE: 1}
+    world.replica.disconnected(b"node")
+    world.run()
+    assert world.replica.machine.alive == {}
+    world.replica.disconnected(b"node")
+    world.run()
+    assert world.replica.deaths == 1
+
+
+def test_a_restart_gives_every_node_its_full_lease(world):
+    node = world.client(b"node")
+    node.join(NODE)
+    node.is_connected = False
+    world.passes(NODE_LEASE_S - 0.2)
+    world.open()
+    world.passes(NODE_LEASE_S - 0.2)
+    assert world.replica.machine.alive == {NODE: 1}
+    world.passes(0.4)
+    assert world.replica.machine.alive == {}
+
+
+def test_nobody_dies_because_the_gcs_stood_still(world):
+    node = world.client(b"node")
+    node.join(NODE)
+    world.now += 60.0
+    world.run()
+    assert world.replica.machine.alive == {NODE: 1}
+    node.is_connected = False
+    world.passes(NODE_LEASE_S + 0.3)
+    assert world.replica.machine.alive == {}
+
+
+def test_a_node_that_leaves_is_gone_at_once(world):
+    node = world.client(b"node")
+    node.join(NODE)
+    assert node.ask("LEAVE", NODE, 1) is True
+    assert world.replica.machine.alive == {}
+
+
+# ------------------------------------------------------------------------------------------ loads
+
+
+def test_loads_come_at_most_four_times_a_second_whole_and_only_when_they_change(world):
+    one, two = world.client(b"one"), world.client(b"two")
+    one.join(NODE)
+    two.join(OTHER)
+    seen = []
+    two.session.watch_loads(seen.append)
+    for queued in range(20):
+        one.session.set_load({"queued": queued})
+        world.passes(0.1)
+    world.passes(0.6)
+    assert seen[-1] == {NODE: {"queued": 19}}
+    assert len(seen) <= 10
+    count = len(seen)
+    world.passes(2.0)
+    assert len(seen) == count
+    world.open()
+    world.passes(1.0)
+    assert seen[-1] == {NODE: {"queued": 19}}
+
+
+def test_the_load_of_a_dead_node_is_gone(world):
+    one, two = world.client(b"one"), world.client(b"two")
+    one.join(NODE)
+    seen = []
+    two.session.watch_loads(seen.append)
+    one.session.set_load({"queued": 1})
+    world.passes(1.0)
+    one.is_connected = False
+    world.passes(NODE_LEASE_S + 1)
+    assert seen[-1] == {}
+
+
+# ---------------------------------------------------------------------------------------- watches
+
+
+def test_a_watch_begins_with_what_is_there_and_tells_each_change_once(world):
+    writer, reader = world.client(b"w"), world.client(b"r")
+    writer.ask("KV_PUT", "n", b"a", b"1", True)
+    follower = Follower()
+    reader.session.watch("kv", b"n\0", follower)
+    world.settle()
+    writer.ask("KV_PUT", "n", b"b", b"2", True)
+    writer.ask("KV_PUT", "m", b"c", b"3", True)
+    writer.ask("KV_DELETE", "n", b"a")
+    assert follower.state == {b"n\0b": b"2"}
+    assert follower.resets == 1
+    assert len(follower.revisions) == len(set(follower.revisions)) == 2
+    reader.session.unwatch("kv", b"n\0")
+    world.settle()
+    writer.ask("KV_PUT", "n", b"d", b"4", True)
+    assert b"n\0d" not in follower.state
+
+
+def test_who_has_an_answer_has_the_change_it_watches_too(world):
+    client = world.client()
+    follower = Follower()
+    client.session.watch("kv", b"", follower)
+    world.settle()
+    seen = []
+    client.session.ask(
+        Command("KV_PUT", ("n", b"k", b"v", True)), lambda *_: seen.append(dict(follower.state))
+    )
+    world.settle()
+    assert seen == [{b"n\0k": b"v"}]
+
+
+def test_a_lost_message_of_changes_shows_as_a_gap_and_is_told_again(world):
+    writer, reader = world.client(b"w"), world.client(b"r")
+    follower = Follower()
+    reader.session.watch("kv", b"", follower)
+    world.settle()
+    got = writer.start("KV_PUT", "n", b"a", b"1", True)
+    writer.session.flush()
+    for frame in writer.sent:
+        world.arrive(b"w", frame)
+    writer.sent.clear()
+    world.run()
+    lost = [one for one in world.coming if unpack(one[1], to_gcs=False)[0] == EVENTS]
+    assert len(lost) == 1
+    world.coming = [one for one in world.coming if one not in lost]
+    world.settle()
+    assert got
+    assert follower.state == {}
+    writer.ask("KV_PUT", "n", b"b", b"2", True)
+    assert follower.state == {b"n\0a": b"1", b"n\0b": b"2"}
+    assert follower.resets == 1
+
+
+def test_a_slow_watcher_is_held_back_and_told_the_rest_from_the_history(world):
+    writer, slow = world.client(b"w"), world.client(b"slow")
+    follower = Follower()
+    slow.session.watch("kv", b"", follower)
+    world.settle()
+    world.takes = lambda peer: peer != b"slow"
+    for number in range(50):
+        writer.ask("KV_PUT", "n", b"%d" % number, b"v", True)
+    assert follower.state == {}
+    world.takes = lambda peer: True
+    world.settle()
+    assert len(follower.state) == 50
+    assert follower.resets == 1
+    assert world.replica.statistics().held_back
+
+
+def test_a_watcher_behind_what_is_kept_is_told_to_read_again(tmp_path):
+    world = World(tmp_path / "gcs", history_len_max=20)
+    writer, slow = world.client(b"w"), world.client(b"slow")
+    follower = Follower()
+    slow.session.watch("kv", b"", follower)
+    world.settle()
+    world.takes = lambda peer: peer != b"slow"
+    for number in range(60):
+        writer.ask("KV_PUT", "n", b"%d" % number, b"v", True)
+    world.takes = lambda peer: True
+    world.settle()
+    assert len(follower.state) == 60
+    assert follower.resets == 2
+    world.close()
+
+
+def test_a_watch_goes_on_after_a_restart(world):
+    writer, reader = world.client(b"w"), world.client(b"r")
+    follower = Follower()
+    reader.session.watch("kv", b"", follower)
+    world.settle()
+    writer.ask("KV_PUT", "n", b"a", b"1", True)
+    world.open()
+    writer.start("KV_PUT", "n", b"b", b"2", True)
+    world.passes(1.0)
+    assert follower.state == {b"n\0a": b"1", b"n\0b": b"2"}
+
+
+def test_a_peer_that_was_silent_for_long_watches_again_when_it_returns(world):
+    writer, reader = world.client(b"w"), world.client(b"r")
+    follower = Follower()
+    reader.session.watch("kv", b"", follower)
+    world.settle()
+    reader.is_connected = False
+    world.passes(replica.PEER_SILENT_S + 2, step=0.5)
+    writer.ask("KV_PUT", "n", b"a", b"1", True)
+    reader.sent.clear()
+    reader.is_connected = True
+    world.passes(1.0)
+    assert follower.state == {b"n\0a": b"1"}
+
+
+def test_a_range_of_many_pages_is_read_whole_while_it_changes(world, monkeypatch):
+    writer, reader = world.client(b"w"), world.client(b"r")
+    for number in range(30):
+        writer.start("KV_PUT", "n", b"%02d" % number, b"old", True)
+    world.settle()
+    monkeypatch.setattr("zray.brokers.gcs.client_ranges.PAGE_LEN_MAX", 4)
+    follower = Follower()
+    reader.session.watch("kv", b"", follower)
+    for number in range(30):
+        writer.start("KV_PUT", "n", b"%02d" % (29 - number), b"new", True)
+        writer.start("KV_DELETE", "n", b"%02d" % ((7 * number) % 30))
+        for client in (reader, writer):
+            client.session.flush()
+            sent, client.sent = client.sent, []
+            for frame in sent:
+                world.arrive(client.name, frame)
+        world.run()
+        coming, world.coming = world.coming, []
+        for peer, frame in coming:
+            world.clients[peer].session.received(frame, world.now)
+    world.settle()
+    expected = {key: entry.value for key, entry in world.store.scan("kv").entries}
+    assert follower.state == expected
