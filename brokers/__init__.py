@@ -8,6 +8,7 @@ Spec    docs/explanation/architecture.md.
 Map (P = pure machine: events in, commands out; S = shell: sockets, files, processes)
 
     __main__.py     S  argument parsing; starts the node
+    node_process.py S  start, report and end of the process around it
     node.py         S  the router loop: messages in, machines, commands out
     reception.py    S  new connections: HELLO, who may stay
     peers.py        S  the processes that are connected
@@ -15,15 +16,21 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     node_mailbox.py S  rules of messages from the inbox
     node_calls.py   S  rules of calls from the unix streams
     node_commands.py S what a machine's command does
+    node_outcomes.py S outcomes that the node itself reports
+    deaths.py       S  what follows from the death of a process
+    shared_tables.py S what a program finds from anywhere: the interface, and a lone node's own
+    shared_tables.py S what is found from anywhere: of this node alone, or of the cluster
     event_queries.py S  questions for events wait here for the workers' newest
     inspection.py   S  what a node tells people of itself
     scheduler.py    P  tasks: ready queue, workers, credit, retries
     scheduler_account.py P  its books: counts and invariants
     leases.py       P  workers lent to clients that work synchronously
+    rebalancing.py  P  work taken back from workers that do not get to it
     task_queues.py  P  what waits for a worker, by shape
     scheduling.py   P  what the scheduler is told, what it keeps, what it commands
     dispatcher.py   P  actors: placement, incarnations, names, restart budget
     directory.py    P  objects: who holds, who refers, what is lost
+    sharing.py      P  what it keeps of an object, and what it commands
     allocator.py    P  shared-memory extents: lease, recycle, seal
     resources.py    P  CPU, GPU, memory and custom amounts, in 1/10000
     store.py        S  the shared-memory segments behind the allocator's decisions
@@ -31,6 +38,33 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     workers.py      S  zygote and worker processes: start, reap, lifelines
     output.py       S  log files of a node that stays, bounded
     gcs/               tables of this node in LMDB: compare-and-transact, lease, watch
+
+Among other nodes:
+
+    cluster.py      S  the links, and what goes over them for this node's processes
+    membership.py   P  who is a member: the GCS's table, the links, this node's own lease
+    gcs_process.py  S  the GCS process beside the head node
+    gcs_connection.py S  this node's session with it, and who is fed by that
+    gcs_tables.py   S  names, key-value, code and jobs as the GCS has them
+    gcs_connection.py S this node's session with the GCS process
+    gcs_tables.py   S  the shared tables, asked of the GCS
+    link_rules.py   S  rules of messages from other nodes
+    borrowing.py    P  workers of other nodes that run this node's tasks and actors
+    lending.py      P  workers of this node that work for others
+    loans.py        S  workers lent and borrowed, as messages
+    load.py         P  what is known of the load of all nodes
+    placement.py    P  which node a request goes to
+    handover.py     P  what of a queue goes elsewhere, and what an idle node asks for
+    objects_elsewhere.py S  objects of and at other nodes: holds, pulls, serving
+    hold_fence.py   P  what is said to a node waits until what is held was counted
+    bulk.py         S  the bulk thread: chunks of objects between segments and sockets
+    transfer.py     P  the transfer machine, both its sides together
+    transfer_pulls.py P  its pulling side: which chunk is asked from whom
+    transfer_serving.py P  its serving side: who is sent which chunk
+    transferring.py P  what the transfer machine commands
+    groups.py       P  placement groups: the coordinator, at the GCS
+    group_plan.py   P  where the bundles of a group go
+    reservations.py P  a node's side of placement groups
 
 The machines import each other and zray.protocol, and nothing that has a clock or a socket.
 """

@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--bind", default="tcp://127.0.0.1:0")
     parser.add_argument("--durability", choices=["process", "disk"], default="disk")
+    parser.add_argument("--keys")
+    parser.add_argument("--life-fd", type=int)
     arguments = parser.parse_args()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -34,7 +36,12 @@ def main() -> int:
         from .gcs.server import serve as serve_gcs
 
         return serve_gcs(
-            arguments.dir, arguments.bind, arguments.ready_fd, durability=arguments.durability
+            arguments.dir,
+            arguments.bind,
+            arguments.ready_fd,
+            durability=arguments.durability,
+            keys=arguments.keys,
+            life_fd=arguments.life_fd,
         )
     try:
         lock = node_directory.hold(arguments.dir)
@@ -46,7 +53,7 @@ def main() -> int:
     from .workers import Zygote
 
     zygote = Zygote(arguments.dir)  # First: it imports for 0.2 s, and so does the node.
-    from .node import serve
+    from .node_process import serve
 
     status = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
     sys.stdout.flush()

@@ -1,50 +1,62 @@
 """Workers of other nodes that run this node's tasks and actors.
 
-What    What waits here for longer than a moment, or could never run here, asks another node for a
-        worker. From then on this scheduler hands it ranges as to its own, the lender only counts
-        its resources and brings the messages. So a task moves where there is a worker free for
-        it, never into another queue: nothing is lost with a node but what it was running.
-Caller  brokers/scheduler.py, brokers/cluster.py.
-Never   sends; chooses among nodes by anything but the rows of the load table it is given.
-Spec    Ray paper, section 4.2.2 (bottom-up scheduling); docs/explanation/architecture.md.
+What    What waits here for longer than a moment, or may not run here, asks another node for a
+        worker. From then on this scheduler hands it ranges as to its own; the lender counts its
+        resources and brings the messages (brokers/lending.py). So a task moves when there is a
+        worker free for it, never into another queue: nothing is lost with a node but what it was
+        running.
+Caller  brokers/scheduler.py, brokers/loans.py.
+Never   sends; takes a node for anything but what its row of the load table says.
+Spec    OSDI'18, section 4.2.2 (bottom-up scheduling); docs/explanation/architecture.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .scheduling import RUNNING, Borrow, Claimed, GiveBack, Shape, WorkerState
+from .load import LoadTable, NodeLoad, estimate_wait_us
+from .placement import ANYWHERE, DEFAULT, SPREAD, Where, choose
+from .scheduling import (
+    RUNNING,
+    Borrow,
+    Claim,
+    Claimed,
+    ClaimRefused,
+    GiveBack,
+    Range,
+    Shape,
+    WorkerState,
+    job_of,
+)
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
 
 PATIENCE_S = 0.005
 """What waits here for longer looks elsewhere."""
-_REFUSED_S = 0.05
+_REFUSED_S = 0.02
 """A node that had no worker to spare is not asked again before this."""
 _IDLE_S = 0.2
 """A borrowed worker without work is given back after this."""
+_STARVED_S = 0.25
+"""What was dealt to a node, and has had no worker there for so long, goes to any."""
+_WORTH_US = 10_000.0
+"""Work for which one more worker is asked for: fewer would spend it asking."""
+_TINY_US = 50.0
+"""A task that takes less time than its messages would is done here."""
+_STALLED_S = 0.01
+"""A worker that has not reported for so long is in the middle of a long task."""
 _ASK_MAX = 64
-
-
-@dataclass(slots=True)
-class Elsewhere:
-    """What this node knows of another one."""
-
-    node: bytes
-    total: dict[str, int]
-    available: dict[str, int]
-    queued: int = 0
-    refused_until: float = 0.0
+"""Workers asked for at once for one shape."""
 
 
 @dataclass(slots=True)
 class _Request:
     node: bytes
-    shape: Shape
-    actor: bytes | None
+    need: _Need
+    patient: bool
 
 
 @dataclass(slots=True)
@@ -52,105 +64,320 @@ class _Need:
     """A shape, or an actor's claim, that lacks workers."""
 
     shape: Shape
+    placement: dict[str, int]
     count: int
-    actor: bytes | None
-    since: float = field(default=0.0)
+    here: bool
+    """It could run on this node, if that were idle."""
+    actor: bytes | None = None
 
 
 class Borrowing:
-    """What this scheduler has borrowed, and asks for."""
+    """What this scheduler has borrowed, and asks for.
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    Args:
+        scheduler: whose queue it is.
+        node: this node's id.
+        labels: this node's.
+    """
+
+    def __init__(self, scheduler: Scheduler, node: bytes, labels: Mapping[str, str]) -> None:
         self.scheduler = scheduler
-        self.nodes: dict[bytes, Elsewhere] = {}
+        self.labels = dict(labels)
+        self.table = LoadTable(node)
+        self.borrowed: dict[bytes, WorkerState] = {}
         self.requests: dict[int, _Request] = {}
-        self.wanted_back: set[bytes] = set()
+        self.in_cluster = False
+        """Other nodes may come: what can't run here may wait for them."""
+        self._refused_until: dict[bytes, float] = {}
         self._waiting_since: dict[Shape | bytes, float] = {}
         self._next = 1
+        self._dealt = 0
+        self._revision = 0
+        self.report(0.0)
 
-    # -- other nodes -----------------------------------------------------------------------------
+    # -- this node, and others -------------------------------------------------------------------
 
-    def node_joined(self, node: bytes, total: dict[str, int]) -> None:
-        """Another node is there, and lends."""
-        self.nodes[node] = Elsewhere(node, dict(total), dict(total))
+    def report(self, now: float) -> NodeLoad:
+        """Return this node's row as it is now, a newer one each time."""
+        self._revision += 1
+        scheduler = self.scheduler
+        row = NodeLoad(
+            self.table.own,
+            1,
+            self._revision,
+            scheduler.resources.total,
+            scheduler.resources.available,
+            self.labels,
+            scheduler.queues.task_count,
+            int(min(1e12, self._wait_us(now))),
+        )
+        self.table.changed_here(row)
+        return row
 
-    def node_reports(self, node: bytes, available: dict[str, int], queued: int) -> None:
-        """What is free there now."""
-        known = self.nodes.get(node)
-        if known is not None:
-            known.available, known.queued = dict(available), queued
+    def _wait_us(self, now: float) -> float:
+        scheduler = self.scheduler
+        queued_us = 0.0
+        for shape in scheduler.queues.shapes_waiting():
+            if self.may_run_here(shape.where, shape.amounts):
+                queued_us += scheduler.queues.counts[shape] * self._task_us(shape, now)
+        if not queued_us:
+            return 0.0
+        busy = [
+            max(worker.backlog_us, (now - worker.reported) * 1e6)
+            for worker in scheduler.workers.values()
+            if worker.outstanding and worker.grant is not None and not worker.blocked
+        ]
+        cpus = max(1, scheduler.resources.total.get("CPU", 0) // 10_000)
+        return estimate_wait_us(queued_us, busy + [0.0] * (cpus - len(busy)))
+
+    def _task_us(self, shape: Shape, now: float) -> float:
+        """Return how long a task of this shape takes: its estimate, or what one takes right now."""
+        estimate_us = self.scheduler.queues.by_shape[shape][0].task_class.estimate_us
+        for worker in self.scheduler.running.get(shape, {}).values():
+            if worker.outstanding and not worker.blocked and now - worker.reported > PATIENCE_S:
+                estimate_us = max(estimate_us, (now - worker.reported) * 1e6)
+        return estimate_us
+
+    def stays(self, shape: Shape, now: float) -> bool:
+        """Return whether tasks of this shape are so short that they are best done here.
+
+        One that takes less time than its messages would, or has not run yet, so that nobody
+        knows; as long as those here get on with it.
+        """
+        head = self.scheduler.queues.by_shape[shape][0].task_class
+        if head.has_run and head.estimate_us >= _TINY_US:
+            return False
+        return self.may_run_here(shape.where, shape.amounts) and any(
+            worker.lender is None
+            and worker.outstanding
+            and not worker.blocked
+            and now - worker.reported < _STALLED_S
+            for worker in self.scheduler.running.get(shape, {}).values()
+        )
+
+    def heard(self, row: NodeLoad) -> None:
+        """LOAD: another node's row; with the first one it is there, and lends."""
+        self.in_cluster = True
+        self.table.heard(row)
 
     def node_lost(self, node: bytes) -> list[bytes]:
         """It is gone, with the workers it had lent: returns those, whose death is to be told."""
-        self.nodes.pop(node, None)
+        self.table.left(node)
+        self._refused_until.pop(node, None)
         self.requests = {
             number: request for number, request in self.requests.items() if request.node != node
         }
-        return [
-            worker.process for worker in self.scheduler.workers.values() if worker.lender == node
-        ]
+        scheduler = self.scheduler
+        for shape in scheduler.queues.shapes_waiting():
+            reason = self.why_nowhere(shape.where, shape.amounts)
+            if reason:
+                scheduler.drop_shape(shape, reason)
+        for claim in list(scheduler.claims):
+            reason = self.why_nowhere(claim.where, claim.placement)
+            if reason:
+                scheduler.claims.remove(claim)
+                scheduler.commands.append(ClaimRefused(claim.actor, reason))
+        return [worker.process for worker in self.borrowed.values() if worker.lender == node]
 
-    def can_ever_meet(self, amounts: dict[str, int]) -> bool:
+    @property
+    def nodes(self) -> dict[bytes, NodeLoad]:
+        """The rows of the other nodes, by their ids."""
+        return {node: row for node, row in self.table.rows.items() if node != self.table.own}
+
+    def can_ever_meet(self, amounts: Mapping[str, int]) -> bool:
         """Return whether some other node has as much in all."""
-        return any(_covers(each.total, amounts) for each in self.nodes.values())
+        return any(self.table.fits_ever(node, amounts) for node in self.nodes)
+
+    # -- where something may run -----------------------------------------------------------------
+
+    def may_run_here(self, where: Where, amounts: Mapping[str, int]) -> bool:
+        """Return whether this node is one that was asked for, if it were idle."""
+        is_elsewhere = where.node not in (b"", self.table.own)
+        # Soft affinity to a node that is gone: here is as good as anywhere.
+        if is_elsewhere and (not where.soft or where.node in self.table.rows):
+            return False
+        if where.rules and not all(rule.holds(self.labels) for rule in where.rules):
+            return False
+        return not self.scheduler.resources.shortage(amounts)
+
+    def why_nowhere(self, where: Where, amounts: Mapping[str, int]) -> str:
+        """Return why nothing can come of waiting, "" where something may."""
+        if where.node and not where.soft and where.node not in self.table.rows:
+            return f"it is to run on node {where.node.hex()}, which is not alive"
+        if not self.in_cluster and where.rules and not self.may_run_here(where, {}):
+            return "the node does not have the labels it asks for"
+        return ""
+
+    def in_turn(self, where: Where, amounts: Mapping[str, int]) -> Where:
+        """Return where something with SPREAD goes: the next node of those that could have it."""
+        if where.strategy != SPREAD or not self.table.has_others():
+            return where
+        self._dealt += 1
+        node = choose(where.request(amounts), self.table, seed=self._dealt, now=0.0)
+        return where if node is None else Where(where.rules, node, True, DEFAULT)
+
+    def deal(self, work: Range) -> list[Range]:
+        """Divide a range with SPREAD among the nodes, in turn."""
+        shape = work.shape
+        request = shape.where.request(shape.amounts)
+        table = self.table
+        nodes = [node for node in table.candidates if request.may_run_on(table, node)]
+        if not nodes or not table.has_others():
+            return [work]
+        count = work.high - work.low
+        parts: list[Range] = []
+        low = work.low
+        each, more = divmod(count, len(nodes))
+        for step in range(min(count, len(nodes))):
+            node = nodes[(self._dealt + step) % len(nodes)]
+            high = low + each + (step < more)
+            part = work.tail(low).head(high)
+            part.shape = Shape(
+                shape.amounts, shape.env, Where(shape.where.rules, node, True, DEFAULT)
+            )
+            parts.append(part)
+            low = high
+        self._dealt += count
+        return parts
+
+    def has_room(self, shape: Shape, now: float) -> bool:
+        """Return whether some other node could run a task of this shape at once."""
+        table = self.table
+        if not table.has_others():
+            return False
+        request = shape.where.request(shape.amounts)
+        return any(
+            node != table.own
+            and (not request.node or request.node == node)
+            and now >= self._refused_until.get(node, 0.0)
+            and request.may_run_on(table, node)
+            and table.fits_now(node, shape.amounts)
+            for node in table.candidates
+        )
 
     # -- asking ----------------------------------------------------------------------------------
 
+    @property
+    def needs_tick(self) -> bool:
+        """Whether something waits that another node might run."""
+        return self.table.has_others() and (
+            bool(self.scheduler.claims) or bool(self.scheduler.queues.task_count)
+        )
+
     def seek(self, now: float) -> None:
         """Ask for workers for what waits too long."""
-        if not self.nodes:
+        if not self.table.has_others():
             return
-        needs = list(self._needs(now))
+        needs = self._needs(now)
+        if not needs:
+            return
+        self.report(now)
+        self._make_way(needs)
         asked: dict[Shape, int] = {}
+        claims: set[bytes | None] = set()
         for request in self.requests.values():
-            if request.actor is None:
-                asked[request.shape] = asked.get(request.shape, 0) + 1
-        claims = {request.actor for request in self.requests.values()}
+            if request.need.actor is None:
+                shape = request.need.shape
+                asked[shape] = asked.get(shape, 0) + 1
+            claims.add(request.need.actor)
         for need in needs:
-            if need.actor is not None:
-                if need.actor not in claims:
-                    self._ask(need, 1, now)
-                continue
-            self._ask(need, need.count - asked.get(need.shape, 0), now)
+            if need.actor is None:
+                self._ask(need, need.count - asked.get(need.shape, 0), now)
+            elif need.actor not in claims:
+                self._ask(need, 1, now)
 
-    def _needs(self, now: float) -> Iterable[_Need]:
+    def _needs(self, now: float) -> list[_Need]:
         scheduler = self.scheduler
-        waiting: dict[Shape | bytes, float] = {}
+        before, self._waiting_since = self._waiting_since, {}
+        needs: list[_Need] = []
         for shape in scheduler.queues.shapes_waiting():
-            since = waiting[shape] = self._waiting_since.get(shape, now)
-            if now - since >= PATIENCE_S or not self._is_feasible_here(shape.amounts):
-                yield _Need(shape, min(scheduler.queues.counts[shape], _ASK_MAX), None, since)
-        for claim in scheduler.claims:
-            if claim.shared_host is not None:
+            since = self._waiting_since[shape] = before.get(shape, now)
+            here = self.may_run_here(shape.where, shape.amounts)
+            if here and (now - since < PATIENCE_S or scheduler.fits_here(shape)):
+                continue  # A worker is free in a moment, or on its way.
+            task_us = self._task_us(shape, now)
+            if here and self.stays(shape, now):
                 continue
-            since = waiting[claim.actor] = self._waiting_since.get(claim.actor, now)
-            amounts = {**claim.placement, **claim.resources}
-            if now - since >= PATIENCE_S or not self._is_feasible_here(amounts):
-                yield _Need(Shape(amounts, claim.env), 1, claim.actor, since)
-        self._waiting_since = waiting
+            if self._is_starved(shape, now - since):
+                self._free_from_node(shape)
+                continue
+            count = scheduler.queues.counts[shape]
+            worth = -int(-count * task_us // _WORTH_US)
+            count = max(1, min(count, worth, _ASK_MAX))
+            needs.append(_Need(shape, shape.amounts, count, here))
+        for claim in scheduler.claims:
+            if claim.is_loan:
+                continue
+            since = self._waiting_since[claim.actor] = before.get(claim.actor, now)
+            need = self._need_of(claim)
+            if need is None or (need.here and now - since < PATIENCE_S):
+                continue
+            needs.append(need)
+        return needs
 
-    def _is_feasible_here(self, amounts: dict[str, int]) -> bool:
-        return not self.scheduler.resources.shortage(amounts)
+    def _need_of(self, claim: Claim) -> _Need | None:
+        if self.scheduler.claim_fits_here(claim):
+            return None
+        placement = dict(claim.placement)
+        for name, units in claim.resources.items():
+            placement[name] = max(units, placement.get(name, 0))
+        shape = Shape(claim.resources, claim.env, claim.where)
+        here = self.may_run_here(claim.where, placement)
+        return _Need(shape, placement, 1, here, claim.actor)
+
+    def _is_starved(self, shape: Shape, waited_s: float) -> bool:
+        return (
+            bool(shape.where.node)
+            and shape.where.soft
+            and waited_s > _STARVED_S
+            and not self.scheduler.running.get(shape)
+        )
+
+    def _free_from_node(self, shape: Shape) -> None:
+        """What prefers a node that has no room goes to any."""
+        rules = shape.where.rules
+        anywhere = Shape(shape.amounts, shape.env, Where(rules) if rules else ANYWHERE)
+        for work in self.scheduler.queues.take(shape):
+            work.shape = anywhere
+            self.scheduler.queues.add(work)
+
+    def _make_way(self, needs: list[_Need]) -> None:
+        """Something waits: what we have borrowed and have no work for others can use."""
+        waiting = {need.shape for need in needs}
+        for worker in list(self.borrowed.values()):
+            if worker.pooled and not worker.outstanding and worker.shape not in waiting:
+                self._give_back(worker)
 
     def _ask(self, need: _Need, count: int, now: float) -> None:
-        amounts = need.shape.amounts
-        candidates = [
-            each
-            for each in self.nodes.values()
-            if now >= each.refused_until and _covers(each.available, amounts)
-        ]
-        while count > 0 and candidates:
-            # The one with most of what is asked for left: what is lent to us we subtract at once,
-            # so that the next one of a burst sees it.
-            best = max(candidates, key=lambda each: (each.available.get("CPU", 0), each.node))
-            for name, units in amounts.items():
-                best.available[name] -= units
-            if not amounts or not _covers(best.available, amounts):
-                candidates.remove(best)
+        table = self.table
+        request = need.shape.where.request(need.placement)
+        avoid = {node for node, until in self._refused_until.items() if now < until}
+        while count > 0:
+            node = choose(request, table, seed=self._next, now=now, avoid=avoid)
+            if node is None or node == table.own or node in avoid:
+                return
+            fits = table.fits_now(node, need.placement)
+            if not fits and (need.here or self._waits_at(node)):
+                avoid.add(node)
+                continue
+            table.sent(node, 0.0, now, need.placement)
             number, self._next = self._next, self._next + 1
-            self.requests[number] = _Request(best.node, need.shape, need.actor)
-            self.scheduler.commands.append(Borrow(best.node, number, amounts, need.shape.env))
+            self.requests[number] = _Request(node, need, not fits)
+            self.scheduler.commands.append(
+                Borrow(
+                    node,
+                    number,
+                    dict(need.placement),
+                    dict(need.shape.amounts),
+                    need.shape.env,
+                    need.actor is not None,
+                    not need.here,
+                )
+            )
             count -= 1
+
+    def _waits_at(self, node: bytes) -> bool:
+        return any(each.patient and each.node == node for each in self.requests.values())
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -164,29 +391,33 @@ class Borrowing:
                 self.scheduler.commands.append(GiveBack(worker, node))
             return
         del self.requests[number]
+        need = request.need
         if worker is None:
-            known = self.nodes.get(node)
-            if known is not None:
-                known.refused_until = now + _REFUSED_S
+            self.table.taken_back(node, need.placement)
+            self._refused_until[node] = now + _REFUSED_S
             return
-        state = WorkerState(worker, request.shape.env)
+        state = WorkerState(worker, need.shape.env)
         state.state = RUNNING
         state.lender = node
         state.gpu_ids = gpu_ids
         scheduler = self.scheduler
-        scheduler.workers[worker] = state
-        if request.actor is not None:
-            if not scheduler.withdraw(request.actor):
-                self._give_back(state)
-                return
-            state.pooled = False
-            scheduler.commands.append(Claimed(request.actor, worker, None))
-            return
-        state.shape = request.shape
-        scheduler.running.setdefault(request.shape, {})[worker] = state
         scheduler.now = now
-        self.idle(state)
+        scheduler.workers[worker] = self.borrowed[worker] = state
+        if need.actor is not None:
+            state.pooled = False
+            if scheduler.withdraw(need.actor):
+                scheduler.commands.append(Claimed(need.actor, worker, None))
+            else:
+                self._give_back(state)  # It has found a place here, or has ended.
+            return
+        state.shape = need.shape
+        state.idle_since = now
+        scheduler.running.setdefault(need.shape, {})[worker] = state
+        if job_of(state.env) in scheduler.ended_jobs and not scheduler.queues.task_count:
+            self._give_back(state)
         scheduler.pump()
+        if not state.outstanding and worker in self.borrowed:
+            scheduler.rebalancing.run(now)
 
     # -- giving back -----------------------------------------------------------------------------
 
@@ -194,56 +425,61 @@ class Borrowing:
         """A borrowed worker has nothing to do: it waits a moment for more."""
         worker.blocked = False
         worker.idle_since = self.scheduler.now
-        if worker.retiring or worker.process in self.wanted_back:
+        if worker.retiring or worker.recalled:
             self._give_back(worker)
 
     def want_back(self, process: bytes) -> None:
-        """WANTED_BACK: its node needs it."""
-        worker = self.scheduler.workers.get(process)
-        if worker is None or worker.lender is None:
-            return
-        self.wanted_back.add(process)
-        if not worker.outstanding and worker.pooled:
+        """WANTED_BACK: its node needs it, when it has done what it is at."""
+        worker = self.borrowed.get(process)
+        if worker is None or not worker.pooled:
+            return  # It has crossed our GIVE_BACK, or is an actor's.
+        worker.recalled = True
+        if not worker.outstanding:
             self._give_back(worker)
+        elif not worker.reclaiming:
+            self.scheduler.rebalancing.reclaim_rest(worker)
 
     def sweep(self, now: float) -> None:
         """Give back what has had nothing to do for a while."""
-        for worker in list(self.scheduler.workers.values()):
-            if (
-                worker.lender is not None
-                and worker.pooled
-                and not worker.outstanding
-                and now - worker.idle_since > _IDLE_S
-            ):
+        for worker in list(self.borrowed.values()):
+            if worker.pooled and not worker.outstanding and now - worker.idle_since > _IDLE_S:
                 self._give_back(worker)
 
-    @property
-    def needs_tick(self) -> bool:
-        """Whether something waits that another node might run."""
-        return bool(self.nodes) and (
-            bool(self.scheduler.claims) or bool(self.scheduler.queues.task_count)
-        )
+    def job_ended(self, job: str) -> None:
+        """Give back the workers of a job, those that are at work when they have done it."""
+        for worker in list(self.borrowed.values()):
+            if worker.pooled and job_of(worker.env) == job:
+                worker.retiring = True
+                if not worker.outstanding:
+                    self._give_back(worker)
 
     def _give_back(self, worker: WorkerState) -> None:
+        if worker.blameless:
+            return  # It is being killed: its node will say when it is dead.
         scheduler = self.scheduler
-        self.wanted_back.discard(worker.process)
+        self.forget(worker.process)
         del scheduler.workers[worker.process]
         if worker.shape is not None:
             scheduler.running[worker.shape].pop(worker.process, None)
+            worker.shape = None
         assert worker.lender is not None
-        scheduler.commands.append(GiveBack(worker.process, worker.lender))
+        # The next borrower would count the calls of max_calls from the beginning.
+        spent = worker.retiring or bool(worker.calls)
+        scheduler.commands.append(GiveBack(worker.process, worker.lender, spent))
 
     def forget(self, process: bytes) -> None:
         """A borrowed worker has died."""
-        self.wanted_back.discard(process)
+        self.borrowed.pop(process, None)
 
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
-        for worker in self.scheduler.workers.values():
-            if worker.lender is not None:
-                assert worker.grant is None, "the lender counts its resources"
-                assert worker.state == RUNNING
-
-
-def _covers(have: dict[str, int], amounts: dict[str, int]) -> bool:
-    return all(units <= have.get(name, 0) for name, units in amounts.items())
+        self.table.check()
+        workers = self.scheduler.workers
+        assert self.borrowed.keys() == {
+            each.process for each in workers.values() if each.lender is not None
+        }
+        for worker in self.borrowed.values():
+            assert worker.grant is None, "the lender counts its resources"
+            assert worker.state == RUNNING
+            if worker.recalled and worker.pooled:
+                assert worker.outstanding or worker.blameless, "kept for nothing"

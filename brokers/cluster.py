@@ -9,7 +9,7 @@ Never   decides where work goes (brokers/borrowing.py) or who holds what (broker
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,32 +17,28 @@ from typing import TYPE_CHECKING, Any
 from zray import errors
 from zray.net import mailbox
 from zray.net.curve import ClusterKeys, Role
+from zray.net.deliveries import Deliveries
 from zray.net.link_inbox import LinkInbox, Payload, Sender
 from zray.net.links import Links, LinkState
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
 
-from . import scheduling
-from .allocator import Extent
+from . import deaths
+from .gcs_connection import GcsConnection
+from .gcs_process import GcsProcess
+from .load import read_load
+from .loans import Loans
+from .membership import Membership
+from .node_outcomes import error_outcome
+from .objects_elsewhere import ObjectsElsewhere
 from .peers import Process
-from .resources import Grant
 
 if TYPE_CHECKING:
     from .node import Node
 
 _BATCH_MESSAGES = 1000
-_LOAD_S = 0.1
-_CHUNK_BYTES = 1 << 20
-_WINDOW_CHUNKS = 8
-
-
-FORWARDED_MAIL = frozenset((messages.FINISHED, messages.ACTOR_STARTED))
-FORWARDED_CALLS = frozenset(
-    (messages.RECLAIMED, messages.ACTOR_EXIT, messages.BLOCKED, messages.UNBLOCKED)
-)
-"""What a lent worker tells of its work: for who has borrowed it."""
-BOTH_CALLS = frozenset((messages.BLOCKED, messages.UNBLOCKED))
-"""Of these: its own node counts the CPU, the borrower the work."""
+_CODE_S = 1.0
+"""A job's home that has not sent code after so long is passed by."""
 
 
 @dataclass(slots=True)
@@ -58,41 +54,6 @@ class Member:
     """Of the link it sends on: what comes on an older one is of an earlier life."""
 
 
-@dataclass(slots=True)
-class Pull:
-    """An object on its way here."""
-
-    identity: bytes
-    nbytes: int
-    source: bytes
-    extent: Extent | None = None
-    asked: int = 0
-    arrived: int = 0
-
-
-class _Lifeline:
-    """What the node writes to a borrowed worker's lifeline: through its own node."""
-
-    def __init__(self, cluster: Cluster, worker: bytes) -> None:
-        self._cluster = cluster
-        self._worker = worker
-        self.outbound_bytes = 0
-
-    def queue(self, packed: bytes) -> None:
-        """Send on."""
-        self._cluster.send(
-            node_of(self._worker), link_messages.TELL_WORKER, self._worker, packed
-        )
-
-
-@dataclass(slots=True)
-class Lent:
-    """A worker of ours that works for another node."""
-
-    borrower: bytes
-    grant: Grant
-
-
 class Cluster:
     """The other nodes, seen from this one.
 
@@ -100,6 +61,7 @@ class Cluster:
         node: whose loop this is a part of.
         keys: of the cluster's members; None: on this machine only.
         host: to bind, port: 0 for a free one, advertise: see LinkInbox.
+        bulk_port: of object transfers; 0: a free one.
     """
 
     def __init__(
@@ -110,30 +72,44 @@ class Cluster:
         host: str = "127.0.0.1",
         port: int = 0,
         advertise: str | None = None,
+        bulk_port: int = 0,
     ) -> None:
         self.node = node
+        self.keys = keys
+        self.membership = Membership(node.process)
+        self.gcs: GcsConnection | None = None
+        """None where the cluster has no GCS process, or this node does not know it yet."""
+        self.gcs_process: GcsProcess | None = None
+        """In the head node."""
+        self.losses = 0
+        """How often a node was lost: who greets us after that has to begin anew with us."""
         self.context = mailbox.new_context()
         self.inbox = LinkInbox(self.context, keys, host=host, port=port, advertise=advertise)
         self.links = Links(self.context, node.process, keys, Role.NODE)
         for descriptor in (*self.inbox.descriptors, self.links.descriptor):
             node.watch(descriptor, self._readable)
+        self.deliveries = Deliveries(node.process, node.secret)
+        node.watch(self.deliveries.descriptor, self.deliveries.serve)
         self.members: dict[bytes, Member] = {}
         self.joining: dict[bytes, str] = {}
         """Addresses that we dial without knowing who is there."""
-        self.borrowed: dict[bytes, Process] = {}
-        self.lent: dict[bytes, Lent] = {}
-        self.lending: dict[bytes, tuple[bytes, int]] = {}
-        """Claims of ours for others: by the claim's id, who asked with which number."""
+        self.join_refused: dict[str, str] = {}
+        """Of these, who has refused us last, and why."""
+        self.loans = Loans(self)
+        self.borrowed = self.loans.borrowed
+        self.overflowed: set[bytes] = set()
+        """Nodes that did not take a message: without it nothing they are told makes sense."""
         self.watchers: dict[bytes, set[bytes]] = {}
         """Local processes that watch an actor whose home is elsewhere."""
         self.places: dict[bytes, set[bytes]] = {}
         """Foreign workers, and the local processes that were told an actor lives there."""
-        self.pulls: dict[bytes, Pull] = {}
-        self.code_wanted: set[tuple[bytes, str]] = set()
+        self.objects = ObjectsElsewhere(self, keys, host=host, port=bulk_port)
+        self.code_asked: dict[bytes, set[tuple[bytes, str]]] = {}
+        """Functions that others have asked for, with which of their nodes and for which job."""
+        self.code_wanted: dict[tuple[bytes, str], float] = {}
+        """Functions and their jobs, and since when the jobs' homes have been asked."""
         self.refused = 0
         self._more = True
-        self._load_at = 0.0
-        self._load: tuple[Any, ...] = ()
 
     # -- polling ---------------------------------------------------------------------------------
 
@@ -145,21 +121,29 @@ class Cluster:
         """In how many seconds serve() wants to be called, whatever is readable."""
         if self._more:
             return 0.0
-        if self.node.scheduler.borrowing.needs_tick:
-            return 0.005
-        return _LOAD_S if self.members else 60.0
+        due = self.loans.due_s
+        if self.gcs is not None:
+            due = min(due, self.gcs.due_s)
+        return due if self.gcs_process is None else min(due, self.gcs_process.due_s)
 
     def serve(self) -> None:
         """Handle what other nodes have sent."""
         from .link_rules import handle
 
+        self.objects.serve()
         for event in self.links.events():
             if event.state is LinkState.CONNECTED:
                 self._connected(event.peer)
             elif event.state is LinkState.DISCONNECTED:
                 self._disconnected(event.peer)
             else:
+                if event.peer in self.joining:
+                    self.join_refused[self.joining[event.peer]] = event.reason
                 print(f"the link to {event.peer.hex()} was refused: {event.reason}", flush=True)
+        if self.gcs is not None:
+            self.gcs.serve()
+        if self.gcs_process is not None:
+            self.gcs_process.tick(self.node.now)
         if not self._more:
             return
         for _ in range(_BATCH_MESSAGES):
@@ -170,33 +154,56 @@ class Cluster:
             handle(self, *received)
         while self.inbox.departed:
             self._departed(self.inbox.departed.popleft())
+        while self.overflowed:
+            member = self.overflowed.pop()
+            if member in self.members:
+                self.lost(member, "it does not read what it is sent")
 
     def after_wake(self) -> None:
         """What waits here may run elsewhere; what is free here others may use."""
-        node = self.node
-        node.scheduler.borrowing.seek(node.now)
-        if self.members and node.now >= self._load_at:
-            self._load_at = node.now + _LOAD_S
-            load = (node.resources.available, node.scheduler.queues.task_count)
-            if load != self._load:
-                self._load = load
-                for member in self.members:
-                    self.send(member, link_messages.LOAD, *load)
+        self.loans.after_wake()
+        if self.gcs is not None:
+            self.gcs.flush()
+        self.objects.after_wake()
+
+    def take_mail(self, process: Process, kind: int, header: bytes) -> bool:
+        """Pass on what a lent worker says to its node; False: it is for us."""
+        return self.loans.take_mail(process, kind, header)
+
+    def take_call(self, process: Process, kind: int, packed: bytes) -> bool:
+        """The same of what it writes to its stream."""
+        return self.loans.take_call(process, kind, packed)
+
+    def end_worker(self, worker: bytes) -> None:
+        """Kill a borrowed worker."""
+        self.send(node_of(worker), link_messages.END_WORKER, worker)
 
     def sweep(self) -> None:
         """A few times a second."""
         self.inbox.sweep()
-        self.node.scheduler.borrowing.sweep(self.node.now)
-        self._recall()
-
-    def _recall(self) -> None:
-        """Our own tasks wait: what we have lent is wanted back."""
-        scheduler = self.node.scheduler
-        if scheduler.queues.task_count or scheduler.claims:
-            for worker, lent in self.lent.items():
-                self.send(lent.borrower, link_messages.WANTED_BACK, worker)
+        for (function, job), since in list(self.code_wanted.items()):
+            if self.node.now - since > _CODE_S:
+                self._fetch_shared_code(function, job)
+        self.objects.sweep()
 
     # -- who is there ----------------------------------------------------------------------------
+
+    def use_gcs(self, endpoint: str) -> None:
+        """Share the tables of a GCS process from now on; whoever is there hears of it."""
+        if self.gcs is not None:
+            return
+        print(f"the cluster's GCS is at {endpoint}", flush=True)
+        self.gcs = GcsConnection(self, endpoint)
+        self.node.shared_tables = self.gcs.tables
+        for member in self.members.values():
+            self._greet(member.link)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what is shared is found from here: no join is under way."""
+        if self.gcs is not None:
+            return self.gcs.is_joined
+        return not self.joining
 
     def dial(self, address: str) -> None:
         """Join whoever listens at an address."""
@@ -205,13 +212,34 @@ class Cluster:
         self.links.connect(link, address)
         self._greet(link)
 
-    def _greet(self, peer: bytes) -> None:
+    def dial_again(self, address: str) -> None:
+        """Reach a node that is alive, unless that is under way."""
+        link = address.encode()
+        if link not in self.joining or not self.links.knows(link):
+            self.dial(address)
+
+    def stop_dialling(self, address: str) -> None:
+        """Whom we have tried to reach there is dead."""
+        link = address.encode()
+        if self.joining.pop(link, None) is not None:
+            self.links.drop(link)
+
+    def _greet(self, peer: bytes, answers: str = "") -> None:
         node = self.node
         details = {
             "node": node.process,
             "address": self.inbox.address,
+            "to": peer.decode(),
+            "answers": answers,
+            "gcs": None if self.gcs is None else self.gcs.endpoint,
+            "incarnation": self.membership.incarnation,
+            "losses": self.losses,
+            "bulk": self.objects.greeting,
             "total": node.resources.total,
+            "load": node.scheduler.borrowing.report(node.now).fields(),
             "directory": node.directory,
+            "hostname": os.uname().nodename,
+            "labels": node.settings.get("labels", {}),
             "members": [[each.node, each.address] for each in self.members.values()],
         }
         self.links.send(peer, frames.pack(link_messages.LINK_HELLO, details))
@@ -220,21 +248,34 @@ class Cluster:
         """LINK_HELLO: somebody is there; we greet it back, and whom it knows."""
         identity, address = details["node"], details["address"]
         if identity == self.node.process:
+            self.stop_dialling(details["to"])
             return
+        incarnation = details["incarnation"]
+        if identity != sender.peer or not self.membership.admits(identity, incarnation):
+            raise errors.RemoteProtocolError(
+                f"LINK_HELLO of incarnation {incarnation} of a node that is dead, or another one"
+            )
+        if details["gcs"] is not None:
+            self.use_gcs(details["gcs"])
         known = self.members.get(identity)
-        if known is not None:
+        if known is not None and details["losses"] <= known.details["losses"]:
             known.stream = sender.stream
             return
-        link = address.encode()
+        if known is not None:
+            self.lost(identity, "it had lost this node, and is there again")
+        # We may have dialled it by another name than it is known by.
+        dialled = details["answers"].encode()
+        link = dialled if dialled in self.joining else address.encode()
         if self.joining.pop(link, None) is None:
             self.links.connect(link, address)
-            self._greet(link)
+            self._greet(link, details["to"])
+        self.membership.linked_to(identity, incarnation)
         self.members[identity] = Member(identity, address, details, link, sender.stream)
-        self.node.objects.node_joined(identity)
-        self.node.scheduler.borrowing.node_joined(identity, details["total"])
-        self._load = ()
+        self.objects.node_joined(identity, details["bulk"], sender.key)
+        self.node.scheduler.borrowing.heard(read_load(details["load"]))
+        self.loans.tell_all()
         print(f"node {identity.hex()} at {address} is there", flush=True)
-        for other, where in details["members"]:
+        for other, where in details["members"] if self.gcs is None else ():
             if other != self.node.process and other not in self.members:
                 self.dial(where)
 
@@ -253,30 +294,24 @@ class Cluster:
 
     def lost(self, identity: bytes, reason: str) -> None:
         """A node is gone, and all its processes."""
+        if identity not in self.members:
+            return
         self.links.drop(self.members.pop(identity).link)
         node = self.node
+        self.losses += 1
+        self.membership.link_lost(identity, node.now)
         print(f"node {identity.hex()} is gone: {reason}", flush=True)
         for worker in node.scheduler.borrowing.node_lost(identity):
-            self.worker_lost(worker, f"its node is gone: {reason}")
-        for worker, lent in list(self.lent.items()):
-            if lent.borrower == identity:
-                node.workers.kill(worker)  # Nobody knows what it is in the middle of.
-        for claim, (borrower, _number) in list(self.lending.items()):
-            if borrower == identity:
-                del self.lending[claim]
-                node.scheduler.withdraw(claim)
-        node.objects.node_lost(identity)
-        for pull in list(self.pulls.values()):
-            if pull.source == identity:
-                self.pull_failed(pull.identity)
+            self.loans.worker_lost(worker, f"its node is gone: {reason}")
+        node.scheduler.lending.node_lost(identity)
+        self.objects.node_lost(identity)
         cause = f"its node {identity.hex()} is gone: {reason}"
         for worker in [each for each in self.places if node_of(each) == identity]:
             self.tell_of_death(worker, cause)
         self._end_foreign_actors(identity, cause)
+        deaths.jobs_left(node, identity)
 
     def _end_foreign_actors(self, home: bytes, cause: str) -> None:
-        from .node import error_outcome
-
         found = error_outcome(errors.ActorDiedError(cause))
         for actor in [each for each in self.watchers if node_of(each) == home]:
             row = [actor, "DEAD", None, None, 1 << 30, found]
@@ -285,14 +320,30 @@ class Cluster:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def send(self, node: bytes, kind: int, *fields: Any, payloads: tuple[Payload, ...] = ()) -> bool:
+    def send(
+        self, node: bytes, kind: int, *fields: Any, payloads: tuple[Payload, ...] = ()
+    ) -> bool:
         """Send to another node; False where it is gone, or does not read."""
         header = frames.pack(kind, *fields, payloads=len(payloads))
+        if kind in link_messages.UNFENCED:
+            return self.deliver(node, header, payloads)
         return self._send(node, header, payloads)
 
-    def _send(self, node: bytes, header: bytes, payloads: Sequence[Payload]) -> bool:
+    def _send(self, node: bytes, header: bytes, payloads: tuple[Payload, ...]) -> bool:
+        if self.objects.may_go(node, header, payloads):
+            return self.deliver(node, header, payloads)
+        return True
+
+    def deliver(self, node: bytes, header: bytes, payloads: Sequence[Payload]) -> bool:
+        """Hand a message to the link now, or keep it where the link is to come."""
         member = self.members.get(node)
-        return member is not None and self.links.send(member.link, header, payloads)
+        if member is None:
+            return self.objects.keep_early(node, header, tuple(payloads))
+        sent = self.links.send(member.link, header, payloads)
+        if not sent:
+            self.overflowed.add(node)
+            self._more = True
+        return sent
 
     def forward(self, source: bytes, destination: bytes, payloads: list[bytes]) -> None:
         """A process of ours says something to one of another node."""
@@ -303,6 +354,14 @@ class Cluster:
             source,
             payloads=tuple(payloads),
         )
+
+    def hand_over(self, destination: bytes, source: bytes, payloads: list[Payload]) -> None:
+        """What a process of another node says to one of ours."""
+        process = self.node.processes.by_id.get(destination)
+        if process is not None:
+            header = frames.pack(messages.FORWARDED, source, payloads=len(payloads))
+            parts = [bytes(each) for each in payloads]
+            self.deliveries.send(destination, process.details["endpoint"], header, parts)
 
     def to_process(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...]) -> bool:
         """What this node says to a process (or a node) that is not of it."""
@@ -315,89 +374,56 @@ class Cluster:
             home, link_messages.RELAY, peer, self.node.process, payloads=(header, *payloads)
         )
 
-    # -- borrowed workers ------------------------------------------------------------------------
+    # -- code and jobs ---------------------------------------------------------------------------
 
-    def borrow(self, command: scheduling.Borrow) -> None:
-        """Ask for a worker."""
-        sent = self.send(
-            command.node,
-            link_messages.BORROW,
-            command.request,
-            command.amounts,
-            [list(pair) for pair in command.env],
-        )
-        if not sent:
-            self.node.scheduler.borrowing.lent(
-                command.node, command.request, None, (), self.node.now
-            )
-
-    def worker_came(self, worker: bytes, pid: int) -> None:
-        """A borrowed worker is ours to give work to."""
-        process = Process(worker, "borrowed", pid, _Lifeline(self, worker), {"endpoint": ""})
-        self.borrowed[worker] = process
-
-    def give_back(self, command: scheduling.GiveBack) -> None:
-        """A borrowed worker is not needed any more."""
-        self.borrowed.pop(command.worker, None)
-        self.send(command.lender, link_messages.GIVE_BACK, command.worker)
-
-    def worker_lost(self, worker: bytes, reason: str) -> None:
-        """A borrowed worker has died."""
-        process = self.borrowed.pop(worker, None)
-        if process is not None:
-            self.node.tell_of_death(worker, reason, process)
-
-    def end_worker(self, worker: bytes) -> None:
-        """Kill a borrowed worker."""
-        self.send(node_of(worker), link_messages.END_WORKER, worker)
-
-    # -- lent workers ----------------------------------------------------------------------------
-
-    def lend(self, claim: bytes, worker: bytes, grant: Grant) -> None:
-        """The scheduler has served a claim that another node made."""
-        borrower, number = self.lending.pop(claim)
-        process = self.node.processes.by_id.get(worker)
-        self.lent[worker] = Lent(borrower, grant)
-        self.send(
-            borrower,
-            link_messages.LENT,
-            number,
-            worker,
-            process.pid if process is not None else 0,
-            list(grant.gpu_ids),
-        )
-
-    def take_mail(self, process: Process, kind: int, header: bytes) -> bool:
-        """A lent worker reports of its work: to who has borrowed it. False: it is for us."""
-        lent = self.lent.get(process.identity)
-        if lent is None or kind not in FORWARDED_MAIL:
-            return False
-        self.send(lent.borrower, link_messages.FROM_WORKER, process.identity, header)
-        return True
-
-    def take_call(self, process: Process, kind: int, packed: bytes) -> bool:
-        """The same of what it writes to its stream."""
-        lent = self.lent.get(process.identity)
-        if lent is None or kind not in FORWARDED_CALLS:
-            return False
-        self.send(lent.borrower, link_messages.FROM_WORKER, process.identity, packed)
-        return kind not in BOTH_CALLS
+    def job_ended(self, job: str) -> None:
+        """A driver of ours is gone: its job has workers elsewhere, perhaps."""
+        for member in self.members:
+            self.send(member, link_messages.JOB_ENDED, job)
 
     def is_elsewhere(self, job: str) -> bool:
-        """Return whether another node that is there is the home of a job."""
-        return bool(job) and node_of(bytes.fromhex(job)) in self.members
+        """Return whether another node is the home of a job, and its code can be asked for."""
+        home = node_of(bytes.fromhex(job))
+        if not job or home == self.node.process:
+            return False
+        return home in self.members or self.gcs is not None
 
     def fetch_code(self, function: bytes, job: str) -> None:
         """A worker of ours is to run this: ask the job's home."""
         if (function, job) not in self.code_wanted and self.is_elsewhere(job):
-            self.code_wanted.add((function, job))
-            self.send(node_of(bytes.fromhex(job)), link_messages.CODE_WANTED, function, job)
+            self.code_wanted[function, job] = self.node.now
+            home = node_of(bytes.fromhex(job))
+            if home in self.members:
+                self.send(home, link_messages.CODE_WANTED, function, job)
+            else:
+                self._fetch_shared_code(function, job)
 
-    def own_worker_died(self, worker: bytes, reason: str) -> None:
-        """A worker of ours has died: who has borrowed it is told."""
-        lent = self.lent.pop(worker, None)
-        if lent is not None:
-            self.send(lent.borrower, link_messages.WORKER_DIED, worker, reason)
+    def put_code(self, function: bytes, code: bytes, job: str) -> None:
+        """A worker of ours has defined a function: whoever is to run it asks its job's home."""
+        if self.is_elsewhere(job):
+            self.send(node_of(bytes.fromhex(job)), link_messages.CODE, function, code, None)
+
+    def code_is_here(self, function: bytes, code: bytes) -> None:
+        """Answer the nodes that have asked for it."""
+        jobs = self.node.processes.jobs
+        for peer, job in sorted(self.code_asked.pop(function, ())):
+            self.send(peer, link_messages.CODE, function, code, jobs.get(job))
+
+    def _fetch_shared_code(self, function: bytes, job: str) -> None:
+        """The job's home does not answer: the GCS has what it has put there."""
+
+        def took(found: Any, error: Exception | None) -> None:
+            if self.code_wanted.pop((function, job), None) is None:
+                return  # It has come from its home after all.
+            code, details = found if error is None else (None, None)
+            if code is None or details is None:
+                print(f"code {function.hex()} of job {job} is not to be found: {error}", flush=True)
+                return
+            self.node.processes.jobs[job] = details
+            self.node.code_arrived(function, code)
+
+        self.code_wanted[function, job] = float("inf")
+        self.node.shared_tables.get_function(function, job, took)
 
     # -- actors ----------------------------------------------------------------------------------
 
@@ -412,8 +438,6 @@ class Cluster:
         self.send(home, messages.WATCH_ACTOR, actor)
 
     def _end_watch(self, process: bytes, actor: bytes) -> None:
-        from .node import error_outcome
-
         found = error_outcome(errors.ActorDiedError("the node that made it is not there"))
         row = [actor, "DEAD", None, None, 1 << 30, found]
         self.node.send(process, messages.ACTOR_STATE, [row])
@@ -445,83 +469,32 @@ class Cluster:
 
     def process_left(self, identity: bytes) -> None:
         """A process of ours is gone."""
+        self.deliveries.drop(identity)
         for watching in (*self.watchers.values(), *self.places.values()):
             watching.discard(identity)
-
-    # -- objects ---------------------------------------------------------------------------------
-
-    def pull(self, identity: bytes, nbytes: int, source: bytes) -> None:
-        """Bring an object here."""
-        if identity in self.pulls:
-            return
-        pull = self.pulls[identity] = Pull(identity, nbytes, source)
-
-        def allocated(extent: Extent | None, _error: Exception | None) -> None:
-            if self.pulls.get(identity) is not pull:
-                if extent is not None:
-                    self.node.store.freed(self.node.process, [extent.offset])
-                return
-            if extent is None:
-                self.pull_failed(identity)
-                return
-            pull.extent = extent
-            if extent.fresh:
-                self.node.store.segment.commit(extent.offset, extent.nbytes)
-            self._ask(pull)
-
-        self.node.store.allocate(self.node.process, nbytes, time.monotonic(), allocated)
-
-    def _ask(self, pull: Pull) -> None:
-        while pull.asked < pull.nbytes and (
-            pull.asked - pull.arrived < _CHUNK_BYTES * _WINDOW_CHUNKS
-        ):
-            count = min(_CHUNK_BYTES, pull.nbytes - pull.asked)
-            self.send(pull.source, link_messages.PULL, pull.identity, pull.asked, count)
-            pull.asked += count
-
-    def chunk(self, identity: bytes, offset: int, data: Payload | None) -> None:
-        """CHUNK: a part of what is on its way here."""
-        pull = self.pulls.get(identity)
-        if pull is None or pull.extent is None:
-            return
-        if data is None:
-            self.pull_failed(identity)
-            return
-        store = self.node.store
-        store.segment.copy_in(pull.extent.offset + offset, data)
-        pull.arrived += len(data)
-        if pull.arrived >= pull.nbytes:
-            del self.pulls[identity]
-            store.registered(pull.extent.offset)
-            self.node.objects.pulled(identity, pull.extent.offset, pull.nbytes)
-            return
-        self._ask(pull)
-
-    def pull_failed(self, identity: bytes) -> None:
-        """What was on its way can't come."""
-        pull = self.pulls.pop(identity, None)
-        if pull is not None and pull.extent is not None:
-            self.node.store.freed(self.node.process, [pull.extent.offset])
-        self.node.objects.pull_failed(identity)
 
     # -- people ----------------------------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each other node."""
-        borrowing = self.node.scheduler.borrowing
+        """Return for each other node who and where it is; what it has is in the load table."""
         return [
             {
-                "node": each.node.hex(),
+                "node": each.node,
                 "address": each.address,
-                "total": each.details["total"],
-                "available": borrowing.nodes[each.node].available,
-                "queued": borrowing.nodes[each.node].queued,
+                "directory": each.details["directory"],
+                "hostname": each.details["hostname"],
             }
             for each in self.members.values()
         ]
 
     def close(self) -> None:
-        """Leave."""
+        """Leave; the head takes the GCS with it."""
+        if self.gcs is not None:
+            self.gcs.close()
+        if self.gcs_process is not None:
+            self.gcs_process.stop()
+        self.objects.close()
+        self.deliveries.close()
         self.links.close(50)
         self.inbox.close()
         self.context.destroy(0)

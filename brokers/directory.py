@@ -3,175 +3,43 @@
 What    An entry exists from the moment a reference escapes its process until nobody holds it:
         no process (signed units, because a transfer and a release may cross), no object that
         contains it. A process that was told where an object lies has it pinned there.
+        Of an object of another node, the *home*, an entry counts this node's own holders; the
+        home counts this node as one while there are any, and knows who has a copy.
 Caller  brokers/node.py, tests/sim.
 Never   touches memory or files: it says which extent or file is free.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from zray.protocol import outcome
 from zray.protocol.ids import NodeId, ObjectId, ProcessId, node_of, owner_of
 
-
-@dataclass(slots=True)
-class Locate:
-    """Tell a process the outcome of an object."""
-
-    process: ProcessId
-    object: ObjectId
-    outcome: bytes
-
-
-@dataclass(slots=True)
-class FreeExtent:
-    """Nobody can read this extent any more."""
-
-    offset: int
-
-
-@dataclass(slots=True)
-class DeleteSpilled:
-    """Nobody needs this spilled copy."""
-
-    object: ObjectId
-    file: Any
-
-
-@dataclass(slots=True)
-class Restore:
-    """Somebody waits for a spilled object: bring it back into memory."""
-
-    object: ObjectId
-
-
-@dataclass(slots=True)
-class Unreferenced:
-    """No handle of this actor is left."""
-
-    actor: ObjectId
-
-
-@dataclass(slots=True)
-class HoldAt:
-    """A foreign object is held here from now on: its home must know."""
-
-    object: ObjectId
-
-
-@dataclass(slots=True)
-class ReleaseAt:
-    """Give up this node's hold of an object at another node."""
-
-    node: NodeId
-    object: ObjectId
-
-
-@dataclass(slots=True)
-class LocateAt:
-    """Somebody waits for a foreign object: ask its home."""
-
-    object: ObjectId
-
-
-@dataclass(slots=True)
-class StoredHere:
-    """An object of another node's process lies here; nbytes -1: only what it contains does."""
-
-    object: ObjectId
-    nbytes: int
-    holder: ProcessId
-
-
-@dataclass(slots=True)
-class Pull:
-    """Bring an object here from a node that has it."""
-
-    object: ObjectId
-    nbytes: int
-    source: NodeId
-
-
-@dataclass(slots=True)
-class Found:
-    """Answer another node's LOCATE: an outcome, or where the value lies."""
-
-    node: NodeId
-    object: ObjectId
-    outcome: bytes | None
-    nbytes: int
-    source: NodeId | None
-
-
-Command = (
-    Locate
-    | FreeExtent
-    | DeleteSpilled
-    | Restore
-    | Unreferenced
-    | HoldAt
-    | ReleaseAt
-    | LocateAt
-    | StoredHere
-    | Pull
-    | Found
+from .sharing import (
+    Absent,
+    CancelPull,
+    Command,
+    CopyGone,
+    DeleteSpilled,
+    Entry,
+    Found,
+    FreeExtent,
+    HoldAt,
+    Locate,
+    LocateAt,
+    Pull,
+    ReleaseAt,
+    Restore,
+    Serve,
+    StoredHere,
+    Unreferenced,
 )
 
-
-class Entry:
-    """One shared object."""
-
-    __slots__ = (
-        "contained",
-        "asked",
-        "copies",
-        "file",
-        "held_at_home",
-        "kept_at",
-        "pulling",
-        "source",
-        "holders",
-        "is_actor",
-        "known",
-        "nbytes",
-        "offset",
-        "outcome",
-        "pinned",
-        "registered",
-        "restoring",
-        "waiters",
-    )
-
-    def __init__(self) -> None:
-        self.outcome: bytes | None = None
-        self.offset = -1
-        self.nbytes = 0
-        self.file: Any = None
-        self.holders: dict[bytes, int] = {}
-        """Units by process (8 bytes) or containing object (16 bytes); never zero."""
-        self.contained: list[ObjectId] = []
-        self.pinned: set[ProcessId] = set()
-        self.waiters: set[ProcessId] = set()
-        self.is_actor = False
-        self.known = False
-        """Whether its owner has told of it, or who made it: a hold alone brings nothing back."""
-        self.restoring = False
-        self.registered: ProcessId | None = None
-        """The owner, while it has not given up what was made for it: one hold, however often a
-        task was run to make it. A crash may lose word of one execution and not of another."""
-        self.copies: list[int] = []
-        """Extents that second executions wrote: somebody may have been told of one of them."""
-        self.held_at_home = False
-        """Of a foreign object: its home counts this node as a holder."""
-        self.asked = False
-        """Of a foreign object: its home was asked for its value."""
-        self.kept_at: set[NodeId] = set()
-        """Nodes that keep it, or what it contains, until we give it up."""
-        self.source: NodeId | None = None
-        """A node that has its value in memory, where it is not here."""
-        self.pulling = False
+_SOURCES_MAX = 8
+"""Nodes named to who asks: some to share the work, and one more round trip if all have died."""
+_PULLS_MAX = 3
+"""In a row, before those who wait are told that it cannot be had."""
 
 
 class Directory:
@@ -182,12 +50,19 @@ class Directory:
         """This node; b"" where there are no others."""
         self.entries: dict[ObjectId, Entry] = {}
         self.alive: set[ProcessId] = set()
-        self._nodes: set[NodeId] = set()
+        """Whose holds count: processes of this node, and other nodes."""
+        self.nodes: set[NodeId] = set()
+        """Other nodes that are there."""
+        self.gone: set[NodeId] = set()
         self.held_by: dict[ProcessId, set[ObjectId]] = {}
         self.commands: list[Command] = []
         self.owner_died_outcome = b""
         """Set by the node: the outcome of what a dead process never published."""
         self.lost_outcome = b""
+        self.home_died_outcome = b""
+        """Of what the dead node's processes owned and this node has no copy of."""
+        self.copies_died_outcome = b""
+        """Of what only dead nodes had."""
 
     def process_joined(self, process: ProcessId) -> None:
         """Count a process's references from here on."""
@@ -207,21 +82,32 @@ class Directory:
     def _add(self, identity: ObjectId, entry: Entry, holder: bytes, units: int) -> None:
         if len(holder) == 8 and holder not in self.alive:
             return
-        if units > 0 and not entry.held_at_home and self.is_foreign(identity):
-            if holder != node_of(identity):  # Its home is told what we keep for it by itself.
-                entry.held_at_home = True
-                self.commands.append(HoldAt(identity))
         left = entry.holders.get(holder, 0) + units
         if left:
             entry.holders[holder] = left
             if len(holder) == 8:
                 self.held_by.setdefault(holder, set()).add(identity)
+        else:
+            entry.holders.pop(holder, None)
+            if len(holder) == 8:
+                self.held_by.get(holder, set()).discard(identity)
+                if entry.registered != holder:
+                    entry.pinned.discard(holder)
+        self._tell_home(identity, entry)
+
+    def _tell_home(self, identity: ObjectId, entry: Entry) -> None:
+        """Have the home of a foreign object count this node while anybody but itself holds it.
+
+        What is kept here for the home alone is no hold of ours: both would wait for each other.
+        """
+        if not self.is_foreign(identity):
             return
-        entry.holders.pop(holder, None)
-        if len(holder) == 8:
-            self.held_by.get(holder, set()).discard(identity)
-            if entry.registered != holder:
-                entry.pinned.discard(holder)
+        home = node_of(identity)
+        held = home not in self.gone and any(holder != home for holder in entry.holders)
+        if held != entry.held_at_home:
+            entry.held_at_home = held
+            if home not in self.gone:
+                self.commands.append(HoldAt(identity) if held else ReleaseAt(home, identity))
 
     def _settle(self, identity: ObjectId, entry: Entry) -> None:
         """Drop an entry that nobody holds."""
@@ -233,6 +119,8 @@ class Directory:
             self.commands.append(Unreferenced(identity))
         if entry.held_at_home:
             self.commands.append(ReleaseAt(node_of(identity), identity))
+        if entry.pulling:
+            self.commands.append(CancelPull(identity))
         for node in sorted(entry.kept_at):
             self.commands.append(ReleaseAt(node, identity))
         self._drop_value(identity, entry)
@@ -296,7 +184,7 @@ class Directory:
         """REGISTER: an extent holds this sealed object, for ``holder``."""
         entry = self._entry(identity)
         self._hold_result(identity, entry, contained, holder)
-        if entry.outcome is not None:
+        if entry.outcome is not None and entry.outcome != self.copies_died_outcome:
             # A crashed worker had made it before, and may or may not have told its caller: all
             # copies stay until the object goes.
             entry.copies.append(offset)
@@ -320,9 +208,11 @@ class Directory:
     ) -> None:
         entry.known = True
         self._contain(identity, entry, contained)
-        if self.is_foreign(identity) and len(owner) == 8 and node_of(owner) != self.home:
-            if node_of(identity) not in entry.holders:
-                self._add(identity, entry, node_of(identity), 1)
+        home = node_of(identity)
+        if self.is_foreign(identity) and node_of(owner) != self.home:
+            if home not in entry.holders and home not in self.gone:
+                self.alive.add(home)  # Its link may be on its way to us still.
+                self._add(identity, entry, home, 1)
         elif owner in self.alive:
             entry.registered = owner
             entry.pinned.add(owner)
@@ -334,77 +224,132 @@ class Directory:
             self._tell(process, identity, entry)
 
     def _tell(self, process: ProcessId, identity: ObjectId, entry: Entry) -> None:
+        """Tell who waits what is known, or see to it that the value comes here."""
         assert entry.outcome is not None
         if process in self.nodes:
-            nbytes = entry.nbytes if entry.offset >= 0 or entry.source is not None else -1
-            source = self.home if entry.offset >= 0 else entry.source
-            if entry.offset >= 0 or entry.source is not None:
-                self.commands.append(Found(process, identity, None, nbytes, source))
+            self._answer_node(process, identity, entry)
+        elif entry.offset >= 0:
+            if process == self.home:
+                self.commands.append(Serve(identity, entry.offset, entry.nbytes))
                 return
-            if entry.file is None:
-                self.commands.append(Found(process, identity, entry.outcome, -1, None))
-                return
-        if entry.offset < 0 and entry.source is not None:
-            entry.waiters.add(process)
-            if not entry.pulling:
-                entry.pulling = True
-                self.commands.append(Pull(identity, entry.nbytes, entry.source))
-            return
-        if entry.file is not None and entry.offset < 0:
+            if process in entry.holders or process == entry.registered:
+                entry.pinned.add(process)
+            self.commands.append(Locate(process, identity, entry.outcome))
+        elif entry.file is not None:
             entry.waiters.add(process)
             if not entry.restoring:
                 entry.restoring = True
                 self.commands.append(Restore(identity))
-            return
-        if entry.offset >= 0 and (process in entry.holders or process == entry.registered):
-            entry.pinned.add(process)
-        self.commands.append(Locate(process, identity, entry.outcome))
+        elif process == self.home:
+            self.commands.append(Absent(identity))
+        elif entry.places:
+            entry.waiters.add(process)
+            self._pull(identity, entry)
+        else:
+            self.commands.append(Locate(process, identity, entry.outcome))
+
+    def _refuse(self, identity: ObjectId, entry: Entry, found: bytes) -> None:
+        """Tell those who wait an error that is theirs alone: the next may have better luck."""
+        waiters, entry.waiters = entry.waiters, set()
+        for process in sorted(waiters):
+            if process == self.home:
+                self.commands.append(Absent(identity))
+            elif process in self.nodes:
+                self.commands.append(Found(process, identity, found, -1, ()))
+            else:
+                self.commands.append(Locate(process, identity, found))
 
     # -- other nodes -----------------------------------------------------------------------------
 
-    @property
-    def nodes(self) -> set[NodeId]:
-        """Other nodes that are there."""
-        return self._nodes
-
     def node_joined(self, node: NodeId) -> None:
-        """Count what another node holds, and what it keeps for this one."""
-        self._nodes.add(node)
+        """Count what another node holds, and what it keeps for this one.
+
+        One that was lost with its connection may come back: then it has dropped all it kept for
+        us, and counts us anew.
+        """
+        self.nodes.add(node)
         self.alive.add(node)
+        if node in self.gone:
+            self.gone.discard(node)
+            for identity, entry in self.entries.items():
+                if node_of(identity) == node:
+                    self._tell_home(identity, entry)
+                    if entry.outcome == self.home_died_outcome:
+                        entry.outcome = None
+
+    def _pull(self, identity: ObjectId, entry: Entry) -> None:
+        if not entry.pulling:
+            entry.pulling = True
+            self.commands.append(Pull(identity, entry.nbytes, tuple(entry.places)))
 
     def _ask_home(self, identity: ObjectId, entry: Entry, process: ProcessId) -> None:
-        if node_of(identity) not in self._nodes:
-            self.commands.append(Locate(process, identity, self.owner_died_outcome))
+        if node_of(identity) in self.gone:
+            self.commands.append(Locate(process, identity, self.home_died_outcome))
             return
         entry.waiters.add(process)
         if not entry.asked:
             entry.asked = True
             self.commands.append(LocateAt(identity))
 
+    def _answer_node(self, node: NodeId, identity: ObjectId, entry: Entry) -> None:
+        """Name the nodes that have the value, or that were told so a moment ago.
+
+        Who asks is named to the next: of an object that many pull, each sends on what it has.
+        """
+        assert entry.outcome is not None
+        is_here = entry.offset >= 0 or entry.file is not None
+        others = [place for place in entry.places if place != node]
+        if is_here or others:
+            sure = [place for place in others if entry.kept_at.get(place)]
+            late = [place for place in others if not entry.kept_at.get(place)]
+            first = [self.home, *sure] if is_here else sure
+            sources = (first + late[-_SOURCES_MAX:])[:_SOURCES_MAX]
+            self.commands.append(Found(node, identity, None, entry.nbytes, tuple(sources)))
+            entry.places[node] = None
+        elif entry.outcome == outcome.ELSEWHERE_OUTCOME:  # Only who asks is said to have it.
+            self.commands.append(Found(node, identity, self.copies_died_outcome, -1, ()))
+        else:
+            self.commands.append(Found(node, identity, entry.outcome, -1, ()))
+
     def found(
-        self, identity: ObjectId, found: bytes | None, nbytes: int, source: NodeId | None
+        self, identity: ObjectId, found: bytes | None, nbytes: int, sources: list[NodeId]
     ) -> None:
         """FOUND: the home's answer to LocateAt."""
         entry = self.entries.get(identity)
-        if entry is None or entry.outcome is not None:
+        if entry is None or not entry.asked:
             return
         entry.asked = False
-        if found is None and source is not None:
-            entry.nbytes, entry.source = nbytes, source
-            found = outcome.ELSEWHERE_OUTCOME
-        self._resolve(identity, entry, found if found is not None else self.lost_outcome)
+        if entry.outcome is not None:
+            return  # It was made here meanwhile.
+        if found is None:
+            entry.nbytes, entry.places = nbytes, dict.fromkeys(sources)
+            found = outcome.ELSEWHERE_OUTCOME if sources else self.copies_died_outcome
+        self._resolve(identity, entry, found)
+        self._settle(identity, entry)
 
     def stored_at(self, node: NodeId, identity: ObjectId, nbytes: int, holder: ProcessId) -> None:
         """STORED_AT: another node keeps an object of a process of ours, or what it contains."""
         entry = self._entry(identity)
         entry.known = True
-        entry.kept_at.add(node)
+        entry.kept_at.setdefault(node, False)
         if holder in self.alive:
             entry.registered = holder
-        if nbytes >= 0 and entry.outcome is None:
-            entry.nbytes, entry.source = nbytes, node
+        if nbytes >= 0 and entry.outcome in (None, self.copies_died_outcome):
+            entry.nbytes = nbytes
+            entry.kept_at[node] = True
+            entry.places[node] = None
             self._resolve(identity, entry, outcome.ELSEWHERE_OUTCOME)
+        elif nbytes >= 0 and not entry.kept_at[node]:
+            # Of a second execution: its bytes may be others, and must not mix with the first's.
+            entry.places.pop(node, None)
         self._settle(identity, entry)
+
+    def copy_gone(self, node: NodeId, identities: list[ObjectId]) -> None:
+        """COPY_GONE: the node dropped its copy of each of these, or did not get it."""
+        for identity in identities:
+            entry = self.entries.get(identity)
+            if entry is not None and not entry.kept_at.get(node):
+                entry.places.pop(node, None)
 
     def pulled(self, identity: ObjectId, offset: int, nbytes: int) -> None:
         """A copy is here."""
@@ -413,34 +358,106 @@ class Directory:
             self.commands.append(FreeExtent(offset))
             return
         entry.pulling = False
-        entry.offset, entry.nbytes, entry.source = offset, nbytes, None
+        entry.failures = 0
+        entry.offset, entry.nbytes = offset, nbytes
+        if self.is_foreign(identity):
+            entry.places.clear()
         self._resolve(identity, entry, outcome.stored(offset, nbytes))
         self._settle(identity, entry)
 
-    def pull_failed(self, identity: ObjectId) -> None:
-        """The node that had it has it no more, or is gone."""
+    def pull_failed(self, identity: ObjectId, found: bytes, *, no_room: bool) -> None:
+        """A pull came to nothing: for want of memory here, or of a node that could send it."""
         entry = self.entries.get(identity)
         if entry is None or not entry.pulling:
             return
         entry.pulling = False
-        entry.source = None
-        self._resolve(identity, entry, self.lost_outcome)
+        entry.failures = 0 if no_room else entry.failures + 1
+        again = 0 < entry.failures < _PULLS_MAX and bool(entry.waiters)
+        if self.is_foreign(identity):
+            self._pull_elsewhere(identity, entry, again=again, no_room=no_room)
+        elif not no_room:
+            entry.places = {node: None for node in entry.places if entry.kept_at.get(node)}
+            if not entry.places:
+                self._resolve(identity, entry, self.copies_died_outcome)
+            elif again:
+                self._pull(identity, entry)
+        if entry.asked or entry.pulling:
+            return
+        entry.failures = 0
+        self._refuse(identity, entry, found)
         self._settle(identity, entry)
 
+    def _pull_elsewhere(
+        self, identity: ObjectId, entry: Entry, *, again: bool, no_room: bool
+    ) -> None:
+        """The home may know of other nodes that have it by now."""
+        if node_of(identity) in self.gone:
+            if not no_room:
+                self._resolve(identity, entry, self.home_died_outcome)
+            return
+        self.commands.append(CopyGone(identity))
+        if not no_room:
+            entry.outcome = None
+            entry.places.clear()
+            if again:
+                entry.asked = True
+                self.commands.append(LocateAt(identity))
+
     def node_lost(self, node: NodeId) -> None:
-        """A node is gone: what it held is free, what only it had is lost."""
-        self._nodes.discard(node)
-        for entry in self.entries.values():
-            entry.kept_at.discard(node)
-            if entry.source == node and not entry.pulling:
-                entry.source = None
-                entry.outcome = self.lost_outcome
+        """A node is gone: what only it had is lost. Its holds stay until bury()."""
+        self.nodes.discard(node)
+        self.gone.add(node)
         for identity, entry in list(self.entries.items()):
-            if node_of(identity) == node and self.is_foreign(identity):
-                entry.held_at_home = False
-                if entry.outcome is None:
-                    self._resolve(identity, entry, self.owner_died_outcome)
+            entry.waiters.discard(node)
+            entry.kept_at.pop(node, None)
+            entry.places.pop(node, None)
+            is_here = entry.offset >= 0 or entry.file is not None
+            is_elsewhere = entry.outcome == outcome.ELSEWHERE_OUTCOME and not is_here
+            if self.is_foreign(identity) and node_of(identity) == node:
+                entry.held_at_home = entry.asked = False
+                if not entry.pulling and (entry.outcome is None or is_elsewhere):
+                    self._resolve(identity, entry, self.home_died_outcome)
+            elif is_elsewhere and not entry.places and not entry.pulling:
+                if self.is_foreign(identity):
+                    entry.outcome = None  # Who needs it asks its home again.
+                else:
+                    self._resolve(identity, entry, self.copies_died_outcome)
+            self._settle(identity, entry)
+
+    def bury(self, node: NodeId) -> None:
+        """Drop what a lost node held: holds of what it had passed on have arrived by now."""
         self.process_died(node)
+
+    def is_copy(self, identity: ObjectId, entry: Entry) -> bool:
+        """Return whether an object in memory is kept by another node that is there."""
+        home = node_of(identity)
+        if self.is_foreign(identity):
+            return home in self.nodes and home not in entry.holders
+        return any(kept and node in entry.places for node, kept in entry.kept_at.items())
+
+    def drop_copy(self, identity: ObjectId) -> bool:
+        """Free the extent of a copy that nobody has mapped; False where it must stay."""
+        entry = self.entries[identity]
+        if entry.pinned or entry.copies or entry.offset < 0 or not self.is_copy(identity, entry):
+            return False
+        self.commands.append(FreeExtent(entry.offset))
+        entry.offset = -1
+        if self.is_foreign(identity):
+            entry.outcome = None
+            self.commands.append(CopyGone(identity))
+        else:
+            entry.outcome = outcome.ELSEWHERE_OUTCOME
+        return True
+
+    def serve(self, identity: ObjectId) -> None:
+        """The bulk thread asks for an object on behalf of another node: Serve or Absent."""
+        entry = self.entries.get(identity)
+        if entry is None or (entry.offset < 0 and entry.file is None):
+            self.commands.append(Absent(identity))
+        else:
+            self._tell(self.home, identity, entry)
+
+    # -- what processes say, continued -----------------------------------------------------------
 
     def knows(self, identities: list[ObjectId]) -> bool:
         """Return whether somebody has told of every one of these."""
@@ -480,7 +497,7 @@ class Directory:
                 continue
             self._add(identity, entry, process, 1)
             if entry.outcome is None or (
-                entry.offset < 0 and (entry.file is not None or entry.source is not None)
+                entry.offset < 0 and (entry.file is not None or entry.places)
             ):
                 answers.append((identity, outcome.ELSEWHERE_OUTCOME))
                 continue
@@ -498,6 +515,8 @@ class Directory:
             if entry is None:
                 continue
             self._add(identity, entry, process, -units)
+            if process not in entry.holders and not entry.kept_at.get(process):
+                entry.places.pop(process, None)
             self._settle(identity, entry)
         for identity in results:
             entry = self.entries.get(identity)
@@ -513,14 +532,11 @@ class Directory:
             entry = self.entries.get(identity)
             if entry is None or not entry.known:
                 if process in self.nodes:
-                    self.commands.append(Found(process, identity, self.lost_outcome, -1, None))
+                    self.commands.append(Found(process, identity, self.lost_outcome, -1, ()))
                     continue
-                alive = owner_of(identity) in self.alive
-                self.commands.append(
-                    Locate(
-                        process, identity, self.lost_outcome if alive else self.owner_died_outcome
-                    )
-                )
+                alive = owner_of(identity) in self.alive or self.is_foreign(identity)
+                found = self.lost_outcome if alive else self.owner_died_outcome
+                self.commands.append(Locate(process, identity, found))
             elif entry.outcome is None:
                 if self.is_foreign(identity):
                     self._ask_home(identity, entry, process)
@@ -528,7 +544,7 @@ class Directory:
                     entry.waiters.add(process)
                 elif process in self.nodes:
                     found = self.owner_died_outcome
-                    self.commands.append(Found(process, identity, found, -1, None))
+                    self.commands.append(Found(process, identity, found, -1, ()))
                 else:
                     self.commands.append(Locate(process, identity, self.owner_died_outcome))
             else:
@@ -543,6 +559,7 @@ class Directory:
                 entry.holders.pop(process, None)
                 entry.pinned.discard(process)
                 entry.waiters.discard(process)
+                self._tell_home(identity, entry)
                 self._settle(identity, entry)
         for identity, entry in list(self.entries.items()):
             entry.pinned.discard(process)
@@ -607,9 +624,7 @@ class Directory:
         if entry is None:
             return
         entry.restoring = False
-        waiters, entry.waiters = entry.waiters, set()
-        for process in sorted(waiters):
-            self.commands.append(Locate(process, identity, found))
+        self._refuse(identity, entry, found)
         self._settle(identity, entry)
 
     # -- for people and tests --------------------------------------------------------------------
@@ -639,6 +654,13 @@ class Directory:
             for inner in entry.contained:
                 assert self.entries[inner].holders.get(identity), "a contained object is not held"
             assert entry.pinned <= self.alive
+            assert not (entry.pulling and entry.offset >= 0), "what is here is pulled"
+            assert self.home not in entry.places
+            assert not entry.places.keys() & self.gone
+            if self.is_foreign(identity) and node_of(identity) not in self.gone:
+                home = node_of(identity)
+                held = any(holder != home for holder in entry.holders)
+                assert entry.held_at_home == held, f"{identity.hex()} is counted wrong at home"
         offsets = [entry.offset for entry in self.entries.values() if entry.offset >= 0]
         offsets += [offset for entry in self.entries.values() for offset in entry.copies]
         assert len(offsets) == len(set(offsets)), "two objects in one extent"

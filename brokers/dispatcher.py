@@ -15,6 +15,7 @@ from typing import Any
 
 from zray.protocol.ids import ActorId, ProcessId
 
+from .placement import read_where
 from .resources import Grant, read_request
 from .scheduling import Claim, Environment, job_of
 
@@ -193,6 +194,7 @@ class Dispatcher:
                 read_request(details["resources"]),
                 actor.env,
                 host,
+                read_where(actor.details.get("where")),
             )
         )
 
@@ -239,12 +241,13 @@ class Dispatcher:
             return
         actor = self.actors.get(identity)
         if actor is None:
-            if in_host:
-                self.commands.append(ReleaseGrant(grant))
-            else:
+            if not in_host:
                 self.commands.append(KillWorker(worker, "its actor was ended before it started"))
-        elif actor.shared and worker not in self.hosts:
-            self.commands.append(ReleaseGrant(grant))  # The host died in the meantime.
+            elif grant is not None:
+                self.commands.append(ReleaseGrant(grant))
+        elif actor.shared and in_host and worker not in self.hosts:
+            if grant is not None:
+                self.commands.append(ReleaseGrant(grant))  # The host died in the meantime.
             self._seek_place(actor)
         else:
             self._place(actor, worker, grant)
@@ -344,7 +347,7 @@ class Dispatcher:
             actor.restarts_left = 0
             self._end(actor, cause, killed=True)
         elif actor.worker is not None:
-            if actor.shared:
+            if actor.worker in self.hosts:
                 worker = actor.worker
                 self._leave(actor)
                 self.commands.append(End(identity, worker, actor.incarnation, killed=True))
@@ -371,7 +374,7 @@ class Dispatcher:
             if actor.actor not in self.hosts_claimed:  # That claim serves the others as well.
                 self.commands.append(Withdraw(actor.actor))
         else:
-            if actor.shared:
+            if worker in self.hosts:
                 if killed:
                     self.commands.append(End(actor.actor, worker, actor.incarnation, killed=True))
             else:

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from zray.errors import RemoteProtocolError
+from zray.protocol.units import RESOURCE_UNITS
+
+from .load import DEAD, NodeLoad
 
 if TYPE_CHECKING:
     from .node import Node
@@ -35,13 +40,17 @@ def _status(node: Node, _arguments: dict[str, Any]) -> dict[str, Any]:
         "uptime_s": time.time() - node.started_at,
         "embedded": node.embedded,
         "load_average": list(os.getloadavg()),
-        "resources": _resources(node, {}),
+        "resources": {
+            "total": _amounts(node.resources.total),
+            "available": _amounts(node.resources.available),
+        },
         "scheduler": node.scheduler.statistics(),
         "actor_counts": node.dispatcher.statistics(),
         "object_counts": node.objects.statistics(),
         "store": node.store.statistics(),
         "gcs": node.gcs.statistics(),
         "drivers": len(node.processes.drivers),
+        "cluster": _cluster(node, {}),
         "malformed_messages": node.malformed,
         "problems": list(_problems(node)),
     }
@@ -59,6 +68,8 @@ def _problems(node: Node) -> Iterator[str]:
             f"{scheduler['queued_tasks']} tasks wait and none runs: actors or leases hold the"
             " resources they ask for"
         )
+    yield from _never_met(node)
+    yield from _unjoined(node)
     if scheduler["pending_actors"]:
         yield f"{scheduler['pending_actors']} actors wait for resources"
     if store["waiting_allocations"]:
@@ -78,25 +89,97 @@ def _problems(node: Node) -> Iterator[str]:
         yield "the process that forks workers has died: start the node again"
 
 
+def _never_met(node: Node) -> Iterator[str]:
+    """Of what waits here: what no node that is there could ever run, such as after one has left."""
+    scheduler, table = node.scheduler, node.scheduler.borrowing.table
+    for shape in scheduler.queues.shapes_waiting():
+        if not any(table.fits_ever(each, shape.amounts) for each in table.rows):
+            yield (
+                f"{scheduler.queues.counts[shape]} tasks wait for {_amounts(shape.amounts)}, which"
+                " no node has: add a node with it, or cancel them"
+            )
+
+
+def _unjoined(node: Node) -> Iterator[str]:
+    if node.cluster is not None and not node.cluster.members:
+        for address in node.cluster.joining.values():
+            why = node.cluster.join_refused.get(address, "nobody answers there")
+            yield f"it has not joined {address.removeprefix('tcp://')}: {why}"
+
+
+def _cluster(node: Node, _arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """Of a node among others: where it is reached, whom it knows and whom it tries to join."""
+    cluster = node.cluster
+    if cluster is None:
+        return None
+    return {
+        "address": cluster.inbox.address,
+        "keys": node.settings["cluster"].get("keys"),
+        "nodes": 1 + len(_others(node)),
+        "joining": sorted(cluster.joining.values()),
+        "refused": dict(cluster.join_refused),
+        "transfers": cluster.objects.statistics(),
+        "resources": _resources(node, {}),
+    }
+
+
 def _nodes(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "NodeID": node.process.hex(),
-            "Alive": True,
-            "NodeManagerAddress": "127.0.0.1",
-            "NodeManagerHostname": os.uname().nodename,
-            "Directory": node.directory,
-            "Resources": _resources(node, {})["total"],
-            "Labels": {},
-        }
-    ]
+    """Return a row for this node, then one for each other one."""
+    address = "tcp://127.0.0.1:0" if node.cluster is None else node.cluster.inbox.address
+    table = node.scheduler.borrowing.table
+    own = {
+        "node": node.process,
+        "address": address,
+        "hostname": os.uname().nodename,
+        "directory": node.directory,
+    }
+    load = node.scheduler.borrowing.report(node.now)
+    others = [] if node.cluster is None else sorted(node.cluster.rows(), key=itemgetter("node"))
+    # A node that has not yet told what it has is not counted: no work can go there.
+    known = [(row, table.rows[row["node"]]) for row in others if row["node"] in table.rows]
+    return [_node_row(row, load) for row, load in [(own, load), *known]]
+
+
+def _node_row(row: dict[str, Any], load: NodeLoad) -> dict[str, Any]:
+    """Return a row as Ray names its columns, with what zray knows beside."""
+    host, _colon, port = row["address"].removeprefix("tcp://").rpartition(":")
+    return {
+        "NodeID": row["node"].hex(),
+        "Alive": load.state != DEAD,
+        "NodeManagerAddress": host.strip("[]"),
+        "NodeManagerPort": int(port),
+        "NodeManagerHostname": row["hostname"],
+        "Directory": row["directory"],
+        "State": load.state,
+        "Resources": _amounts(load.total),
+        "Available": _amounts(load.available),
+        "QueuedTasks": load.queue_tasks,
+        "WaitSeconds": load.wait_us / 1e6,
+        "Labels": dict(load.labels),
+    }
+
+
+def _amounts(units: Mapping[str, int]) -> dict[str, float]:
+    return {name: count / RESOURCE_UNITS for name, count in units.items()}
 
 
 def _resources(node: Node, _arguments: dict[str, Any]) -> dict[str, dict[str, float]]:
-    return {
-        "total": {name: units / 10000 for name, units in node.resources.total.items()},
-        "available": {name: units / 10000 for name, units in node.resources.available.items()},
-    }
+    """Return what all nodes have and what of it is free."""
+    total, available = Counter(node.resources.total), Counter(node.resources.available)
+    for other in _others(node):
+        total.update(other.total)
+        available.update(other.available)
+    return {"total": _amounts(total), "available": _amounts(available)}
+
+
+def _others(node: Node) -> list[NodeLoad]:
+    table = node.scheduler.borrowing.table
+    return [row for identity, row in table.rows.items() if identity != table.own]
+
+
+def _totals(node: Node, _arguments: dict[str, Any]) -> list[dict[str, int]]:
+    """Return what each node has, in units, this one first."""
+    return [dict(node.resources.total), *(dict(other.total) for other in _others(node))]
 
 
 def _actors(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,6 +204,7 @@ def _actors(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _workers(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
+    loans = node.scheduler.lending.loans
     for identity, worker in node.scheduler.workers.items():
         process = node.workers.by_process.get(identity)
         rows.append(
@@ -131,7 +215,10 @@ def _workers(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
                 "blocked": worker.blocked,
                 "runs": process.label if process else "",
                 "outstanding_tasks": sum(w.high - w.low for w in worker.outstanding),
-                "hosts_actor": not worker.pooled,
+                "hosts_actor": not worker.pooled and identity not in loans,
+                "job": job_of(worker.env),
+                "node": node_of(identity).hex(),
+                "lent_to": loans[identity].borrower.hex() if identity in loans else "",
             }
         )
     return rows
@@ -172,6 +259,8 @@ def _objects(node: Node, arguments: dict[str, Any]) -> list[dict[str, Any]]:
             if entry.offset >= 0
             else "disk"
             if entry.file is not None
+            else "elsewhere"
+            if entry.places
             else "inline"
             if entry.outcome is not None
             else "pending"
@@ -211,6 +300,8 @@ _QUESTIONS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "status": _status,
     "nodes": _nodes,
     "resources": _resources,
+    "totals": _totals,
+    "cluster": _cluster,
     "actors": _actors,
     "workers": _workers,
     "tasks": _tasks,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from .placement import ANYWHERE
 from .scheduling import LEASED, Granted, Recall, TaskClass, WorkerState, is_plain
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Leases:
             or task_class.max_calls
             or scheduler.claims
             or "GPU" in task_class.shape.amounts
+            or task_class.shape.where is not ANYWHERE
         ):
             scheduler.commands.append(Granted(client, class_number, None, False))
             return

@@ -211,6 +211,12 @@ class LoadTable:
             self._sent.pop(node, None)
             self._candidates = None
 
+    def left(self, node: bytes) -> None:
+        """A node can't be reached any more; rows of this life count again if it comes back."""
+        self.rows.pop(node, None)
+        self._sent.pop(node, None)
+        self._candidates = None
+
     def _replace(self, row: NodeLoad) -> None:
         node = row.node
         known = self.rows.get(node)

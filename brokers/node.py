@@ -11,10 +11,7 @@ Spec    docs/reference/protocol.md; docs/explanation/architecture.md.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -24,7 +21,7 @@ from zray import detect, errors, node_directory
 from zray.net import channel, mailbox, tokens
 from zray.net.poller import READABLE, WRITABLE, new_poller
 from zray.net.wake import Wake
-from zray.protocol import frames, messages, outcome
+from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import NODE_PREFIX_BYTES, PROCESS_ID_BYTES, node_id, node_of
 from zray.protocol.limits import (
     ANSWERS_BYTES_MAX,
@@ -33,11 +30,11 @@ from zray.protocol.limits import (
     SHUTDOWN_GRACE_S,
     WORKER_IDLE_S,
     WORKER_START_TIMEOUT_S,
-    WORKER_STARTS_FAILED_MAX,
 )
 from zray.serialization.exceptions import encode_exception
 from zray.store.segment import default_capacity_bytes
 
+from .deaths import process_gone
 from .directory import Directory
 from .dispatcher import Dispatcher
 from .event_queries import EventQueries
@@ -45,12 +42,14 @@ from .gcs.catalog import Catalog
 from .node_calls import CALL_RULES, answer_code
 from .node_commands import perform_all
 from .node_mailbox import MAILBOX_RULES
+from .node_outcomes import error_outcome
 from .output import OutputLog, bound_log
 from .peers import Process, Processes
 from .reception import Reception
 from .resources import ResourceSet
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, job_of
+from .shared_tables import OwnTables, SharedTables
 from .store import Store
 from .validation import check_fields
 from .workers import WorkerProcess, Workers, Zygote, describe_exit
@@ -63,6 +62,8 @@ _SWEEP_S = 0.5
 _BATCH_MESSAGES = 1000
 """Messages handled in one wake: the unix streams get their turn in between."""
 _READY_S = 1.0
+_JOIN_S = 8.0
+"""A node that is to join others waits for them so long before it says that it is there."""
 
 
 class Node:
@@ -103,12 +104,15 @@ class Node:
         """Calls RELEASE, to be heeded when the streams have been read once more."""
         self.looking_again = False
         self.event_queries = EventQueries(self)
+        self.shared_tables: SharedTables = OwnTables(self)
+        """Those of the cluster, where it has a GCS process."""
         self.cluster: Cluster | None = None
         """Set where there may be other nodes."""
         self.on_ready: Callable[[], None] | None = None
         """Called once, when the first worker is there (or has not come for a second)."""
         self.now = time.monotonic()
         self._ready_by = self.now + _READY_S
+        self._join_by = self.now + _JOIN_S
         self._next_sweep = self.now + _SWEEP_S
         self._log_lines: dict[str, list[tuple[str, bool, str]]] = {}
         self.output_log = None if self.embedded else OutputLog(directory)
@@ -128,9 +132,14 @@ class Node:
         )
         self.resources = ResourceSet(found.total, found.gpu_ids)
         cpus = max(1, found.total.get("CPU", 0) // 10000)
-        self.scheduler = Scheduler(self.resources, pool_size=min(cpus, 64))
+        self.scheduler = Scheduler(
+            self.resources,
+            pool_size=min(cpus, 64),
+            node=self.process,
+            labels=settings.get("labels"),
+        )
         self.dispatcher = Dispatcher(shared_hosts=cpus)
-        self.objects = Directory(self.process)
+        self.objects = Directory(b"" if settings.get("cluster") is None else self.process)
         self.objects.owner_died_outcome = error_outcome(
             errors.OwnerDiedError(
                 "the process that was to make this object died before it had a value"
@@ -283,7 +292,7 @@ class Node:
 
     def _duties(self) -> None:
         now = self.now
-        if self.on_ready is not None and (self.scheduler.idle or now > self._ready_by):
+        if self.on_ready is not None and self._is_ready(now):
             on_ready, self.on_ready = self.on_ready, None
             on_ready()
         while self.workers.exited:
@@ -311,9 +320,15 @@ class Node:
                 self.cluster.sweep()
             if self.workers.zygote_gone and self.stopping is None:
                 self.stopping = "the zygote died"
-            if self.embedded and os.getppid() != self.settings.get("parent", os.getppid()):
+            if os.getppid() != self.settings.get("parent", os.getppid()):
                 # It died before it connected, or a child of its holds its lifeline open.
-                self.stopping = "its driver has died"
+                self.stopping = "who started it has died"
+
+    def _is_ready(self, now: float) -> bool:
+        """Whether a driver finds a worker here, and what the cluster shares."""
+        if self.cluster is not None and not self.cluster.is_settled and now < self._join_by:
+            return False
+        return bool(self.scheduler.idle) or now > self._ready_by
 
     def _sweep_jobs(self) -> None:
         if self.output_log is not None:
@@ -374,8 +389,10 @@ class Node:
         stream.queue(frames.pack(messages.WELCOME, welcome), descriptors)
         self.watch(stream.fileno(), lambda: self._read_lifeline(process))
         if role == "driver":
-            self.gcs.job_started(identity, pid, details, time.time())
+            now = time.time()
+            self.gcs.job_started(identity, pid, details, now)
             self.processes.driver_joined(process)
+            self.shared_tables.job_started(identity, pid, str(details.get("entrypoint", "")), now)
         else:
             self.scheduler.worker_ready(identity)
 
@@ -433,82 +450,14 @@ class Node:
     def code_arrived(self, function: bytes, code: bytes) -> None:
         """The code of a function is here: workers may wait for it."""
         self.gcs.tables.functions.put(function, code)
+        if self.cluster is not None:
+            self.cluster.code_is_here(function, code)
         for waiter in self.processes.waiting_for_function.pop(function, ()):
             answer_code(self, waiter, function, code)
 
     def process_gone(self, identity: bytes, reason: str) -> None:
         """A driver or worker is dead: everything derives from this one fact."""
-        process = self.processes.by_id.get(identity)
-        if self.embedded and process is not None and set(self.processes.drivers) == {identity}:
-            # Everything ends with it: telling ten thousand actors one by one would take longer.
-            self.stop("its driver has ended")
-            return
-        if process is not None and process.calls is not None:
-            # Its last words were accepted by the kernel before it died.
-            words, process.calls = process.calls, None
-            self.unwatch(words.fileno())
-            received: list[bytes] = []
-            with contextlib.suppress(errors.RemoteProtocolError):
-                received, _alive = words.drain()
-            for packed in received:
-                self.handle_call(process, packed)
-            words.close()
-            # An actor that ended itself has its own cause: that must be told before the death.
-            perform_all(self)
-        worker = self.workers.forget(identity)
-        starting = self.scheduler.workers.get(identity)
-        if worker is not None and starting is not None and starting.state == "STARTING":
-            # Somebody's kill -9 says nothing about whether workers can start.
-            status = worker.status
-            killed = status is not None and os.WIFSIGNALED(status)
-            starting.blameless = killed and os.WTERMSIG(status or 0) == signal.SIGKILL
-        if worker is not None and not reason:
-            reason = describe_exit(worker.status)
-        self.processes.leave(identity)
-        self.processes.by_routing_id.pop(self.routing_id(identity), None)
-        if process is not None:
-            self.unwatch(process.lifeline.fileno())
-            process.lifeline.close()
-        if process is not None and process.role == "observer":
-            return
-        self.tell_of_death(identity, reason, process)
-        self.peers.drop(identity)
-        node_directory.remove_mailbox(self.directory, identity)
-
-    def tell_of_death(self, identity: bytes, reason: str, process: Process | None) -> None:
-        """Tell the machines, and who had dealings with it."""
-        text = f"worker {identity.hex()} died: {reason}"
-        if self.cluster is not None:
-            self.cluster.own_worker_died(identity, reason)
-            self.cluster.process_left(identity)
-        if process is not None:
-            for other in sorted(process.acquainted):
-                self.send(other, messages.PROCESS_DIED, identity, text)
-        self.scheduler.worker_died(identity, text)
-        if self.scheduler.failed_starts >= WORKER_STARTS_FAILED_MAX:
-            self.stop(
-                f"{WORKER_STARTS_FAILED_MAX} workers in a row died while they started; the"
-                f" last one: {reason}"
-            )
-        cause = error_outcome(errors.ActorDiedError(f"its {text}"))
-        self.dispatcher.worker_died(identity, cause)
-        self.dispatcher.process_died(identity, cause)
-        self.scheduler.client_died(identity)
-        self.objects.process_died(identity)
-        self.store.process_died(identity)
-        self.processes.drop_classes(identity)
-        if process is not None and process.role == "driver":
-            self._driver_left(process)
-
-    def _driver_left(self, process: Process) -> None:
-        state = "succeeded" if process.said_goodbye else "failed"
-        self.gcs.job_ended(process.identity, state, time.time())
-        for actor in list(self.dispatcher.actors.values()):
-            of_job = actor.details["env"][JOB_VARIABLE] == process.identity.hex()
-            if of_job and not actor.details["detached"]:
-                cause = error_outcome(errors.ActorDiedError("its driver has ended"))
-                self.dispatcher.kill(actor.actor, cause, no_restart=True)
-        self.scheduler.job_ended(process.identity.hex())
+        process_gone(self, identity, reason)
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -583,10 +532,17 @@ class Node:
         for job, lines in gathered.items():
             if self.output_log is not None:
                 self.output_log.write(lines)
-            for driver in self.processes.drivers.values():
-                # A worker that serves no job yet prints of zray's own trouble: all hear it.
-                if driver.details.get("log", True) and job in ("", driver.identity.hex()):
-                    self._send_output(driver, lines)
+            if self.cluster is not None and job and node_of(bytes.fromhex(job)) != self.process:
+                self.cluster.send(node_of(bytes.fromhex(job)), link_messages.OUTPUT, job, lines)
+            else:
+                self.show_lines(job, lines)
+
+    def show_lines(self, job: str, lines: list[tuple[str, bool, str]]) -> None:
+        """Send lines of (who, is_stderr, text) to a job's driver, those of no job to all."""
+        for driver in self.processes.drivers.values():
+            # A worker that serves no job yet prints of zray's own trouble: all hear it.
+            if driver.details.get("log", True) and job in ("", driver.identity.hex()):
+                self._send_output(driver, lines)
 
     def _send_output(self, driver: Process, lines: list[tuple[str, bool, str]]) -> None:
         if driver.lifeline.outbound_bytes > OUTPUT_BACKLOG_BYTES_MAX:
@@ -618,6 +574,8 @@ class Node:
         if self.output_log is not None:
             self.output_log.close()
         self.gcs.close(time.time())
+        if self.cluster is not None:
+            self.cluster.close()
         self.store.close()
         for process in self.processes.by_id.values():
             process.lifeline.close()
@@ -642,11 +600,6 @@ class Node:
                     callback()
 
 
-def error_outcome(error: BaseException) -> bytes:
-    """Return the outcome of an error that the node itself reports."""
-    return outcome.error(encode_exception(error, where="node"))
-
-
 def _asks(packed: bytes) -> bool:
     """Whether the sender of this malformed call waits for an answer."""
     kind = packed[2]
@@ -658,76 +611,3 @@ def _asks(packed: bytes) -> bool:
         messages.NAMED_ACTOR,
         messages.LIST_NAMED,
     )
-
-
-def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote) -> int:
-    """Run a node until it is stopped; report on ready_fd first. Returns the exit status."""
-    try:
-        node = Node(directory, settings, zygote)
-    except (errors.ZrayError, OSError, ValueError) as error:
-        os.write(
-            ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
-        )
-        os.close(ready_fd)
-        return 1
-    if settings.get("cluster") is not None:
-        _enter_cluster(node, settings["cluster"])
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda number, _frame: _signalled(node, number))
-    report = {
-        "directory": directory,
-        "pid": os.getpid(),
-        "node": node.process.hex(),
-        "started_at": node.started_at,
-        "embedded": node.embedded,
-        "address": None if node.cluster is None else node.cluster.inbox.address,
-    }
-    with open(os.path.join(directory, "node.json"), "w") as file:
-        json.dump(report, file)
-    node.on_ready = lambda: _report_ready(node, report, ready_fd)
-    _note(f"node {node.process.hex()} runs in {directory}, pid {os.getpid()}")
-    crashed = True
-    try:
-        node.run()
-        crashed = False
-        _note(f"node {node.process.hex()} has ended: {node.stopping}")
-    finally:
-        # Its driver removes the directory too, unless it was killed; after a crash of ours it
-        # reads the log first, to say why.
-        if node.embedded and not (crashed and node.processes.drivers):
-            shutil.rmtree(directory, ignore_errors=True)
-    return 0
-
-
-def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
-    from zray.net.curve import ClusterKeys
-
-    from .cluster import Cluster
-
-    keys = None if settings.get("keys") is None else ClusterKeys.load(settings["keys"])
-    node.cluster = Cluster(
-        node,
-        keys,
-        host=settings.get("host", "127.0.0.1"),
-        port=settings.get("port", 0),
-        advertise=settings.get("advertise"),
-    )
-    for address in settings.get("join", ()):
-        node.cluster.dial(address)
-
-
-def _report_ready(node: Node, report: dict[str, Any], ready_fd: int) -> None:
-    try:
-        os.write(ready_fd, json.dumps(report).encode() + b"\n")
-    except BrokenPipeError:
-        node.stop("its driver has died")  # Nobody is left to wait for a node that is embedded.
-    os.close(ready_fd)
-
-
-def _note(text: str) -> None:
-    print(time.strftime("%Y-%m-%dT%H:%M:%S"), text, flush=True)
-
-
-def _signalled(node: Node, number: int) -> None:
-    node.stop(f"signal {signal.Signals(number).name}")
-    node.wake.set()

@@ -8,6 +8,7 @@ Never   holds state.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
@@ -16,6 +17,7 @@ from zray.protocol.ids import node_of
 
 from . import inspection
 from .allocator import Extent
+from .node_outcomes import error_outcome
 from .peers import Process
 from .scheduling import JOB_VARIABLE
 
@@ -31,8 +33,11 @@ def _declare_class(node: Node, process: Process, message: list[Any]) -> None:
     node.scheduler.declare(process.identity, message[3], spec)
 
 
-def _put_function(node: Node, _process: Process, message: list[Any]) -> None:
+def _put_function(node: Node, process: Process, message: list[Any]) -> None:
     node.code_arrived(message[3], message[4])
+    if node.cluster is not None:
+        node.cluster.put_code(message[3], message[4], node.job_of(process))
+    node.shared_tables.put_function(message[3], message[4])
 
 
 def answer_code(node: Node, process: Process, function: bytes, code: bytes) -> None:
@@ -115,6 +120,11 @@ def _release(node: Node, process: Process, message: list[Any]) -> None:
     node.releases.append((process.identity, message[3], message[4]))
 
 
+def _forward(node: Node, process: Process, message: list[Any]) -> None:
+    if node.cluster is not None:
+        node.cluster.forward(process.identity, message[3], message[4])
+
+
 def _locate(node: Node, process: Process, message: list[Any]) -> None:
     if not node.objects.knows(message[3]) and node.not_yet(process, message):
         return
@@ -134,25 +144,47 @@ def _unblocked(node: Node, process: Process, _message: list[Any]) -> None:
 
 
 def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
-    identity, class_id, details, arguments = message[3:7]
+    identity, class_id, details = message[3:6]
     job = node.job_of(process)
     details["env"] = {**details["env"], JOB_VARIABLE: job}
-    named = details["name"] is not None
-    taken = node.gcs.actor_created(identity, class_id, job, details)
-    if taken is not None:
-        node.answer(
-            process,
-            None,
-            errors.NameTakenError(
-                f"an actor named {details['name']!r} lives in namespace {details['namespace']!r}:"
-                " choose another name, pass get_if_exists=True, or zray.kill() it first"
-            ),
-        )
+    if details["name"] is None:
+        node.gcs.actor_created(identity, class_id, job, details)
+        _begin_actor(node, process, message)
         return
+
+    def registered(is_free: bool, error: Exception | None) -> None:
+        if not is_free:
+            node.answer(process, None, error or _name_taken(details))
+        elif not _is_wanted(node, process, details):
+            node.gcs.actor_died(identity)
+            node.shared_tables.actor_died(identity)
+        else:
+            _begin_actor(node, process, message)
+            node.answer(process, True)
+
+    node.shared_tables.register_actor(identity, class_id, job, details, registered)
+
+
+def _begin_actor(node: Node, process: Process, message: list[Any]) -> None:
+    identity, class_id, details, arguments = message[3:7]
     node.objects.actor_created(process.identity, identity)
     node.dispatcher.create(process.identity, identity, class_id, details, arguments)
-    if named:
-        node.answer(process, True)
+
+
+def _is_wanted(node: Node, process: Process, details: dict[str, Any]) -> bool:
+    """Whether its creator and its job are still there, now that its name is registered."""
+    if node.processes.by_id.get(process.identity) is not process:
+        return False
+    driver = bytes.fromhex(details["env"][JOB_VARIABLE])
+    is_own = bool(driver) and node_of(driver) == node.process
+    return bool(details["detached"]) or not is_own or driver in node.processes.drivers
+
+
+def _name_taken(details: dict[str, Any]) -> errors.NameTakenError:
+    return errors.NameTakenError(
+        f"an actor named {details['name']!r} lives in namespace {details['namespace']!r}:"
+        " choose another name, pass get_if_exists=True, or zray.kill() it first"
+    )
 
 
 def _actor_arguments(node: Node, process: Process, message: list[Any]) -> None:
@@ -176,24 +208,16 @@ def _kill_actor(node: Node, process: Process, message: list[Any]) -> None:
         return
     if not node.dispatcher.knows(message[3]) and node.not_yet(process, message):
         return
-    from .node import error_outcome
-
     cause = error_outcome(errors.ActorDiedError("zray.kill() ended it"))
     node.dispatcher.kill(message[3], cause, no_restart=message[4])
 
 
 def _named_actor(node: Node, process: Process, message: list[Any]) -> None:
-    identity = node.gcs.actor_named(message[3], message[4])
-    actor = None if identity is None else node.dispatcher.actors.get(identity)
-    if actor is None:
-        node.answer(process, None)
-        return
-    node.dispatcher.referenced(actor.actor)
-    node.answer(process, [actor.actor, actor.details])
+    node.shared_tables.find_actor(message[3], message[4], partial(node.answer, process))
 
 
 def _list_named(node: Node, process: Process, message: list[Any]) -> None:
-    node.answer(process, node.gcs.actor_names(message[3]))
+    node.shared_tables.actor_names(message[3], partial(node.answer, process))
 
 
 def _cancel(node: Node, process: Process, message: list[Any]) -> None:
@@ -215,7 +239,7 @@ def _unlease(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _kv(node: Node, process: Process, message: list[Any]) -> None:
-    node.answer(process, node.gcs.kv(message[3], message[4]))
+    node.shared_tables.kv(message[3], message[4], partial(node.answer, process))
 
 
 def _inspect(node: Node, process: Process, message: list[Any]) -> None:
@@ -262,6 +286,7 @@ CALL_RULES: dict[int, Rule] = {
     messages.TRANSFER: _transfer,
     messages.RELEASE: _release,
     messages.LOCATE: _locate,
+    messages.FORWARD: _forward,
     messages.UNPINNED: _unpinned,
     messages.BLOCKED: _blocked,
     messages.UNBLOCKED: _unblocked,

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
-from zray.protocol import link_messages, messages, outcome
-from zray.protocol.ids import node_of
+from zray.protocol import messages, outcome
 from zray.serialization.exceptions import encode_exception
 
-from . import directory, dispatcher, scheduling
+from . import dispatcher, scheduling, sharing
 from .peers import Process
 
 if TYPE_CHECKING:
@@ -27,12 +26,11 @@ def perform_all(node: Node) -> None:
     """Perform every pending command."""
     scheduler, actors, objects = node.scheduler, node.dispatcher, node.objects
     while scheduler.commands or actors.commands or objects.commands:
-        for machine in (scheduler, actors, objects):
+        for machine in (scheduler, actors):
             commands: list[Any] = machine.commands
             if commands:
                 machine.commands = []
                 told: dict[bytes, list[Any]] = {}
-                located: dict[bytes, list[Any]] = {}
                 starts: dict[bytes, list[Any]] = {}
                 for command in commands:
                     kind = type(command)
@@ -40,28 +38,41 @@ def perform_all(node: Node) -> None:
                         told.setdefault(command.process, []).append(_state_row(node, command))
                     elif kind is dispatcher.Start:
                         _gather_start(node, command, starts)
-                    elif kind is directory.Locate:
-                        located.setdefault(command.process, []).append(
-                            (command.object, command.outcome)
-                        )
                     else:
                         _PERFORM[kind](node, command)
-                _send_gathered(node, told, located, starts)
+                _send_gathered(node, told, starts)
+        if objects.commands:
+            perform_objects(node)
     node.gcs.commit()
+
+
+def perform_objects(node: Node) -> None:
+    """Perform what the directory alone has commanded so far."""
+    commands, node.objects.commands = node.objects.commands, []
+    located: dict[bytes, list[Any]] = {}
+    elsewhere: list[sharing.Command] = []
+    for command in commands:
+        if isinstance(command, sharing.Locate):
+            located.setdefault(command.process, []).append((command.object, command.outcome))
+        elif type(command) in _PERFORM:
+            _PERFORM[type(command)](node, command)
+        else:
+            elsewhere.append(command)
+    if elsewhere and node.cluster is not None:
+        node.cluster.objects.perform(elsewhere)
+    for process, rows in located.items():
+        node.send(process, messages.LOCATED, rows)
 
 
 def _send_gathered(
     node: Node,
     told: dict[bytes, list[Any]],
-    located: dict[bytes, list[Any]],
     starts: dict[bytes, list[Any]],
 ) -> None:
     for worker, rows in starts.items():
         node.send(worker, messages.START_ACTOR, rows)
     for process, rows in told.items():
         node.send(process, messages.ACTOR_STATE, rows)
-    for process, rows in located.items():
-        node.send(process, messages.LOCATED, rows)
 
 
 # -- scheduler -------------------------------------------------------------------------------------
@@ -102,7 +113,9 @@ def _reclaim(node: Node, command: scheduling.Reclaim) -> None:
 
 
 def _suspect(node: Node, command: scheduling.Suspect) -> None:
-    if node.workers.is_stopped(command.worker):
+    if node.cluster is not None and command.worker in node.cluster.borrowed:
+        node.cluster.loans.suspect(command.worker)
+    elif node.workers.is_stopped(command.worker):
         node.scheduler.seize(command.worker)
 
 
@@ -152,12 +165,40 @@ def _fail(node: Node, command: scheduling.Fail) -> None:
 
 def _borrow(node: Node, command: scheduling.Borrow) -> None:
     if node.cluster is not None:
-        node.cluster.borrow(command)
+        node.cluster.loans.borrow(command)
 
 
 def _give_back(node: Node, command: scheduling.GiveBack) -> None:
     if node.cluster is not None:
-        node.cluster.give_back(command)
+        node.cluster.loans.give_back(command)
+
+
+def _lend(node: Node, command: scheduling.Lend) -> None:
+    if node.cluster is not None:
+        node.cluster.loans.lend(command)
+
+
+def _want_back(node: Node, command: scheduling.WantBack) -> None:
+    if node.cluster is not None:
+        node.cluster.loans.want_back(command)
+
+
+def _loan_lost(node: Node, command: scheduling.LoanLost) -> None:
+    if node.cluster is not None:
+        node.cluster.loans.lost(command)
+
+
+def _unschedulable(node: Node, command: scheduling.Unschedulable) -> None:
+    error = errors.TaskUnschedulableError(f"task {command.name} can't run: {command.reason}")
+    found = outcome.error(encode_exception(error, where="node"))
+    node.send(command.client, messages.TASK_FAILED, command.first, command.items, found)
+
+
+def _claim_refused(node: Node, command: scheduling.ClaimRefused) -> None:
+    error = errors.ActorUnschedulableError(f"the actor can't be placed: {command.reason}")
+    node.dispatcher.kill(
+        command.actor, outcome.error(encode_exception(error, where="node")), no_restart=True
+    )
 
 
 def _cancelled_early(node: Node, command: scheduling.Cancelled) -> None:
@@ -166,10 +207,6 @@ def _cancelled_early(node: Node, command: scheduling.Cancelled) -> None:
 
 
 def _claimed(node: Node, command: scheduling.Claimed) -> None:
-    cluster = node.cluster
-    if cluster is not None and command.actor in cluster.lending and command.grant is not None:
-        cluster.lend(command.actor, command.worker, command.grant)
-        return
     if command.worker not in node.scheduler.workers:
         # It has died in this very wake. What it held is free, but for the share of a host.
         if command.in_host and command.grant is not None:
@@ -252,10 +289,11 @@ def _record(node: Node, command: dispatcher.Record) -> None:
     actor = node.dispatcher.actors.get(command.actor)
     if actor is None:
         node.gcs.actor_died(command.actor)
+        node.shared_tables.actor_died(command.actor)
     else:
-        node.gcs.actor_changed(
-            actor.actor, actor.state, actor.worker or b"", actor.incarnation, actor.restarts_left
-        )
+        place = (actor.state, actor.worker or b"", actor.incarnation, actor.restarts_left)
+        node.gcs.actor_changed(actor.actor, *place)
+        node.shared_tables.actor_changed(actor.actor, *place)
 
 
 def _claim(node: Node, command: scheduling.Claim) -> None:
@@ -270,17 +308,17 @@ def _withdraw(node: Node, command: dispatcher.Withdraw) -> None:
 # -- directory -------------------------------------------------------------------------------------
 
 
-def _free_extent(node: Node, command: directory.FreeExtent) -> None:
+def _free_extent(node: Node, command: sharing.FreeExtent) -> None:
     node.store.free_extent(command.offset)
     if node.store.waiting:
         node.store.serve(node.now)
 
 
-def _delete_spilled(node: Node, command: directory.DeleteSpilled) -> None:
+def _delete_spilled(node: Node, command: sharing.DeleteSpilled) -> None:
     node.store.spill.delete(command.file)
 
 
-def _restore(node: Node, command: directory.Restore) -> None:
+def _restore(node: Node, command: sharing.Restore) -> None:
     identity = command.object
 
     def failed(error: Exception) -> None:
@@ -290,36 +328,8 @@ def _restore(node: Node, command: directory.Restore) -> None:
     node.store.restore(identity, node.now, failed)
 
 
-def _unreferenced(node: Node, command: directory.Unreferenced) -> None:
+def _unreferenced(node: Node, command: sharing.Unreferenced) -> None:
     node.dispatcher.unreferenced(command.actor)
-
-
-def _hold_at(node: Node, command: directory.HoldAt) -> None:
-    node.send(node_of(command.object), messages.HOLD, [command.object], False)
-
-
-def _release_at(node: Node, command: directory.ReleaseAt) -> None:
-    node.send(command.node, messages.RELEASE, [[command.object, 1]], [])
-
-
-def _locate_at(node: Node, command: directory.LocateAt) -> None:
-    node.send(node_of(command.object), link_messages.LOCATE_FOREIGN, [command.object])
-
-
-def _stored_here(node: Node, command: directory.StoredHere) -> None:
-    home = node_of(command.object)
-    node.send(home, link_messages.STORED_AT, command.object, command.nbytes, command.holder)
-
-
-def _pull(node: Node, command: directory.Pull) -> None:
-    if node.cluster is not None:
-        node.cluster.pull(command.object, command.nbytes, command.source)
-
-
-def _found(node: Node, command: directory.Found) -> None:
-    sources = [] if command.source is None else command.source
-    row = [command.object, command.outcome, command.nbytes, sources or None]
-    node.send(command.node, link_messages.FOUND, [row])
 
 
 _PERFORM: dict[type, Callable[[Any, Any], None]] = {
@@ -339,18 +349,17 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     dispatcher.ReleaseGrant: _release_grant,
     dispatcher.Record: _record,
     dispatcher.Withdraw: _withdraw,
-    directory.FreeExtent: _free_extent,
-    directory.DeleteSpilled: _delete_spilled,
-    directory.Restore: _restore,
-    directory.Unreferenced: _unreferenced,
-    directory.HoldAt: _hold_at,
-    directory.ReleaseAt: _release_at,
-    directory.LocateAt: _locate_at,
-    directory.StoredHere: _stored_here,
-    directory.Pull: _pull,
-    directory.Found: _found,
+    sharing.FreeExtent: _free_extent,
+    sharing.DeleteSpilled: _delete_spilled,
+    sharing.Restore: _restore,
+    sharing.Unreferenced: _unreferenced,
     scheduling.Borrow: _borrow,
     scheduling.GiveBack: _give_back,
+    scheduling.Lend: _lend,
+    scheduling.WantBack: _want_back,
+    scheduling.LoanLost: _loan_lost,
+    scheduling.Unschedulable: _unschedulable,
+    scheduling.ClaimRefused: _claim_refused,
 }
 
 

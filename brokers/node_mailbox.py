@@ -48,11 +48,6 @@ def _reconcile(node: Node, process: Process, message: list[Any], _payloads: list
     node.send(process.identity, messages.RECONCILED, missing)
 
 
-def _forward(node: Node, process: Process, message: list[Any], payloads: list[bytes]) -> None:
-    if node.cluster is not None and payloads:
-        node.cluster.forward(process.identity, message[3], payloads)
-
-
 def _ping(_node: Node, _process: Process, _message: list[Any], _payloads: list[bytes]) -> None:
     return
 
@@ -62,6 +57,5 @@ MAILBOX_RULES: dict[int, Rule] = {
     messages.FINISHED: _finished,
     messages.ACTOR_STARTED: _actor_started,
     messages.RECONCILE: _reconcile,
-    messages.FORWARD: _forward,
     messages.PING: _ping,
 }

@@ -10,10 +10,12 @@ Spec    OSDI'18, section 4.2.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from zray.errors import OptionError, RemoteProtocolError
+from zray.errors import RemoteProtocolError
+from zray.protocol.ids import PROCESS_ID_BYTES
+from zray.protocol.labels import LabelRule, read_selector
 from zray.protocol.units import CPU, RESOURCE_UNITS
 
 from .load import ALIVE, LoadTable
@@ -37,57 +39,6 @@ _BEST_MAX = 8
 """A request goes to one of so many of the best nodes: many nodes decide by the same table."""
 
 _ROUND = 1 << 64
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRule:
-    """One condition on a node's label: ``=``, ``!=``, ``in``, ``!in``, ``exists``, ``!exists``."""
-
-    key: str
-    operator: str
-    values: tuple[str, ...] = ()
-
-    def holds(self, labels: Mapping[str, str]) -> bool:
-        """Return whether a node with these labels will do; a missing label is like no other."""
-        value = labels.get(self.key)
-        match self.operator:
-            case "=" | "in":
-                return value in self.values
-            case "!=" | "!in":
-                return value not in self.values
-            case "exists":
-                return value is not None
-            case _:
-                return value is None
-
-
-def read_selector(selector: Mapping[str, str]) -> tuple[LabelRule, ...]:
-    """Return the rules of a ``label_selector``, in the order of their keys.
-
-    Args:
-        selector: by label "value", "!value", "in(a, b)", "!in(a, b)", "exists()" or "!exists()".
-
-    Raises OptionError where a condition is none of these.
-    """
-    rules = []
-    for key, condition in sorted(selector.items()):
-        negated = condition.startswith("!")
-        text = condition.removeprefix("!").strip()
-        name, bracket, inside = text.partition("(")
-        if not key or not text or (bracket and not text.endswith(")")):
-            message = f"label {key!r} can't be {condition!r}: say value, !value, in(a, b), exists()"
-            raise OptionError(message, option="label_selector")
-        values = tuple(part.strip() for part in inside.removesuffix(")").split(",") if part.strip())
-        if not bracket:
-            rules.append(LabelRule(key, "!=" if negated else "=", (text,)))
-        elif name == "in" and values:
-            rules.append(LabelRule(key, "!in" if negated else "in", values))
-        elif name == "exists" and not values:
-            rules.append(LabelRule(key, "!exists" if negated else "exists"))
-        else:
-            message = f"{condition!r} is no condition on a label: there are in(a, b) and exists()"
-            raise OptionError(message, option="label_selector")
-    return tuple(rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +97,52 @@ class Locality:
 NOWHERE = Locality()
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What an option says of the node that something is to run on.
+
+    Args:
+        rules: its label selector.
+        node: the node it asks for, b"" where it asks for none.
+        soft: whether another node will do where that one is gone.
+        strategy: DEFAULT or SPREAD.
+    """
+
+    rules: tuple[LabelRule, ...] = ()
+    node: bytes = b""
+    soft: bool = False
+    strategy: str = DEFAULT
+
+    def request(self, amounts: Mapping[str, int]) -> Request:
+        """Return the request of something that needs these units, and goes where this says."""
+        return Request(amounts, self.rules, self.node, self.soft, self.strategy)
+
+
+ANYWHERE = Where()
+
+
+def read_where(fields: object) -> Where:
+    """Return what a message says of the node: [strategy, node, soft, label selector], or None.
+
+    Raises RemoteProtocolError where it is no such list, OptionError where the selector is none.
+    """
+    if fields is None:
+        return ANYWHERE
+    if not isinstance(fields, list | tuple) or len(fields) != 4:
+        raise RemoteProtocolError("where something is to run is said by 4 fields")
+    strategy, node, soft, selector = fields
+    if strategy not in (DEFAULT, SPREAD) or type(soft) is not bool:
+        raise RemoteProtocolError(f"{strategy!r} is no scheduling strategy")
+    if type(node) is not bytes or len(node) not in (0, PROCESS_ID_BYTES):
+        raise RemoteProtocolError("a node's id has 8 bytes")
+    if type(selector) is not dict or not all(
+        type(text) is str for pair in selector.items() for text in pair
+    ):
+        raise RemoteProtocolError("a label selector maps strings to strings")
+    where = Where(read_selector(selector), node, soft, strategy)
+    return ANYWHERE if where == ANYWHERE else where
+
+
 def chance(*parts: bytes | int) -> float:
     """Return a number in [0, 1) that looks random and is the same for the same parts."""
     state = 0x9E3779B97F4A7C15
@@ -161,7 +158,13 @@ def chance(*parts: bytes | int) -> float:
 
 
 def choose(
-    request: Request, table: LoadTable, *, locality: Locality = NOWHERE, seed: int, now: float
+    request: Request,
+    table: LoadTable,
+    *,
+    locality: Locality = NOWHERE,
+    seed: int,
+    now: float,
+    avoid: Collection[bytes] = (),
 ) -> bytes | None:
     """Return the node for one request, None where no node could ever run it.
 
@@ -171,17 +174,20 @@ def choose(
         locality: where its inputs are.
         seed: for SPREAD a counter that grows by one each time, else any number.
         now: seconds.
+        avoid: nodes that have just refused.
     """
     if request.node:
         alive = request.node in table.rows and request.node in table.candidates
         if alive and request.may_run_on(table, request.node):
-            return request.node
+            return None if request.node in avoid else request.node
         if not request.soft:
             return None
     if request.strategy == SPREAD:
         return _spread(request, table, seed)
     prices = []
     for node in _sample(request, table, locality, seed):
+        if node in avoid:
+            continue
         price_us = table.wait_us(node, now)
         if not table.fits_now(node, request.amounts):
             price_us = max(price_us, _held_us(node, request, table))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zray import errors
 from zray.net import channel, mailbox
 from zray.protocol import frames, messages
+from zray.protocol.ids import node_of
 from zray.protocol.limits import (
     CHANNEL_MESSAGE_BYTES_MAX,
     HELLO_BYTES_MAX,
@@ -111,6 +112,11 @@ class Reception:
         identity, role, pid, details = message[3:]
         if type(identity) is not bytes or len(identity) != 8 or type(pid) is not int or pid <= 0:
             raise errors.RemoteProtocolError("HELLO with a malformed process id or pid")
+        if node_of(identity) != self.node.process or identity == self.node.process:
+            raise errors.RemoteProtocolError(
+                "HELLO with an id that is not of this node: it must begin with the first 4 bytes"
+                " of the node's, and not be the node's own"
+            )
         if type(details) is not dict or not all(type(name) is str for name in details):
             raise errors.RemoteProtocolError("HELLO with malformed details")
         processes = self.node.processes

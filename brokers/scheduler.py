@@ -13,11 +13,10 @@ Spec    OSDI'18, section 4.2.2 (bottom-up scheduling); docs/explanation/architec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zray.protocol.limits import (
-    RECLAIM_TIMEOUT_S,
     WORKER_BACKLOG_TASKS_MAX,
     WORKER_BACKLOG_US,
     WORKERS_MAX,
@@ -26,6 +25,9 @@ from zray.protocol.limits import (
 from . import scheduler_account
 from .borrowing import Borrowing
 from .leases import Leases
+from .lending import Lending
+from .placement import ANYWHERE, SPREAD
+from .rebalancing import LONG_STUCK_S, Rebalancing
 from .resources import ResourceSet
 from .scheduling import (
     IDLE,
@@ -35,33 +37,36 @@ from .scheduling import (
     Cancelled,
     Claim,
     Claimed,
+    ClaimRefused,
     Command,
     Fail,
     Fork,
     Kill,
     Range,
-    Reclaim,
     Run,
     Shape,
-    Suspect,
     TaskClass,
+    Unschedulable,
     WorkerState,
     is_plain,
     job_of,
 )
 from .task_queues import TaskQueues, missing_ranges
 
-_STUCK_S = 0.005
-"""A worker that has not reported for this long is inside a task longer than its estimate."""
-
-_CANCELS_MAX = 10_000
-"""Batches whose cancelled items are remembered; most have ended when they were cancelled."""
-
 
 class Scheduler:
     """All tasks and workers of one node."""
 
-    def __init__(self, resources: ResourceSet, *, pool_size: int) -> None:
+    backlog_us_max = WORKER_BACKLOG_US
+
+    def __init__(
+        self,
+        resources: ResourceSet,
+        *,
+        pool_size: int,
+        node: bytes = bytes(8),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self.resources = resources
         self.pool_size = pool_size
         self.commands: list[Command] = []
@@ -73,8 +78,11 @@ class Scheduler:
         self.claims: deque[Claim] = deque()
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
         self.leases = Leases(self)
-        self.borrowing = Borrowing(self)
+        self.borrowing = Borrowing(self, node, labels or {})
+        self.lending = Lending(self)
+        self.rebalancing = Rebalancing(self)
         self.ended_jobs: set[str] = set()
+        self.is_stopping = False
         self.now = 0.0
         self.failed_starts = 0
         """Workers in a row that died before they were ready; the next one waits longer."""
@@ -94,10 +102,19 @@ class Scheduler:
             task_class = self.classes[(client, class_number)]
             work = Range(task_class, first, count, low, high, mode, payload, retries)
             work.alone = retries == 0
-            self._queue(work)
+            if work.shape.where.strategy == SPREAD:
+                for part in self.borrowing.deal(work):
+                    self._queue(part)
+            else:
+                self._queue(work)
         self.pump()
 
     def _queue(self, work: Range, *, front: bool = False) -> None:
+        if work.shape.where is not ANYWHERE:
+            reason = self.borrowing.why_nowhere(work.shape.where, work.shape.amounts)
+            if reason:
+                self.commands.append(_unschedulable(work, reason))
+                return
         cancelled = self.queues.add(work, front=front)
         if cancelled:
             self.commands.append(Cancelled(work.task_class.client, work.first, cancelled))
@@ -128,12 +145,14 @@ class Scheduler:
 
     def stop_forking(self) -> None:
         """The node ends: no worker is replaced any more."""
+        self.is_stopping = True
         self.fork_again_at = float("inf")
 
     def _fork(self, env: tuple[tuple[str, str], ...], count: int) -> None:
         if self.now < self.fork_again_at:
             return
-        count = min(count, WORKERS_MAX - len(self.workers) - sum(self.forking.values()))
+        have = len(self.workers) - len(self.borrowing.borrowed) + sum(self.forking.values())
+        count = min(count, WORKERS_MAX - have)
         if count > 0:
             self.forking[env] = self.forking.get(env, 0) + count
             self.commands.append(Fork(env, count))
@@ -163,6 +182,7 @@ class Scheduler:
         worker.state = IDLE
         worker.shape = None
         worker.lessee = None
+        worker.recalled = False
         worker.idle_since = self.now
         self.idle.setdefault(worker.env, []).append(worker)
 
@@ -171,6 +191,8 @@ class Scheduler:
         worker = self.workers.pop(process, None)
         if worker is None:
             return None
+        self.lending.worker_died(process, reason)
+        self.borrowing.forget(process)
         if worker.state == STARTING:
             self._started(worker)
             if not worker.blameless:
@@ -211,9 +233,7 @@ class Scheduler:
         self._queue(again, front=True)
 
     def _keep_pool(self) -> None:
-        have = sum(
-            worker.pooled and worker.lender is None for worker in self.workers.values()
-        )
+        have = sum(worker.pooled and worker.lender is None for worker in self.workers.values())
         self._fork((), self.pool_size - have - self.forking.get((), 0))
 
     def retire(self, now: float, idle_s: float) -> None:
@@ -245,6 +265,7 @@ class Scheduler:
             pool = self.idle.pop(env)
             while pool:
                 self._end_idle(pool)
+        self.borrowing.job_ended(job)
         self.queues.drop_shapes(job)
         for shape in [
             shape
@@ -257,6 +278,12 @@ class Scheduler:
 
     def claim(self, claim: Claim) -> None:
         """An actor needs a worker of its own and its resources."""
+        if claim.where is not ANYWHERE:
+            claim.where = self.borrowing.in_turn(claim.where, claim.placement)
+            reason = self.borrowing.why_nowhere(claim.where, claim.placement)
+            if reason:
+                self.commands.append(ClaimRefused(claim.actor, reason))
+                return
         self.claims.append(claim)
 
     def withdraw(self, actor: bytes) -> bool:
@@ -270,7 +297,7 @@ class Scheduler:
     def _serve_claims(self) -> None:
         for _ in range(len(self.claims)):
             claim = self.claims.popleft()
-            if not (self.resources.fits(claim.placement) and self.resources.fits(claim.resources)):
+            if not self.claim_fits_here(claim):
                 self.claims.append(claim)
                 continue
             if claim.shared_host is not None:
@@ -287,14 +314,25 @@ class Scheduler:
             worker.pooled = False
             worker.grant = grant
             assert grant is not None
-            self.commands.append(Claimed(claim.actor, worker.process, grant))
+            if claim.is_loan:
+                self.lending.lend(claim, worker.process, grant)
+            else:
+                self.commands.append(Claimed(claim.actor, worker.process, grant))
         self._fork_for_claims()
         self._keep_pool()
+
+    def claim_fits_here(self, claim: Claim) -> bool:
+        """Return whether what an actor needs is free, and it may live here."""
+        return (
+            self.resources.fits(claim.placement)
+            and self.resources.fits(claim.resources)
+            and self.borrowing.may_run_here(claim.where, claim.placement)
+        )
 
     def _fork_for_claims(self) -> None:
         wanted: dict[tuple[tuple[str, str], ...], int] = {}
         for claim in self.claims:
-            if claim.shared_host is None and self.resources.fits(claim.placement):
+            if claim.shared_host is None and self.claim_fits_here(claim):
                 env = () if is_plain(claim.env) else claim.env
                 wanted[env] = wanted.get(env, 0) + 1
         for env, count in wanted.items():
@@ -336,7 +374,7 @@ class Scheduler:
 
     def _place(self, shape: Shape) -> WorkerState | None:
         """Return the worker that should get the next range: an idle one, else the least busy."""
-        worker = self.take_idle(shape.env) if self.resources.fits(shape.amounts) else None
+        worker = self.take_idle(shape.env) if self.fits_here(shape) else None
         if worker is not None:
             worker.grant = self.resources.acquire(shape.amounts)
             worker.state = RUNNING
@@ -344,18 +382,24 @@ class Scheduler:
             worker.backlog_us = 0.0
             self.running.setdefault(shape, {})[worker.process] = worker
             return worker
-        if self.queues.others_wait(shape) or self.leases.waiting:
+        others_wait = self.queues.others_wait(shape) or bool(self.leases.waiting)
+        if others_wait and not self.borrowing.borrowed:
             return None  # A worker that is refilled before it is idle never makes room for them.
+        stays = bool(self.borrowing.borrowed) and self.borrowing.stays(shape, self.now)
         best = None
         for worker in self.running.get(shape, {}).values():
+            if worker.lender is not None and stays:
+                continue
             if worker.blocked or worker.reclaiming or worker.backlog_us > WORKER_BACKLOG_US / 2:
                 continue
-            if worker.retiring:
+            if worker.retiring or worker.recalled or worker.blameless:
+                continue
+            if others_wait and (worker.outstanding or worker.lender is None):
                 continue
             if worker.outstanding and (
                 worker.outstanding[0].alone
                 or self.queues.by_shape[shape][0].alone
-                or self.now - worker.reported > _STUCK_S * 4
+                or self.now - worker.reported > LONG_STUCK_S
             ):
                 continue
             if best is None or worker.backlog_us < best.backlog_us:
@@ -408,20 +452,28 @@ class Scheduler:
 
     def _more_slots(self, shape: Shape) -> int:
         """Return how many more workers of this shape the free resources allow (at most 8)."""
+        if not self.borrowing.may_run_here(shape.where, shape.amounts):
+            return 0
         free = self.resources.available
         slots = 8
         for name, units in shape.amounts.items():
             slots = min(slots, free.get(name, 0) // units)
         return slots
 
+    def fits_here(self, shape: Shape) -> bool:
+        """Return whether a task of this shape may begin here now, if there is a worker."""
+        return self.resources.fits(shape.amounts) and (
+            shape.where is ANYWHERE or self.borrowing.may_run_here(shape.where, shape.amounts)
+        )
+
     def _make_room(self, shape: Shape) -> None:
         """Nothing can take the next range: fork where resources are free, else recall leases."""
-        if self.resources.fits(shape.amounts):
+        if self.fits_here(shape):
             wanted = min(self.queues.counts[shape], self._more_slots(shape))
             env = () if is_plain(shape.env) else shape.env
             self._fork(env, wanted - self.forking.get(env, 0))
-            return
-        self.leases.recall()
+        elif self.borrowing.may_run_here(shape.where, shape.amounts):
+            self.leases.recall()
 
     # -- reports ---------------------------------------------------------------------------------
 
@@ -439,7 +491,7 @@ class Scheduler:
         self.pump()
         self._let_go(worker)
         if self.idle and not self.queues.task_count:
-            self._rebalance(now)
+            self.rebalancing.run(now)
 
     def _progress(
         self, worker: WorkerState, client: bytes, first: int, low: int, high: int, busy_us: int
@@ -461,7 +513,7 @@ class Scheduler:
         worker.backlog_us = 0.0
         if worker.state != RUNNING or not worker.pooled or worker.shape is None:
             return
-        if worker.retiring:
+        if worker.retiring or worker.recalled:
             self._free(worker)
             return
         more = bool(self.queues.counts.get(worker.shape)) and not worker.blocked
@@ -500,87 +552,38 @@ class Scheduler:
             return
         self._to_idle(worker)
 
-    def returned(self, process: bytes) -> None:
+    def returned(self, process: bytes, *, spent: bool) -> None:
         """A worker that was lent to another node is back, with nothing to do."""
         worker = self.workers.get(process)
         if worker is None or worker.pooled or worker.grant is None:
             return
         worker.pooled = True
+        worker.retiring = spent or job_of(worker.env) in self.ended_jobs
         self._free(worker)
         self.pump()
+
+    def drop_shape(self, shape: Shape, reason: str) -> None:
+        """What waits in this queue can run nowhere any more."""
+        for work in self.queues.take(shape):
+            self.commands.append(_unschedulable(work, reason))
 
     def tick(self, now: float) -> None:
         """Time has passed: take work back from workers stuck in a long task."""
         self.now = now
-        self._rebalance(now)
+        self.rebalancing.run(now)
         self.pump()
 
     def needs_tick(self) -> bool:
         """Whether a worker has tasks behind its running one while others could run them."""
-        return any(
-            len(worker.outstanding) > 1
-            or (worker.outstanding and worker.outstanding[0].high - worker.outstanding[0].low > 1)
-            for worker in self.workers.values()
-            if worker.pooled
-        )
-
-    def _rebalance(self, now: float) -> None:
-        """Take tasks back from a worker that does not get to them while resources are free."""
-        for shape, workers in self.running.items():
-            spare = not self.queues.counts.get(shape) and self.resources.fits(shape.amounts)
-            for worker in workers.values():
-                waiting = sum(work.high - work.low for work in worker.outstanding) - 1
-                if (
-                    waiting >= 1
-                    and worker.reclaiming
-                    and (now - worker.reclaiming_since > RECLAIM_TIMEOUT_S)
-                ):
-                    worker.reclaiming_since = now
-                    self.commands.append(Suspect(worker.process))
-                if waiting < 1 or worker.reclaiming:
-                    continue
-                if worker.blocked:
-                    self._reclaim_again(worker, now)
-                if worker.blocked or not spare:
-                    continue
-                stuck = now - worker.reported > _STUCK_S
-                if stuck or worker.backlog_us > WORKER_BACKLOG_US:
-                    self._reclaim(worker, None if stuck else waiting // 2)
-
-    def _reclaim_again(self, worker: WorkerState, now: float) -> None:
-        """A blocked worker has kept tasks: they reached it after the word that took them back.
-
-        What it waits for may be behind one of them, so nobody else would ever ask.
-        """
-        if now >= worker.reclaim_at:
-            worker.reclaim_at = now + worker.patience_s
-            worker.patience_s = min(1.0, worker.patience_s * 2)
-            self._reclaim(worker, None)
-
-    def _reclaim(self, worker: WorkerState, count: int | None) -> None:
-        worker.reclaiming = True
-        worker.reclaiming_since = self.now
-        self.commands.append(Reclaim(worker.process, count))
+        return self.rebalancing.needs_tick
 
     def seize(self, process: bytes) -> None:
-        """A worker has been stopped (SIGSTOP, a debugger): others run what it has not begun.
-
-        It runs them as well if it goes on, so only those are seized that may run twice.
-        """
+        """A worker has been stopped: others run what it has not begun."""
         worker = self.workers.get(process)
         if worker is None:
             return
-        kept: deque[Range] = deque()
-        for position, work in reversed(list(enumerate(worker.outstanding))):
-            begun = 1 if position == 0 else 0
-            if work.retries == 0 or work.high - work.low <= begun:
-                kept.appendleft(work)
-                continue
-            self._queue(work.tail(work.low + begun), front=True)
-            if begun:
-                work.high = work.low + 1
-                kept.appendleft(work)
-        worker.outstanding = kept
+        for work in self.rebalancing.seize(worker):
+            self._queue(work, front=True)
         self.pump()
 
     def reclaimed(self, process: bytes, rows: list[list[Any]]) -> None:
@@ -588,28 +591,8 @@ class Scheduler:
         worker = self.workers.get(process)
         if worker is None:
             return
-        worker.reclaiming = False
-        for client, first, low, high in reversed(rows):
-            for work in list(worker.outstanding):
-                if (
-                    work.first == first
-                    and work.task_class.client == client
-                    and work.low <= low
-                    and work.high == high
-                ):
-                    count = high - low
-                    back = work.tail(low)
-                    work.high = low
-                    if work.low >= work.high:
-                        worker.outstanding.remove(work)
-                    worker.backlog_us = max(
-                        0.0, worker.backlog_us - count * work.task_class.estimate_us
-                    )
-                    if work.task_class.max_calls:
-                        worker.calls[work.task_class.key] -= count
-                        worker.retiring = False
-                    self._queue(back, front=True)
-                    break
+        for work in self.rebalancing.given_back(worker, rows):
+            self._queue(work, front=True)
         if not worker.outstanding:
             self._drained(worker)
         self.pump()
@@ -621,11 +604,9 @@ class Scheduler:
         if worker is None or worker.blocked:
             return
         worker.blocked = True
-        worker.reclaim_at, worker.patience_s = 0.0, _STUCK_S
         if worker.grant is not None:
             self.resources.lend(worker.grant)
-        if sum(work.high - work.low for work in worker.outstanding) > 1:
-            self._reclaim(worker, None)
+        self.rebalancing.blocked(worker)
         self.pump()
         self._fork((), scheduler_account.forks_wanted(self, worker.env))
 
@@ -689,3 +670,8 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
         scheduler_account.check(self)
+
+
+def _unschedulable(work: Range, reason: str) -> Unschedulable:
+    items = list(range(work.low, work.high))
+    return Unschedulable(work.task_class.client, work.first, items, work.task_class.name, reason)

@@ -75,6 +75,8 @@ def check(scheduler: Scheduler) -> None:
     """Raise AssertionError where an invariant is broken."""
     scheduler.resources.check()
     scheduler.queues.check()
+    scheduler.borrowing.check()
+    scheduler.lending.check()
     idle = [worker for pool in scheduler.idle.values() for worker in pool]
     assert len({worker.process for worker in idle}) == len(idle), "idle twice"
     for worker in idle:

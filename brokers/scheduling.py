@@ -15,6 +15,7 @@ from typing import Any
 
 from zray.protocol.limits import TASK_ESTIMATE_US
 
+from .placement import ANYWHERE, Where, read_where
 from .resources import Grant, read_request
 
 STARTING, IDLE, RUNNING, LEASED = "STARTING", "IDLE", "RUNNING", "LEASED"
@@ -34,14 +35,15 @@ def is_plain(env: Environment) -> bool:
 
 
 class Shape:
-    """What a task needs of a worker: resources held while it runs, and its environment."""
+    """What a task needs of a worker: resources held while it runs, its environment, and where."""
 
-    __slots__ = ("_key", "amounts", "env")
+    __slots__ = ("_key", "amounts", "env", "where")
 
-    def __init__(self, amounts: dict[str, int], env: Environment) -> None:
+    def __init__(self, amounts: dict[str, int], env: Environment, where: Where = ANYWHERE) -> None:
         self.amounts = amounts
         self.env = env
-        self._key = (tuple(sorted(amounts.items())), env)
+        self.where = where
+        self._key = (tuple(sorted(amounts.items())), env, where)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -56,7 +58,7 @@ class Shape:
 class TaskClass:
     """A client's function with its options."""
 
-    __slots__ = ("client", "estimate_us", "key", "max_calls", "name", "shape", "spec")
+    __slots__ = ("client", "estimate_us", "has_run", "key", "max_calls", "name", "shape", "spec")
 
     def __init__(self, client: bytes, number: int, spec: list[Any]) -> None:
         self.client = client
@@ -64,11 +66,15 @@ class TaskClass:
         self.spec = spec
         self.name: str = spec[1]
         self.max_calls: int = spec[8]
-        self.shape = Shape(read_request(spec[2]), tuple(sorted(spec[7].items())))
+        where = read_where(spec[9]) if len(spec) > 9 else ANYWHERE
+        self.shape = Shape(read_request(spec[2]), tuple(sorted(spec[7].items())), where)
         self.estimate_us = float(TASK_ESTIMATE_US)
+        self.has_run = False
+        """The estimate is more than a guess."""
 
     def observe(self, mean_us: float, count: int) -> None:
         """Move the estimate towards a measured mean: fast down, fast up, by the sample's size."""
+        self.has_run = True
         weight = min(0.5, 0.1 * count)
         self.estimate_us = max(0.2, self.estimate_us + weight * (mean_us - self.estimate_us))
 
@@ -85,6 +91,7 @@ class Range:
         "mode",
         "payload",
         "retries",
+        "shape",
         "task_class",
     )
 
@@ -100,6 +107,8 @@ class Range:
         retries: int,
     ) -> None:
         self.task_class = task_class
+        self.shape = task_class.shape
+        """Of its class, or that with the node it was dealt to."""
         self.first = first
         self.count = count
         self.low = low
@@ -130,6 +139,7 @@ class Range:
             self.retries,
         )
         part.alone = self.alone
+        part.shape = self.shape
         return part
 
     def holds(self, client: bytes, first: int, item: int) -> bool:
@@ -158,8 +168,8 @@ class WorkerState:
         "blocked",
         "calls",
         "env",
-        "grant",
         "gpu_ids",
+        "grant",
         "idle_since",
         "known",
         "lease",
@@ -223,6 +233,9 @@ class Claim:
     resources: dict[str, int]
     env: Environment
     shared_host: bytes | None = None
+    where: Where = ANYWHERE
+    is_loan: bool = False
+    """Another node's need: `actor` is the loan's name."""
 
 
 @dataclass(slots=True)
@@ -325,16 +338,69 @@ class Borrow:
 
     node: bytes
     request: int
-    amounts: dict[str, int]
+    placement: dict[str, int]
+    """What must be free there."""
+    resources: dict[str, int]
+    """What the worker holds while it is ours."""
     env: Environment
+    for_actor: bool
+    patient: bool
+    """We can't do it here, nor can others: it may wait there for its turn."""
 
 
 @dataclass(slots=True)
 class GiveBack:
-    """A borrowed worker is not needed any more."""
+    """A borrowed worker is not needed any more; spent: nor is it good for anything else."""
 
     worker: bytes
     lender: bytes
+    spent: bool = False
+
+
+@dataclass(slots=True)
+class Lend:
+    """Answer a BORROW; worker None: there is none to spare."""
+
+    node: bytes
+    request: int
+    worker: bytes | None
+    gpu_ids: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class WantBack:
+    """Ask the borrower for a worker of ours."""
+
+    node: bytes
+    worker: bytes
+
+
+@dataclass(slots=True)
+class LoanLost:
+    """Tell the borrower that a worker of ours has died."""
+
+    node: bytes
+    worker: bytes
+    reason: str
+
+
+@dataclass(slots=True)
+class Unschedulable:
+    """End items of a batch: they ask for a node that is not there."""
+
+    client: bytes
+    first: int
+    items: list[int]
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class ClaimRefused:
+    """End an actor: it asks for a node that is not there."""
+
+    actor: bytes
+    reason: str
 
 
 Command = (
@@ -350,4 +416,9 @@ Command = (
     | Suspect
     | Borrow
     | GiveBack
+    | Lend
+    | WantBack
+    | LoanLost
+    | Unschedulable
+    | ClaimRefused
 )

@@ -75,6 +75,10 @@ class Store:
         """Extents in a client's hands: offset -> (process, bytes, fresh)."""
         self.waiting: deque[Request] = deque()
         self.spilling: dict[bytes, int] = {}
+        self.pins: dict[int, int] = {}
+        """Extents that are being sent to other nodes, and how often each: they stay."""
+        self._free_later: set[int] = set()
+        """Of these, the ones whose object is gone."""
         self.disk_error: OutOfDiskError | None = None
         self.restores = 0
         """Objects read back from disk so far."""
@@ -161,11 +165,21 @@ class Store:
         if now < self._spill_again_at:
             return  # The disk was full a moment ago.
         wanted = nbytes - sum(self.spilling.values())
+        for identity, entry in self.directory.stored():
+            if wanted <= 0:
+                return
+            # What another node keeps need not be written: it is fetched again.
+            if (
+                identity not in self.spilling
+                and entry.offset not in self.pins
+                and self.directory.drop_copy(identity)
+            ):
+                wanted -= entry.nbytes
         pinned: dict[bytes, list[bytes]] = {}
         for identity, entry in self.directory.stored():
             if wanted <= 0:
                 break
-            if identity in self.spilling or entry.copies:
+            if identity in self.spilling or entry.copies or entry.offset in self.pins:
                 continue
             if entry.pinned:
                 for process in sorted(entry.pinned):
@@ -220,9 +234,25 @@ class Store:
                 self._take_back(offset)
 
     def free_extent(self, offset: int) -> None:
-        """An object's extent is free."""
+        """An object's extent is free, as soon as nothing is sent from it."""
+        if offset in self.pins:
+            self._free_later.add(offset)
+            return
         self.leased.pop(offset, None)
         self.allocator.free(offset)
+
+    def pin(self, offset: int) -> None:
+        """An extent is being sent to other nodes: it stays until unpin()."""
+        self.pins[offset] = self.pins.get(offset, 0) + 1
+
+    def unpin(self, offset: int) -> None:
+        """Give one pin() back."""
+        count = self.pins.pop(offset) - 1
+        if count:
+            self.pins[offset] = count
+        elif offset in self._free_later:
+            self._free_later.discard(offset)
+            self.free_extent(offset)
 
     def process_died(self, process: bytes) -> None:
         """Free every extent that a dead process had leased, or waits for."""

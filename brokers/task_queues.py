@@ -59,7 +59,7 @@ class TaskQueues:
         return found
 
     def _append(self, work: Range, *, front: bool) -> None:
-        shape = work.task_class.shape
+        shape = work.shape
         queue = self.by_shape.get(shape)
         if queue is None:
             queue = self.by_shape[shape] = deque()
@@ -69,6 +69,16 @@ class TaskQueues:
         else:
             queue.append(work)
         self.counts[shape] += work.high - work.low
+
+    def take(self, shape: Shape) -> list[Range]:
+        """Take out all of a queue."""
+        queue = self.by_shape.get(shape)
+        if not queue:
+            return []
+        taken = list(queue)
+        queue.clear()
+        self.counts[shape] = 0
+        return taken
 
     def rotate(self, shape: Shape) -> None:
         """Put a shape behind the others: their turn is next."""

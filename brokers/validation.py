@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zray.errors import RemoteProtocolError
+from zray.errors import OptionError, RemoteProtocolError
 from zray.protocol import messages
 from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES, TASK_NUMBER_MAX
 from zray.protocol.limits import EVENTS_BATCH_BYTES_MAX, MAP_CHUNK_TASKS
 from zray.protocol.messages import MESSAGES
+
+from .placement import read_where
 
 Check = Callable[[Any], bool]
 
@@ -160,7 +162,17 @@ def _class_spec(spec: Any) -> bool:
         and type(spec[3]) is int
         and type(spec[4]) is int
         and _environment(spec[7])
+        and (len(spec) == 9 or _where(spec[9]))
     )
+
+
+def _where(fields: Any) -> bool:
+    """[strategy, node, soft, label selector] of a task or actor, or nothing."""
+    try:
+        read_where(fields)
+    except (RemoteProtocolError, OptionError):
+        return False
+    return True
 
 
 _ACTOR_DETAILS: dict[str, Check] = {
@@ -177,8 +189,10 @@ _ACTOR_DETAILS: dict[str, Check] = {
 
 
 def _actor_details(details: Any) -> bool:
-    return _dict_of(_text, _any)(details) and all(
-        name in details and check(details[name]) for name, check in _ACTOR_DETAILS.items()
+    return (
+        _dict_of(_text, _any)(details)
+        and all(name in details and check(details[name]) for name, check in _ACTOR_DETAILS.items())
+        and _where(details.get("where"))
     )
 
 
@@ -194,7 +208,6 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.SUBMIT: (_list_of(_batch),),
     messages.FINISHED: (_list_of(_report),),
     messages.ACTOR_STARTED: (_list_of(_row(_object, _count, _or_none(_bytes))),),
-    messages.FORWARD: (_process,),
     # Calls.
     messages.DECLARE_CLASS: (_count, _class_spec),
     messages.PUT_FUNCTION: (_bytes, _bytes),
@@ -208,6 +221,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.TRANSFER: (_process, _objects),
     messages.RELEASE: (_list_of(_row(_object, _units)), _objects),
     messages.LOCATE: (_objects,),
+    messages.FORWARD: (_process, _list_of(_bytes)),
     messages.UNPINNED: (_objects,),
     messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _or_none(_bytes)),
     messages.ACTOR_ARGUMENTS: (_object, _or_none(_bytes), _bytes),

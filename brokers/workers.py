@@ -23,7 +23,7 @@ from typing import Any
 
 from zray.net.channel import Channel
 from zray.protocol import frames, messages
-from zray.protocol.ids import NODE_PREFIX_BYTES, process_id
+from zray.protocol.ids import worker_id
 
 _LINE_BYTES_MAX = 64 * 1024
 _STATUS_S = 0.02
@@ -96,6 +96,7 @@ class Workers:
         unwatch: Callable[[int], None],
     ) -> None:
         self.node = node
+        self._forked = 0
         self.by_process: dict[bytes, WorkerProcess] = {}
         self.by_pid: dict[int, WorkerProcess] = {}
         self.ready = False
@@ -114,7 +115,8 @@ class Workers:
 
     def fork(self, env: tuple[tuple[str, str], ...]) -> WorkerProcess:
         """Ask for one worker; it says HELLO when it runs."""
-        process = process_id(self.node, os.urandom(NODE_PREFIX_BYTES))
+        self._forked += 1
+        process = worker_id(self.node, self._forked)
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         worker = WorkerProcess(process, env, (out_read, err_read))

@@ -61,11 +61,8 @@ def about(module: ModuleType) -> tuple[str, str]:
 # -------------------------------------------------------------------------------------- protocol
 
 
-def channels(what: str) -> dict[str, str]:
-    """Return what the table's docstring says of each channel, by its name."""
-    from zray.protocol.messages import MESSAGES
-
-    names = list(dict.fromkeys(row.channel for row in MESSAGES))
+def channels(names: Sequence[str], what: str) -> dict[str, str]:
+    """Return what the tables' docstrings say of each channel, by its name."""
     found: dict[str, str] = {}
     name = ""
     for line in what.splitlines():
@@ -80,12 +77,14 @@ def channels(what: str) -> dict[str, str]:
 
 def protocol_page() -> str:
     """Return the protocol: identities, framing, and each message by channel."""
-    from zray.protocol import frames, ids, limits, messages, outcome
+    from zray.protocol import chunks, frames, ids, limits, link_messages, messages, outcome
 
     first, what = about(messages)
+    every = (*messages.MESSAGES, *link_messages.LINK_MESSAGES)
+    named = list(dict.fromkeys(row.channel for row in every))
     intro = what.partition("mailbox ")[0].strip()
     body = [
-        f"Version {limits.PROTOCOL_VERSION}. {len(messages.MESSAGES)} messages.",
+        f"Version {limits.PROTOCOL_VERSION}. {len(every)} messages.",
         'The words MUST and SHOULD are those of RFC 2119. A "process" is a driver or a worker; a'
         ' "client" is a process that submits work, as any worker may too.',
         "",
@@ -106,8 +105,8 @@ def protocol_page() -> str:
     for module, title in ((ids, "Identities"), (frames, "Headers"), (outcome, "Outcomes")):
         sentence, details = about(module)
         body += [f"## {title}", "", sentence, "", details, ""]
-    for channel, text in channels(what).items():
-        rows = [row for row in messages.MESSAGES if row.channel == channel]
+    for channel, text in channels(named, f"{what}\n{about(link_messages)[1]}").items():
+        rows = [row for row in every if row.channel == channel]
         body += [f"## Channel: {channel}", "", text, ""]
         body += table(
             ("kind", "message", "sender → receiver", "fields", "payload", "meaning", "since"),
@@ -124,7 +123,24 @@ def protocol_page() -> str:
                 for row in rows
             ],
         )
+    body += also_on_links(link_messages)
+    sentence, details = about(chunks)
+    body += ["## Bulk ports", "", sentence, "", "```", details, "```"]
     return page("Protocol", "zray/protocol", first, "", *body)
+
+
+def also_on_links(tables: Any) -> list[str]:
+    """Return which messages of processes a node sends to another one as they are."""
+    from zray.protocol.messages import NAMES
+
+    def names(kinds: Iterable[int]) -> str:
+        return ", ".join(f"**{NAMES[kind]}**" for kind in kinds)
+
+    return [
+        f"On behalf of its processes a node also sends {names(tables.AS_CLIENT)};"
+        f" to another node's processes, through that node, {names(tables.AS_HOME)}.",
+        "",
+    ]
 
 
 # ---------------------------------------------------------------------------------------- limits

@@ -12,9 +12,12 @@ What    The public names, imported when first used, so that `import zray` costs 
             util/              pools, queues, waiting, serializers
             exceptions         errors under Ray's names; errors is the tree itself
             signatures         (.pyi) what type checkers see
-            options, option_checks, configuration, launch, detect, logs, testing
+            options, option_checks, option_placement, option_feasibility, configuration, launch
+            detect, logs
+            testing, pytest_plugin: several nodes on one machine, and a fixture of them
             node_directory, node_address, observer
-            cli, and what its commands do: cli_node, cli_status, cli_logs, cli_doctor, cli_bench
+            cli, and what its commands do: cli_node, cli_cluster, cli_status, cli_logs, cli_doctor,
+                 cli_bench
             runtime, client, objects, session/, net/, protocol/, serialization/, store/
             brokers/, actors/  the node's processes and the workers', seen through links
 Caller  users.

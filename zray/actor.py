@@ -156,6 +156,7 @@ class ActorClass:
             "class": self.__name__,
             "resources": options.resource_request(),
             "placement": options.placement_request(),
+            "where": options.where,
             "restarts": options.restarts,
             "concurrency": options.max_concurrency or (1000 if asynchronous else 1),
             "groups": dict(options.concurrency_groups or {}),

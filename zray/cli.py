@@ -51,6 +51,38 @@ Dir = Annotated[
 ]
 
 
+Head = Annotated[
+    bool | None, typer.Option("--head", help="Be the first node of a cluster.", show_default=False)
+]
+Join = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Join the cluster of the node there.")
+]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IP",
+        help="Where other nodes reach this one. Default: the way to who is joined; of a head, this"
+        " machine only.",
+    ),
+]
+Port = Annotated[int | None, typer.Option(help="Its TCP port. Default: one that is free.")]
+Advertise = Annotated[
+    str | None,
+    typer.Option(metavar="HOST[:PORT]", help="What to tell others where that differs (NAT)."),
+]
+Keys = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="The cluster's keys; a head makes them. Default: ~/.zray/cluster. none: this machine"
+        " only, open to all its users.",
+    ),
+]
+Labels = Annotated[
+    str | None, typer.Option(metavar="NAME=VALUE,…", help="What programs may choose it by.")
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from zray import __version__
@@ -74,6 +106,8 @@ def _root(
     zray-node start
     zray-node start --num-cpus 4 --resources '{"license": 2}' --object-store-memory 2GiB
     zray-node start --dir ./node --block
+    zray-node start --head --host 10.0.0.7 --port 6380 --labels zone=a
+    zray-node start --join 10.0.0.7:6380
 """
 )
 def start(
@@ -92,6 +126,13 @@ def start(
     spill_directory: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where objects go when the store is full.")
     ] = None,
+    head: Head = None,
+    join: Join = None,
+    host: Host = None,
+    port: Port = None,
+    advertise: Advertise = None,
+    keys: Keys = None,
+    labels: Labels = None,
     directory: Annotated[
         str | None,
         typer.Option("--dir", metavar="DIR", help="Where it lives and keeps its tables."),
@@ -101,7 +142,7 @@ def start(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start a node that stays, and print how to connect to it.
+    """Start a node that stays, and print how to connect to it, and how others join it.
 
     Settings not given here come from ZRAY_* variables, then from zray.toml or [tool.zray] in
     pyproject.toml. A node started again in its directory keeps KV entries, functions and jobs.
@@ -113,6 +154,13 @@ def start(
         "resources": resources,
         "object_store_memory": object_store_memory,
         "spill_directory": spill_directory,
+        "head": head,
+        "join": join,
+        "host": host,
+        "port": port,
+        "advertise": advertise,
+        "keys": keys,
+        "labels": labels,
     }
     raise typer.Exit(cli_node.start(given, directory, block=block, as_json=as_json))
 
@@ -125,7 +173,7 @@ def start(
 """
 )
 def status(directory: Dir = None, as_json: Json = False) -> None:
-    """Show the node: resources, load, workers, actors, objects, jobs, and what is wrong."""
+    """Show nodes, resources, load, workers, actors, objects, jobs, and what is wrong."""
     from zray import cli_status
 
     raise typer.Exit(cli_status.status(cli_node.running(directory), as_json=as_json))
@@ -136,6 +184,7 @@ def status(directory: Dir = None, as_json: Json = False) -> None:
 
     zray-node stop
     zray-node stop --dir ./node --force
+    zray-node stop --all
 """
 )
 def stop(
@@ -143,13 +192,44 @@ def stop(
     force: Annotated[
         bool, typer.Option("--force", help="Kill it: for a node that does not answer.")
     ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="All nodes that you have started on this machine.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """End the node and all its processes, and wait until they are gone.
 
     A second stop finds nothing to do and succeeds too. What is in its directory stays.
     """
+    if every and directory is not None:
+        raise errors.OptionError("--all and --dir exclude each other", option="dir")
+    if every:
+        raise typer.Exit(cli_node.stop_all(force=force, as_json=as_json))
     raise typer.Exit(cli_node.stop(directory, force=force, as_json=as_json))
+
+
+@app.command(
+    epilog="""Examples:
+
+    zray-node keygen
+    zray-node keygen --dir ./keys
+"""
+)
+def keygen(
+    directory: Annotated[
+        str | None,
+        typer.Option("--dir", metavar="DIR", help="Where. Default: ~/.zray/cluster."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the keys of a cluster, for who starts no head by hand; a head makes its own.
+
+    Whoever has the folder can join the cluster and run code on its nodes: its files are readable
+    by you alone, and must stay so where you copy them.
+    """
+    from zray import cli_cluster
+
+    raise typer.Exit(cli_cluster.keygen(directory, as_json=as_json))
 
 
 @app.command(

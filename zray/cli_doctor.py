@@ -349,9 +349,7 @@ def node_directories() -> list[str]:
     """Return the directories of this user's nodes, dead ones included, that can be found."""
     base = Path(node_directory.temporary_base())
     found = {str(path) for path in base.glob("zray-*") if _is_ours(path)}
-    found.update(
-        path for path in (node_address.remembered(),) if path is not None and _is_ours(Path(path))
-    )
+    found.update(path for path in node_address.remembered_all() if _is_ours(Path(path)))
     return sorted(found)
 
 
@@ -370,12 +368,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def is_leftover(path: str) -> bool:
-    """Whether ``path`` is an embedded node's directory that nobody will remove any more."""
+    """Whether ``path`` is a temporary node's directory that nobody will remove any more."""
     if node_directory.holder_pid(path) is not None:
         return False
     report = _report(path)
     if report is not None:
-        return bool(report.get("embedded"))
+        return bool(report.get("temporary"))
     # One that is just being started has no report yet; one that stays is never removed.
     if os.path.exists(os.path.join(path, "workers.log")):
         return False
@@ -405,7 +403,9 @@ def remove_leftovers() -> Iterator[str]:
             for name in node_directory.dead_files(path):
                 os.unlink(name)
                 yield name
-    last = node_address.remembered()
-    if last is not None and node_directory.holder_pid(last) is None:
-        node_address.forget(last)
+    known = node_address.remembered_all()
+    for path in known:
+        if node_directory.holder_pid(path) is None:
+            node_address.forget(path)
+    if known and not node_address.remembered_all():
         yield node_address.context_path()

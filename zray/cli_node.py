@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
-from zray import configuration, errors, node_address, node_directory
+from zray import cli_cluster, configuration, errors, node_address, node_directory
 from zray.protocol.limits import SHUTDOWN_GRACE_S
 
 _STOP_TIMEOUT_S = SHUTDOWN_GRACE_S + 10.0
@@ -61,8 +61,14 @@ def running(directory: str | None) -> str:
 
 def start(given: Mapping[str, Any], directory: str | None, *, block: bool, as_json: bool) -> int:
     """Start a node that stays; returns the exit code."""
-    settings = configuration.resolve(given, called="zray-node start")
-    where = node_directory.prepare(directory or node_directory.default_directory())
+    found = configuration.resolve(given, called="zray-node start")
+    settings, cluster = found.node(), found.cluster()
+    default = node_directory.default_directory()
+    if cluster is not None:
+        settings["cluster"] = cluster = cli_cluster.node_settings(cluster)
+        if cluster["join"]:
+            default = cli_cluster.free_directory(default)
+    where = node_directory.prepare(directory or default)
     pid = node_directory.holder_pid(where)
     if pid is not None:
         raise errors.NodeStartError(
@@ -71,8 +77,8 @@ def start(given: Mapping[str, Any], directory: str | None, *, block: bool, as_js
         )
     from zray import launch
 
-    process = launch.launch_node(where, settings.node())
-    node_address.remember(where, process.pid)
+    process = launch.launch_node(where, settings)
+    node_address.remember(where)
     if block:
         _end_with_us(process)
     _announce(where, process.pid, as_json=as_json)
@@ -90,22 +96,29 @@ def _announce(where: str, pid: int, *, as_json: bool) -> None:
 
     with Observer(where) as observer:
         found = observer.ask("status")
-    total = found["resources"]["total"]
+    total, cluster = found["resources"]["total"], found["cluster"]
     if as_json:
-        print(
-            json.dumps({"directory": where, "pid": pid, "node": found["node"], "resources": total}),
-            flush=True,
-        )
+        report = {"directory": where, "pid": pid, "node": found["node"], "resources": total}
+        if cluster is not None:
+            address, keys = cluster["address"], cluster["keys"]
+            report["address"] = address.removeprefix("tcp://")
+            report["nodes"] = cluster["nodes"]
+            report["join"] = cli_cluster.join_command(address, keys)
+        print(json.dumps(report), flush=True)
         return
     offered = ", ".join(f"{amount:g} {name}" for name, amount in total.items() if name != "memory")
-    print(
-        f"A node runs in {where} (pid {pid}): {offered}.\n\n"
-        f'  in Python      zray.init(address="auto")     or address={where!r}\n'
-        f"  a program      zray-node run program.py\n"
-        f"  its state      zray-node status\n"
-        f"  its end        zray-node stop",
-        flush=True,
-    )
+    lines = [
+        f"A node runs in {where} (pid {pid}): {offered}.",
+        "",
+        f'  in Python      zray.init(address="auto")     or address={where!r}',
+        "  a program      zray-node run program.py",
+        "  its state      zray-node status",
+        "  its end        zray-node stop",
+    ]
+    if cluster is not None:
+        lines[1:1] = [f"It is one of {cluster['nodes']} of a cluster."] * (cluster["nodes"] > 1)
+        lines += ["", cli_cluster.invitation(cluster["address"], cluster["keys"])]
+    print("\n".join(lines), flush=True)
 
 
 def _end_with_us(process: subprocess.Popen[bytes]) -> None:
@@ -121,12 +134,31 @@ def _end_with_us(process: subprocess.Popen[bytes]) -> None:
 
 def stop(directory: str | None, *, force: bool, as_json: bool) -> int:
     """End a node and wait until all its processes are gone; returns the exit code."""
-    where = chosen(directory)
+    report, text = _end(chosen(directory), force=force)
+    print(json.dumps(report) if as_json else text, flush=True)
+    return 0
+
+
+def stop_all(*, force: bool, as_json: bool) -> int:
+    """End all nodes that this user has started on this machine, the last one first."""
+    reports = []
+    for where in node_address.remembered_all():
+        report, text = _end(where, force=force)
+        reports.append(report)
+        if not as_json:
+            print(text, flush=True)
+    if as_json:
+        print(json.dumps(reports), flush=True)
+    elif not reports:
+        print("no node runs", flush=True)
+    return 0
+
+
+def _end(where: str, *, force: bool) -> tuple[dict[str, Any], str]:
     pid = node_directory.holder_pid(where)
     if pid is None:
         node_address.forget(where)
-        _say(as_json, {"directory": where, "stopped": False}, f"no node runs in {where}")
-        return 0
+        return {"directory": where, "stopped": False}, f"no node runs in {where}"
     processes = _processes_of(pid)
     if force:
         # Its lock says that this pid is the node; its workers and zygote end with it.
@@ -139,12 +171,10 @@ def stop(directory: str | None, *, force: bool, as_json: bool) -> int:
             " `zray-node stop --force`"
         )
     node_address.forget(where)
-    _say(
-        as_json,
+    return (
         {"directory": where, "stopped": True, "pid": pid},
         f"the node in {where} (pid {pid}) has ended",
     )
-    return 0
 
 
 def _ask_to_stop(where: str) -> None:
@@ -186,10 +216,6 @@ def _lives(process: Any) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def _say(as_json: bool, report: dict[str, Any], text: str) -> None:
-    print(json.dumps(report) if as_json else text, flush=True)
 
 
 # -- run ---------------------------------------------------------------------------------------

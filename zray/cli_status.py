@@ -74,6 +74,8 @@ def _show(report: dict[str, Any]) -> None:
         f" up {duration(report['uptime_s'])}"
     )
     _show_problems(console, report["problems"])
+    if report["cluster"] is not None:
+        _show_nodes(console, report)
     _show_resources(console, report)
     _show_load(console, report)
     _show_actors(console, report["actors"])
@@ -87,8 +89,34 @@ def _show_problems(console: Console, problems: list[str]) -> None:
         console.print(f"[yellow]! {problem}[/]")
 
 
+def _show_nodes(console: Console, report: dict[str, Any]) -> None:
+    table = _table("Nodes", "node", "address", "machine", "free of CPUs", "queued", "labels")
+    for row in report["nodes"]:
+        free, total = row["Available"].get("CPU", 0.0), row["Resources"].get("CPU", 0.0)
+        here = " (here)" if row["NodeID"] == report["node"] else ""
+        table.add_row(
+            row["NodeID"],
+            f"{row['NodeManagerAddress']}:{row['NodeManagerPort']}",
+            row["NodeManagerHostname"] + here,
+            f"{free:g} of {total:g}",
+            str(row["QueuedTasks"]),
+            ", ".join(f"{name}={value}" for name, value in sorted(row["Labels"].items())),
+        )
+    console.print(table)
+    whole = report["cluster"]["resources"]
+    console.print(
+        "  all nodes: "
+        + ", ".join(
+            f"{whole['available'].get(name, 0.0):g} of {amount:g} {name} free"
+            for name, amount in whole["total"].items()
+            if name != "memory"
+        )
+    )
+
+
 def _show_resources(console: Console, report: dict[str, Any]) -> None:
-    table = _table("Resources", "resource", "free", "total")
+    where = "" if report["cluster"] is None else " of this node"
+    table = _table(f"Resources{where}", "resource", "free", "total")
     total, free = report["resources"]["total"], report["resources"]["available"]
     for name, amount in total.items():
         left = free.get(name, 0.0)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zray import errors
+from zray import errors, node_directory
 from zray.net import channel, mailbox
 from zray.net.edges import Edges
 from zray.net.wake import Wake
@@ -143,6 +143,7 @@ class Client:
         self.calls = channel.connect(path)
         self.calls.send(frames.pack(messages.HELLO, self.process, "calls", self.pid, {}))
         self.peers.connect_node(self.node, self.welcome["endpoint"])
+        self.peers.forward = self._forward
         self.session = Session(self.process, self.node, _error_outcome)
         descriptors = (self.lifeline.descriptors.popleft(), self.lifeline.descriptors.popleft())
         self.objects = Objects(self, descriptors, self.welcome["capacity"])
@@ -193,6 +194,15 @@ class Client:
                 self.calls.send_all(calls)
         except OSError as error:
             self._node_lost(f"its socket is closed ({error})")
+
+    def _forward(self, peer: bytes, parts: list[bytes]) -> bool:
+        """Called by flush(), which holds the lock of the stream."""
+        try:
+            self.calls.send(frames.pack(messages.FORWARD, peer, parts))
+        except OSError as error:
+            self._node_lost(f"its socket is closed ({error})")
+            return False
+        return True
 
     def submitted(self) -> None:
         """Something was added: send it now, or let it wait a moment for company."""
@@ -604,20 +614,10 @@ class Client:
     def _died_error(self) -> errors.NodeDiedError:
         return errors.NodeDiedError(f"the node at {self.directory} is gone: {self.node_died}")
 
-    def _last_words(self) -> str:
-        """Return the end of the node's log where it ended with a traceback."""
-        try:
-            with open(os.path.join(self.directory, "node.log"), errors="replace") as log:
-                text = log.read()[-4000:]
-        except OSError:
-            return ""
-        at = text.rfind("Traceback (most recent call last)")
-        return f"; its log ends with\n{text[at:].strip()}" if at >= 0 else ""
-
     def _node_lost(self, reason: str) -> None:
         if self.closed or self.node_died is not None:
             return
-        self.node_died = reason + self._last_words()
+        self.node_died = reason + node_directory.last_words(self.directory)
         with self.turn:
             self.turn.notify_all()
         with self.lock:

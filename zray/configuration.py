@@ -15,13 +15,21 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from zray import errors
-from zray.option_checks import WrongValueError, amount, boolean, custom_resources, text
+from zray.option_checks import (
+    WrongValueError,
+    amount,
+    boolean,
+    custom_resources,
+    integer_from,
+    text,
+)
 
 OBJECT_STORE_BYTES_MIN = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:(?:tcp|zray)://)?(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _FILES = ("zray.toml", "pyproject.toml")
 _OTHER_VARIABLES = {"ZRAY_CONFIG", "ZRAY_TMPDIR", "ZRAY_JOB_ID", "ZRAY_PYTHON"}
 """The file to read instead; where embedded nodes live; set in workers; read by scripts/."""
@@ -75,27 +83,91 @@ def _boolean(name: str, value: Any) -> bool:
     return boolean(name, value)
 
 
+def _labels(_name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise WrongValueError('it must be zone=a,disk=ssd, or JSON: {"zone": "a"}') from None
+    elif isinstance(value, str):
+        pairs = [pair.partition("=") for pair in value.split(",")]
+        if not all(key.strip() and equals for key, equals, _ in pairs):
+            raise WrongValueError("it must be names and values, such as zone=a,disk=ssd")
+        value = {key.strip(): word.strip() for key, _, word in pairs}
+    if not isinstance(value, Mapping) or not all(
+        isinstance(word, str) for pair in value.items() for word in pair
+    ):
+        raise WrongValueError('it must be strings by name, such as {"zone": "a"}')
+    return dict(value)
+
+
+def _port(name: str, value: Any) -> int:
+    if isinstance(value, str):
+        try:
+            value = int(value)
+        except ValueError:
+            raise WrongValueError(f"it must be a number, not {value!r}") from None
+    port: int = integer_from(0)(name, value)
+    if port > 65535:
+        raise WrongValueError("it must be 65535 or less; 0 takes one that is free")
+    return port
+
+
+def _advertised(name: str, value: Any) -> str:
+    given: str = text(name, value)
+    host, colon, port = given.rpartition(":")
+    if colon and not given.endswith("]") and ":" not in host.strip("[]") and not port.isdigit():
+        raise WrongValueError(f"{given!r} must be HOST or HOST:PORT")
+    return given
+
+
+def _addresses(_name: str, value: Any) -> list[str]:
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not given:
+        raise WrongValueError("it must be HOST:PORT, or several with commas between them")
+    found = []
+    for each in given:
+        parts = _ADDRESS.fullmatch(each.strip()) if isinstance(each, str) else None
+        if parts is None or not 0 < int(parts[2]) < 65536:
+            raise WrongValueError(
+                f"{each!r} must be HOST:PORT, such as 10.0.0.7:6380 or [::1]:6380"
+            )
+        found.append(f"tcp://{parts[1]}:{parts[2]}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row: how a value is checked, whether it belongs to a node, what it says."""
+    """One row: how a value is checked, whom it belongs to, what it says."""
 
     check: Callable[[str, Any], Any]
-    of_node: bool
+    of: Literal["driver", "node", "cluster"]
+    """A node's settings are those of every node; a cluster's of one that others may join."""
     text: str
 
 
 SETTINGS: dict[str, Setting] = {
-    "address": Setting(text, False, "node to connect to: local, auto, or its directory"),
-    "namespace": Setting(text, False, "where a driver's named actors live"),
-    "log_to_driver": Setting(_boolean, False, "print what workers print"),
-    "num_cpus": Setting(_amount, True, "CPUs the node offers"),
-    "num_gpus": Setting(_amount, True, "GPUs the node offers"),
-    "memory": Setting(byte_count, True, "bytes offered as resource memory"),
-    "resources": Setting(_resources, True, "custom resources, name to amount"),
-    "object_store_memory": Setting(_store_bytes, True, "bytes of shared memory for objects"),
-    "spill_directory": Setting(text, True, "where objects go when the store is full"),
+    "address": Setting(text, "driver", "node to connect to: local, auto, or its directory"),
+    "namespace": Setting(text, "driver", "where a driver's named actors live"),
+    "log_to_driver": Setting(_boolean, "driver", "print what workers print"),
+    "num_cpus": Setting(_amount, "node", "CPUs the node offers"),
+    "num_gpus": Setting(_amount, "node", "GPUs the node offers"),
+    "memory": Setting(byte_count, "node", "bytes offered as resource memory"),
+    "resources": Setting(_resources, "node", "custom resources, name to amount"),
+    "object_store_memory": Setting(_store_bytes, "node", "bytes of shared memory for objects"),
+    "spill_directory": Setting(text, "node", "where objects go when the store is full"),
+    "labels": Setting(_labels, "node", "what the node is called by: zone=a,disk=ssd"),
+    "head": Setting(_boolean, "cluster", "be the first node of a cluster"),
+    "join": Setting(_addresses, "cluster", "join the cluster of the node at HOST:PORT"),
+    "host": Setting(text, "cluster", "IP address at which other nodes reach this one"),
+    "port": Setting(_port, "cluster", "TCP port at which other nodes reach this one; 0: any"),
+    "advertise": Setting(
+        _advertised, "cluster", "HOST or HOST:PORT to tell others, where it differs"
+    ),
+    "keys": Setting(text, "cluster", "folder of the cluster's keys, or none"),
 }
-NODE_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.of_node)
+NODE_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.of == "node")
+CLUSTER_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.of == "cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +176,44 @@ class Resolved:
 
     values: dict[str, Any]
     origins: dict[str, str]
+    sources: tuple[str, ...] = ()
+    """All of them, the strongest first."""
 
     def node(self) -> dict[str, Any]:
         """Return those of a node, with the names a node knows."""
         return {name: self.values[name] for name in NODE_SETTINGS if name in self.values}
+
+    def cluster(self) -> dict[str, Any] | None:
+        """Return those of a node among others; None for a node that stays alone.
+
+        Raises OptionError where they contradict each other.
+        """
+        found = {name: self.values[name] for name in CLUSTER_SETTINGS if name in self.values}
+        head, join = found.pop("head", False), found.get("join", [])
+        if head and join:
+            ranks = [self._rank("head"), self._rank("join")]
+            if ranks[0] == ranks[1]:
+                raise errors.OptionError(
+                    f"{self.origins['join']}: a node is the head of a cluster or joins one: leave"
+                    " out head or join",
+                    option="join",
+                )
+            if ranks[0] < ranks[1]:
+                del found["join"]
+        if head or join:
+            return found
+        for name in found:
+            # A file may serve all commands; what somebody typed must not be passed over.
+            if self._rank(name) == 0:
+                raise errors.OptionError(
+                    f"{self.origins[name]}: {name} is of a node among others: say head or join too",
+                    option=name,
+                )
+        return None
+
+    def _rank(self, name: str) -> int:
+        """Return how strong the source of a setting is, 0 the strongest."""
+        return list(self.sources).index(self.origins[name])
 
 
 def resolve(
@@ -140,7 +246,7 @@ def resolve(
             checked = _checked(name, value, origin)  # Also where a stronger one hides it.
             if name not in values:
                 values[name], origins[name] = checked, origin
-    return Resolved(values, origins)
+    return Resolved(values, origins, tuple(origin for origin, _settings in sources))
 
 
 def _checked(name: str, value: Any, origin: str) -> Any:
@@ -227,7 +333,10 @@ def _read(path: str) -> dict[str, Any]:
 # -- what init() does not honour ---------------------------------------------------------------
 
 _REFUSED = {
-    "labels": "labels come with several nodes",
+    "labels": "labels are a node's: `zray-node start --labels zone=a`",
+    **dict.fromkeys(
+        CLUSTER_SETTINGS, "a node that others join is started by `zray-node start --head`"
+    ),
     "include_dashboard": "there is no dashboard",
     "dashboard_host": "there is no dashboard",
     "dashboard_port": "there is no dashboard",
@@ -248,7 +357,8 @@ def refuse_unsupported(options: Mapping[str, Any]) -> None:
             continue
         why = _REFUSED.get(name)
         if why is None:
-            known = [*SETTINGS, "ignore_reinit_error", "runtime_env", "logging_level", "_temp_dir"]
+            taken = [each for each in SETTINGS if each not in _REFUSED]
+            known = [*taken, "ignore_reinit_error", "runtime_env", "logging_level", "_temp_dir"]
             close = difflib.get_close_matches(name, known, 1)
             why = f"did you mean {close[0]}?" if close else f"init() takes {', '.join(known)}"
         raise errors.OptionError(

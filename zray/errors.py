@@ -29,9 +29,12 @@ What    ZrayError
         │   ├── OutOfMemoryError
         │   ├── NodeDiedError
         │   ├── NodeStartError
+        │   ├── SecurityError
         │   └── GcsError
         │       ├── GcsCompactedError
-        │       └── GcsUnavailableError
+        │       ├── GcsUnavailableError
+        │       ├── GcsFencedError
+        │       └── GcsSessionLostError
         ├── ProtocolError               bytes on a socket break the protocol
         │   ├── LocalProtocolError      we were about to send them
         │   └── RemoteProtocolError     a peer sent them
@@ -573,10 +576,17 @@ class NodeStartError(ClusterError):
     """
 
 
+class SecurityError(ClusterError):
+    """Keys are missing or unsafe, or a port would stand open to strangers.
+
+    Who acts: who runs the cluster. What to do: what the message says; no retry helps before.
+    """
+
+
 class GcsError(ClusterError):
     """The control store refused or could not do what was asked.
 
-    Who acts: see the subclass. What to do: catch this class to handle both.
+    Who acts: see the subclass. What to do: catch this class to handle all of them.
     """
 
 
@@ -599,6 +609,21 @@ class GcsUnavailableError(GcsError):
     """
 
     retryable: ClassVar[bool] = True
+
+
+class GcsFencedError(GcsError):
+    """The GCS has declared this life of the node dead, and does nothing for it any more.
+
+    Who acts: the node. What to do: end its actors, then join again as a new incarnation.
+    """
+
+
+class GcsSessionLostError(GcsError):
+    """The GCS does not know this session (any more), so a command may or may not have happened.
+
+    Who acts: the node. What to do: join again, read what the command was to change, and repeat
+    it where that is needed.
+    """
 
 
 # --------------------------------------------------------------------------------------- protocol

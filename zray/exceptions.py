@@ -21,6 +21,8 @@ from zray.errors import (
     ForkedProcessError,
     GcsCompactedError,
     GcsError,
+    GcsFencedError,
+    GcsSessionLostError,
     GcsUnavailableError,
     GetTimeoutError,
     InternalError,
@@ -39,6 +41,7 @@ from zray.errors import (
     PendingCallsLimitError,
     ProtocolError,
     RemoteProtocolError,
+    SecurityError,
     SerializationError,
     TaskCancelledError,
     TaskError,
@@ -66,6 +69,8 @@ ObjectFetchTimedOutError = ObjectLostError
 ObjectReconstructionFailedError = ObjectLostError
 ObjectReconstructionFailedMaxAttemptsExceededError = ObjectLostError
 ObjectReconstructionFailedLineageEvictedError = ObjectLostError
+# Who shows no key that a node knows is not let in; there is no other kind of login.
+AuthenticationError = SecurityError
 # An object freed while a ref to it lives is a bug of the runtime, whoever meets it.
 ReferenceCountingAssertionError = InternalError
 
@@ -74,7 +79,6 @@ _NOT_HERE = {
     "AsyncioActorExit": "an actor ends itself with zray.actor.exit_actor()",
     "TaskPlacementGroupRemoved": "this release has no placement groups",
     "ActorPlacementGroupRemoved": "this release has no placement groups",
-    "AuthenticationError": "this release runs on one host, guarded by file permissions",
     "ObjectRefStreamEndOfStreamError": "a generator of refs ends with StopIteration",
     "PlasmaObjectNotAvailable": "a lost object raises ObjectLostError",
     "StreamingGeneratorReplayInconsistentError": "a retried generator is not compared",
@@ -92,10 +96,13 @@ __all__ = [
     "ActorNotFoundError",
     "ActorUnavailableError",
     "ActorUnschedulableError",
+    "AuthenticationError",
     "ClusterError",
     "ForkedProcessError",
     "GcsCompactedError",
     "GcsError",
+    "GcsFencedError",
+    "GcsSessionLostError",
     "GcsUnavailableError",
     "GetTimeoutError",
     "InternalError",
@@ -126,6 +133,7 @@ __all__ = [
     "ReferenceCountingAssertionError",
     "RemoteProtocolError",
     "RuntimeEnvSetupError",
+    "SecurityError",
     "SerializationError",
     "TaskCancelledError",
     "TaskError",

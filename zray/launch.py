@@ -20,7 +20,9 @@ from typing import Any
 
 from zray import errors
 from zray.node_directory import temporary_base
-from zray.protocol.limits import NODE_START_TIMEOUT_S
+from zray.protocol.limits import NODE_JOIN_TIMEOUT_S, NODE_START_TIMEOUT_S
+
+_POLL_S = 0.01
 
 
 def new_directory(base: str | None = None) -> str:
@@ -48,11 +50,15 @@ def launch_node(
     Args:
         directory: its own, private.
         settings: those of a node (zray/configuration.py). ``embedded`` makes it end, and remove
-            its directory, with its first driver or with the process ``parent`` that started it;
-            without it the node stays.
+            its directory, with its first driver; ``parent``, a pid, with the process that started
+            it; without either the node stays. ``cluster`` is of a node among others: host, port,
+            advertise, keys (a folder; without it only this machine's), join (addresses).
         meanwhile: what the caller can do while the node starts.
 
-    Raises NodeStartError with what the node printed where it does not come up.
+    Where it is to join others, it has when this returns.
+
+    Raises NodeStartError with what the node printed where it does not come up, or who does not
+    let it in.
     """
     ready_read, ready_write = os.pipe()
     log_path = os.path.join(directory, "node.log")
@@ -86,6 +92,9 @@ def launch_node(
     try:
         meanwhile()
         _wait_ready(ready_read, process, log_path)
+        join = (settings.get("cluster") or {}).get("join")
+        if join:
+            _wait_joined(directory, join)
     except BaseException:
         if process.poll() is None:
             process.kill()
@@ -116,6 +125,26 @@ def _wait_ready(descriptor: int, process: subprocess.Popen[bytes], log_path: str
     report = json.loads(line)
     if report.get("error"):
         raise errors.NodeStartError(report["error"])
+
+
+def _wait_joined(directory: str, addresses: list[str]) -> None:
+    from zray.observer import Observer  # An embedded node starts without it.
+
+    deadline = time.monotonic() + NODE_JOIN_TIMEOUT_S
+    with Observer(directory) as observer:
+        while (found := observer.ask("cluster"))["nodes"] < 2:
+            for address, why in found["refused"].items():
+                raise errors.NodeStartError(
+                    f"{address.removeprefix('tcp://')} does not let this node join: {why}. Do both"
+                    " have the same keys (--keys)?"
+                )
+            if time.monotonic() > deadline:
+                asked = ", ".join(each.removeprefix("tcp://") for each in addresses)
+                raise errors.NodeStartError(
+                    f"nobody at {asked} has answered for {NODE_JOIN_TIMEOUT_S:g} s: does a node run"
+                    " there (`zray-node status` shows its address), and may this machine connect?"
+                )
+            time.sleep(_POLL_S)
 
 
 def _tail(path: str) -> str:

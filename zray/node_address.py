@@ -1,6 +1,6 @@
 """Which node an address means: an embedded one, the last one started, or a directory.
 
-What    A file of the user's remembers the last node that ``zray-node start`` started: that is
+What    A file of the user's remembers the nodes that ``zray-node start`` started: the last one is
         address "auto".
 Caller  zray/api.py, zray/cli*.py.
 Never   starts a node, or believes a file that another user could have written.
@@ -22,30 +22,49 @@ def context_path() -> str:
     return os.path.join(base, f"zray-node-{os.getuid()}.json")
 
 
-def remember(directory: str, pid: int) -> None:
+def remember(directory: str) -> None:
     """Make ``directory`` the node that address "auto" means."""
-    path = context_path()
-    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False) as file:
-        json.dump({"directory": directory, "pid": pid}, file)  # Made with mode 0600.
-    os.replace(file.name, path)
+    _write([directory, *(each for each in remembered_all() if each != directory)])
 
 
 def forget(directory: str) -> None:
-    """Address "auto" no longer means ``directory``, if it did."""
-    if remembered() == directory:
+    """Address "auto" no longer means ``directory``, but the one before it that still runs."""
+    known = remembered_all()
+    if directory not in known:
+        return
+    last, *earlier = [each for each in known if each != directory] or [""]
+    if directory == known[0]:
+        living = [each for each in known[1:] if node_directory.holder_pid(each) is not None]
+        last, *earlier = living or [""]
+    if last:
+        _write([last, *earlier])
+    else:
         os.unlink(context_path())
+
+
+def _write(directories: list[str]) -> None:
+    path = context_path()
+    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), delete=False) as file:
+        # Made with mode 0600.
+        json.dump({"directory": directories[0], "earlier": directories[1:]}, file)
+    os.replace(file.name, path)
 
 
 def remembered() -> str | None:
     """Return the directory of the last node that was started, whether it runs or not."""
+    return next(iter(remembered_all()), None)
+
+
+def remembered_all() -> list[str]:
+    """Return the directories of the nodes that were started and not stopped, the last one first."""
     try:
         with open(context_path()) as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():
-                return None
+                return []
             found: dict[str, Any] = json.load(file)
-            return str(found["directory"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+            return [str(found["directory"]), *map(str, found.get("earlier", ()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def resolve_address(address: str | None) -> str | None:

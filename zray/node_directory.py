@@ -15,7 +15,7 @@ import stat
 import tempfile
 
 from zray import errors
-from zray.protocol.ids import NODE_PREFIX_BYTES, process_id
+from zray.protocol.ids import NODE_PREFIX_BYTES, guest_id
 from zray.protocol.limits import IPC_PATH_BYTES_MAX
 
 _LOCK = "node.lock"
@@ -36,7 +36,7 @@ def new_process(directory: str) -> bytes:
             f"no node answers at {directory} ({error}): start one with `zray-node start --dir"
             f" {directory}`"
         ) from None
-    return process_id(node, os.urandom(NODE_PREFIX_BYTES))
+    return guest_id(node, os.urandom(NODE_PREFIX_BYTES))
 
 
 def temporary_base() -> str:
@@ -133,6 +133,17 @@ def holder_pid(directory: str) -> int | None:
 def was_a_node(directory: str) -> bool:
     """Return whether a node has ever run in ``directory``."""
     return os.path.exists(os.path.join(directory, _LOCK))
+
+
+def last_words(directory: str) -> str:
+    """Return the end of the node's log where it ended with a traceback, as part of a reason."""
+    try:
+        with open(os.path.join(directory, "node.log"), errors="replace") as log:
+            text = log.read()[-4000:]
+    except OSError:
+        return ""
+    at = text.rfind("Traceback (most recent call last)")
+    return f"; its log ends with\n{text[at:].strip()}" if at >= 0 else ""
 
 
 def dead_files(directory: str) -> list[str]:

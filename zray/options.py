@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 from zray.errors import OptionError
 
 from . import option_checks as checks
+from . import option_placement
 from .option_checks import Check, NumReturns, WrongValueError
 from .protocol.limits import GENERATOR_BACKLOG_MAX
 from .protocol.units import CPU, GPU, MEMORY, RESOURCE_UNITS, to_units
@@ -55,7 +56,8 @@ def _refused(name: str, why: str, doc: str, **defaults: Any) -> Option:
     return Option(name, "not in this release", defaults, check, doc, kept=False)
 
 
-_ONE_NODE = "there is one node to place on"
+_NO_FALLBACK = "what finds no node waits for one"
+_NO_MODELS = "models of GPUs are not told apart: give nodes a label, and use label_selector"
 _NO_GROUPS = "there are no placement groups"
 _NO_JOURNAL = "not in this release: an actor's state is not journaled yet"
 
@@ -80,9 +82,16 @@ _ROWS = (
         "Amounts of custom resources, as offered by zray.init or zray-node start.",
     ),
     Option(
-        "scheduling_strategy", '"DEFAULT" or "SPREAD"', {"task": "DEFAULT", "actor": "DEFAULT"},
-        checks.one_of("DEFAULT", "SPREAD", otherwise=f"not in this release: {_ONE_NODE}"),
-        "Where to place it; with one node both say the same.",
+        "scheduling_strategy", '"DEFAULT", "SPREAD" or a strategy',
+        {"task": "DEFAULT", "actor": "DEFAULT"}, option_placement.scheduling_strategy,
+        "Where to place it: where there is room, on the nodes in turn, or on the node that an "
+        "object of zray.util.scheduling_strategies names.",
+    ),
+    Option(
+        "label_selector", "dict of label to condition", {"task": None, "actor": None},
+        option_placement.label_selector,
+        'Labels that its node must have: "value", "!value", "in(a, b)", "!in(a, b)", "exists()" '
+        'or "!exists()".',
     ),
     Option(
         "runtime_env", "dict", {"task": None, "actor": None}, checks.runtime_env,
@@ -181,11 +190,12 @@ _REFUSED_ROWS = (
         "placement_group_capture_child_tasks", _NO_GROUPS, "Whether children run in it.",
         task=False, actor=False,
     ),
-    _refused("label_selector", _ONE_NODE, "Labels of nodes to place on.", task=None, actor=None),
-    _refused("fallback_strategy", _ONE_NODE, "What to try after that.", task=None, actor=None),
-    _refused("accelerator_type", _ONE_NODE, "Model of GPU to place on.", task=None, actor=None),
+    _refused("fallback_strategy", _NO_FALLBACK, "What to try after that.", task=None, actor=None),
+    _refused("accelerator_type", _NO_MODELS, "Model of GPU to place on.", task=None, actor=None),
     _refused("object_store_memory", "the store is shared", "Bytes of it to keep.", actor=None),
-    _refused("speculate", _ONE_NODE, "Start a straggler a second time elsewhere.", task=False),
+    _refused(
+        "speculate", "a task runs once", "Start a straggler a second time elsewhere.", task=False,
+    ),
     _refused("survives", "actors are not journaled yet", "What a reply outlives.", actor=None),
     _refused(
         "allow_out_of_order_execution", "sync actors keep the order of calls, others do not",
@@ -284,7 +294,8 @@ class TaskOptions(_Options):
     num_gpus: float
     memory: float
     resources: Mapping[str, float] | None
-    scheduling_strategy: str
+    scheduling_strategy: Any
+    label_selector: Mapping[str, str] | None
     runtime_env: Mapping[str, Mapping[str, str]] | None
     name: str | None
     num_returns: NumReturns | None
@@ -292,6 +303,11 @@ class TaskOptions(_Options):
     max_retries: int
     retry_exceptions: bool | tuple[type[BaseException], ...]
     max_calls: int
+
+    @property
+    def where(self) -> list[Any] | None:
+        """Which node it goes to, as messages say it."""
+        return _where(self.scheduling_strategy, self.label_selector)
 
     def resource_request(self) -> dict[str, int]:
         """Return what the task holds while it runs, in units of 1/10000, without zeros."""
@@ -317,7 +333,8 @@ class ActorOptions(_Options):
     num_gpus: float
     memory: float
     resources: Mapping[str, float] | None
-    scheduling_strategy: str
+    scheduling_strategy: Any
+    label_selector: Mapping[str, str] | None
     runtime_env: Mapping[str, Mapping[str, str]] | None
     name: str | None
     namespace: str | None
@@ -330,6 +347,11 @@ class ActorOptions(_Options):
     concurrency_groups: Mapping[str, int] | None
     max_pending_calls: int
     isolation: str
+
+    @property
+    def where(self) -> list[Any] | None:
+        """Which node it goes to, as messages say it."""
+        return _where(self.scheduling_strategy, self.label_selector)
 
     def resource_request(self) -> dict[str, int]:
         """Return what the actor holds while it lives, in units of 1/10000, without zeros.
@@ -374,6 +396,12 @@ class ActorOptions(_Options):
         if self.recovery == "restart" and self.max_restarts == 0:
             raise OptionError(
                 'recovery="restart" contradicts max_restarts=0: drop one of them', option="recovery"
+            )
+        if self.isolation == "shared" and self.where is not None:
+            raise OptionError(
+                'isolation="shared" shares a process with actors that are there already, so it'
+                ' can\'t be placed: use isolation="process"',
+                option="label_selector" if self.label_selector else "scheduling_strategy",
             )
         if self.isolation == "shared" and (self.num_gpus or self.env_vars):
             option = "num_gpus" if self.num_gpus else "runtime_env"
@@ -428,6 +456,17 @@ def _checked(option: Option, cls: type[_Options], value: Any) -> Any:
         raise OptionError(
             f"{cls.target} option {option.name}={shown}: {wrong}", option=option.name
         ) from None
+
+
+def _where(strategy: Any, selector: Mapping[str, str] | None) -> list[Any] | None:
+    """Return [strategy, node, soft, label selector], None for anywhere (brokers/placement.py)."""
+    if strategy == "DEFAULT" and not selector:
+        return None
+    if isinstance(strategy, str):
+        return [strategy, b"", False, dict(selector or {})]
+    node_id: str = getattr(strategy, "node_id", "")
+    rules = {**(selector or {}), **getattr(strategy, "selector", {})}
+    return ["DEFAULT", bytes.fromhex(node_id), getattr(strategy, "soft", False), rules]
 
 
 def _request(

@@ -160,6 +160,7 @@ class RemoteFunction:
             options.generator_backlog,
             env_vars,
             options.max_calls,
+            options.where,
         ]
         packed = packed_spec(spec)
         declared = code.classes.get(packed)
@@ -167,7 +168,11 @@ class RemoteFunction:
             with runtime.lock:
                 declared = runtime.session.tasks.declare(
                     spec,
-                    shape=(*sorted(resources.items()), *sorted(env_vars.items())),
+                    shape=(
+                        *sorted(resources.items()),
+                        *sorted(env_vars.items()),
+                        ("", repr(options.where)),
+                    ),
                     returns=self._returns,
                     max_retries=options.max_retries,
                 )

@@ -16,6 +16,7 @@ from typing import Any
 
 from zray import errors
 from zray.client import Client
+from zray.option_feasibility import infeasible, is_feasible
 from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id, task_number_of
 from zray.protocol.limits import ACTOR_BACKLOG_BYTES_MAX, INLINE_BYTES_MAX, MAP_CHUNK_TASKS
@@ -66,6 +67,8 @@ class Runtime(Client):
         self.namespace = ""
         self.env_vars: dict[str, str] = {}
         """What zray.init(runtime_env=...) sets for every task and actor of the job."""
+        self._node_totals: list[dict[str, int]] = [self.welcome["resources"]]
+        """What each node had in all when we last asked, in units."""
         self._exported: dict[bytes, bool] = {}
         self.session.tasks.split_values = _split_values
         self.objects.await_key = lambda key: self._await_keys([key], None)
@@ -137,30 +140,14 @@ class Runtime(Client):
     # -- tasks -------------------------------------------------------------------------------
 
     def check_resources(self, request: dict[str, int], name: str, *, actor: bool = False) -> None:
-        """Raise where this request can never be met: waiting would be for ever."""
-        totals: dict[str, int] = self.welcome["resources"]
-        for resource, amount in request.items():
-            have = totals.get(resource, 0)
-            if amount <= have:
-                continue
-            asked = {each: units / 10000 for each, units in request.items()}
-            capacity = {each: units / 10000 for each, units in totals.items()}
-            if resource not in totals and resource not in ("CPU", "GPU", "memory"):
-                raise errors.UnknownResourceError(
-                    f"{name} asks for resource {resource!r}, which no node has; there are:"
-                    f" {', '.join(sorted(totals))}. Offer it: zray.init(resources="
-                    f"{{{resource!r}: ...}})",
-                    request=asked,
-                    capacity=capacity,
-                )
-            kind = errors.ActorUnschedulableError if actor else errors.TaskUnschedulableError
-            raise kind(
-                f"{name} asks for {amount / 10000:g} {resource}, and the node has"
-                f" {have / 10000:g} in all: it could never run. Ask for less, or start the node"
-                " with more",
-                request=asked,
-                capacity=capacity,
-            )
+        """Raise where no node could ever meet this request: waiting would be for ever."""
+        if is_feasible(request, self._node_totals):
+            return
+        # Nodes come and go: what was so at the last look is asked afresh before it is refused.
+        self._node_totals = self.request(messages.INSPECT, "totals", {})
+        error = infeasible(request, self._node_totals, name, actor=actor)
+        if error is not None:
+            raise error
 
     def submit(
         self,

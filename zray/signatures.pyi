@@ -46,6 +46,10 @@ from typing import (
 )
 
 from zray.refs import ObjectRef, ObjectRefGenerator
+from zray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -73,7 +77,13 @@ class PlacedKeywords(TypedDict, total=False):
     num_gpus: float | None
     memory: float | None
     resources: Mapping[str, float] | None
-    scheduling_strategy: Literal["DEFAULT", "SPREAD"] | None
+    scheduling_strategy: (
+        Literal["DEFAULT", "SPREAD"]
+        | NodeAffinitySchedulingStrategy
+        | NodeLabelSchedulingStrategy
+        | None
+    )
+    label_selector: Mapping[str, str] | None
     runtime_env: Mapping[str, Any] | None
     name: str | None
 

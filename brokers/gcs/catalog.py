@@ -25,12 +25,14 @@ from .ledger import Ledger
 from .store import Put, Transaction
 from .tables import JobRecord, NodeRecord, Tables
 
-_STATES = {
+STATES = {
     "PENDING": "pending",
     "STARTING": "pending",
     "ALIVE": "alive",
     "RESTARTING": "restarting",
 }
+"""What a record calls the states of a dispatcher's living actors."""
+
 _SYNC_S = 1.0
 _PRUNE_S = 60.0
 _FAILURES_SHOWN = 20
@@ -136,7 +138,7 @@ class Catalog:
         if actor not in self._actors:
             return
         self._unwritten.setdefault(actor, {}).update(
-            state=_STATES[state],
+            state=STATES[state],
             worker_id=worker,
             incarnation=incarnation,
             restarts_left=restarts_left,

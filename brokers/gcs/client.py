@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zray.errors import GcsError, GcsUnavailableError, LocalProtocolError, RemoteProtocolError
+from zray.errors import (
+    GcsError,
+    GcsFencedError,
+    GcsSessionLostError,
+    GcsUnavailableError,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
 from zray.protocol.packing import packb
 
 from .client_ranges import RANGES_MAX, OnRange, WatchedRanges
@@ -33,8 +40,6 @@ from .wire import (
     RENEWED,
     SOFT,
     UNAVAILABLE,
-    GcsFencedError,
-    GcsSessionLostError,
     pack,
     unpack,
 )

@@ -116,7 +116,18 @@ def _end_of_node(state: State, node_id: bytes, incarnation: int, cause: str, now
         if job.state == "running":
             ended = replace(job, state="failed", ended_at=now, message=cause)
             writes.append(Put("jobs", job_id, ended.pack()))
+    for place, _ in state.scan("cluster", job_place(home)).entries:
+        writes.append(Delete("cluster", place))
     return True, writes
+
+
+def job_place(job_id: bytes) -> bytes:
+    """Return where in the table "cluster" it is kept what workers of a job must know of it.
+
+    Args:
+        job_id: the whole of it, or its first bytes for those of a node.
+    """
+    return b"job\0" + job_id
 
 
 def _prune(state: State, _fields: Any, _now: float) -> Applied:

@@ -1,10 +1,11 @@
 """The GCS process: one poll loop round the replica.
 
-What    ``python -m zray.brokers gcs --dir DIR --bind ENDPOINT --ready-fd N``. Each wake drains the
-        endpoint, does everything in one commit and sends the answers; what arrives during the
-        commit is the next batch. Changes go to each watcher by the same socket as its answers and
-        not by XPUB, which drops silently at its bound: here a refused send leaves the watcher at
-        its place in the history, and one socket is all that has to be closed to strangers.
+What    ``python -m zray.brokers gcs --dir DIR --bind ENDPOINT --ready-fd N``, with ``--keys DIR``
+        to be reached from other machines. Each wake drains the endpoint, does everything in one
+        commit and sends the answers; what arrives during the commit is the next batch. Changes go
+        to each watcher by the same socket as its answers and not by XPUB, which drops silently at
+        its bound: here a refused send leaves the watcher at its place in the history, and one
+        socket is all that has to be closed to strangers.
 Caller  brokers/__main__.py, started by the head node, which starts it again when it dies.
 Never   decides: the machines do. Never unpickles. Never waits for one peer.
 Spec    docs/explanation/architecture.md, "The GCS and lineage".
@@ -15,18 +16,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from zray import errors
+from zray.net.curve import ClusterKeys, Role
 from zray.net.gcs_link import GcsEndpoint
 from zray.net.poller import READABLE, new_poller
 from zray.net.wake import Wake
 
 from .engine import LmdbStore
 from .environment import Durability
+from .permissions import check_allowed
 from .replica import Replica
 
 _BATCH_MESSAGES = 4000
@@ -57,6 +61,10 @@ class Endpoint(Protocol):
         """Return (peer, frame), or None."""
         ...
 
+    def role(self, peer: bytes) -> Role:
+        """Return what a peer that has sent something may do."""
+        ...
+
     def broken(self) -> list[bytes]:
         """Return peers whose connections broke since the last call."""
         ...
@@ -78,14 +86,24 @@ class GcsServer:
         link: where it is reached; closed with the server.
         durability: "disk": an answer means that a power loss will not undo it. "process": only
             that the death of this process will not.
+        life: a socket whose other end belongs to who has started this process, None where it is
+            to outlive that one.
 
     Raises:
         GcsUnavailableError: another process holds the directory, or it cannot be written.
         GcsError: the files are damaged.
     """
 
-    def __init__(self, directory: str, link: Endpoint, *, durability: Durability = "disk") -> None:
+    def __init__(
+        self,
+        directory: str,
+        link: Endpoint,
+        *,
+        durability: Durability = "disk",
+        life: socket.socket | None = None,
+    ) -> None:
         self.link = link
+        self._life = life
         self.stopping: str | None = None
         self.wake = Wake()
         self._store = LmdbStore(
@@ -99,6 +117,9 @@ class GcsServer:
         self._poller = new_poller()
         for descriptor in (*link.descriptors, self.wake.fileno()):
             self._poller.register(descriptor, READABLE)
+        if life is not None:
+            life.setblocking(False)
+            self._poller.register(life.fileno(), READABLE)
         self._notes = 0
         self._failing_since: float | None = None
         self._ended = threading.Event()
@@ -138,7 +159,10 @@ class GcsServer:
             return
         now = time.monotonic()
         due = self.replica.next_deadline() if self._failing_since is None else now + _RETRY_S
-        self._poller.poll(max(0.0, due - now))
+        ready = self._poller.poll(max(0.0, due - now))
+        if self._life is not None and any(fd == self._life.fileno() for fd, _events in ready):
+            # Started again, that process will want these files for another one.
+            self.stop("the node that started it has ended")
 
     def _wake(self) -> None:
         self.wake.clear()
@@ -151,6 +175,7 @@ class GcsServer:
             if message is None:
                 break
             try:
+                check_allowed(link.role(message[0]), message[1])
                 replica.received(*message, now)
             except errors.RemoteProtocolError as error:
                 self._note(f"{message[0].hex()} sent a malformed message: {error}")
@@ -183,14 +208,25 @@ class GcsServer:
         self.link.close(_LINGER_MS)
         self._store.close()
         self.wake.close()
+        if self._life is not None:
+            self._life.close()
 
 
-def serve(directory: str, bind: str, ready_fd: int, *, durability: Durability = "disk") -> int:
+def serve(
+    directory: str,
+    bind: str,
+    ready_fd: int,
+    *,
+    durability: Durability = "disk",
+    keys: str | None = None,
+    life_fd: int | None = None,
+) -> int:
     """Run the GCS until it is stopped; report on ready_fd first. Returns the exit status."""
     link: GcsEndpoint | None = None
+    life = None if life_fd is None else socket.socket(fileno=life_fd)
     try:
-        link = GcsEndpoint(bind)
-        server = GcsServer(directory, link, durability=durability)
+        link = GcsEndpoint(bind, None if keys is None else ClusterKeys.load(keys))
+        server = GcsServer(directory, link, durability=durability, life=life)
     except (errors.ZrayError, OSError) as error:
         if link is not None:
             link.close()

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zray.errors import GcsError, RemoteProtocolError
+from zray.errors import RemoteProtocolError
 from zray.protocol.packing import packb, unpackb
 
 VERSION = 1
@@ -44,21 +44,6 @@ LOADS = 22
 UNAVAILABLE = 23
 
 Check = Callable[[Any], bool]
-
-
-class GcsFencedError(GcsError):
-    """The GCS has declared this life of the node dead, and does nothing for it any more.
-
-    Who acts: the node. What to do: end its actors, then join again as a new incarnation.
-    """
-
-
-class GcsSessionLostError(GcsError):
-    """The GCS does not know this session (any more), so a command may or may not have happened.
-
-    Who acts: the node. What to do: join again, read what the command was to change, and repeat
-    it where that is needed.
-    """
 
 
 def _count(value: Any) -> bool:

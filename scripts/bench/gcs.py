@@ -1,33 +1,41 @@
-"""The GCS: durable writes in sequence and pipelined, functions, and reads.
+"""The GCS: how many changes a second does it keep, one after the other and pipelined?
 
-What    Starts a GCS process on this machine, and asks it from one session. Beside each rate stands
-        that of bare LMDB commits in the same directory, fsync included: the disk's own limit.
-            python -m scripts.bench.gcs [--quick] [--process]
-Caller  by hand.
-Never   writes outside a temporary directory; --dir chooses the disk.
+What    A GCS process on this machine, asked from one session: writes that are on disk when they are
+        answered, reads, functions. Beside each rate that of bare LMDB commits in the same folder,
+        fsync included: the disk's own limit.
+Caller  run.py.
+Never   starts a node.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from scripts.bench import measuring
+from scripts.bench.bench_node import Bench
+from scripts.bench.curve import Curve, Row
+from scripts.bench.measuring import Latency
 from zray.brokers.gcs.client import GcsSession
 from zray.brokers.gcs.commands import Command
 from zray.brokers.gcs.engine import LmdbStore
 from zray.brokers.gcs.store import Put, Transaction
 from zray.net.gcs_link import GcsPeer
 
+TITLE = "The GCS"
+ABOUT = """What must outlive a crash is written by one process into LMDB, one transaction a change;
+what comes while a commit is under way shares the next one. One session that waits for each answer
+gets a commit for each; one with many under way gets many changes into one. The limit is the disk:
+bare commits of one put, each brought to it."""
+_NOTE = "Ratio: to bare LMDB commits of one put in a run of their own, each brought to disk."
 CODE_BYTES = 8 << 20
 OUTSTANDING = 2000
 
@@ -78,7 +86,7 @@ def started_gcs(folder: str, durability: str) -> Iterator[str]:
     ours, its = os.pipe()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "zray.brokers", "gcs", "--dir", f"{folder}/gcs"),
+            *(sys.executable, "-m", "zray.brokers", "gcs", "--dir", f"{folder}/gcs-{durability}"),
             *("--bind", "tcp://127.0.0.1:0", "--ready-fd", str(its), "--durability", durability),
         ],
         pass_fds=(its,),
@@ -93,39 +101,58 @@ def started_gcs(folder: str, durability: str) -> Iterator[str]:
         process.wait(10)
 
 
-def bare_commits_per_s(folder: str, seconds: float) -> float:
-    """Return how many commits of one put the store itself does in a second."""
-    with LmdbStore(f"{folder}/bare", durability="disk") as store:
+def measure(bench: Bench) -> list[Curve]:
+    """Answer the question."""
+    seconds = bench.seconds(4.0)
+    raw = _bare_commits(bench.folder, seconds)
+    disk = Curve("disk", "One session, values of 100 B, brought to disk", note=_NOTE)
+    memory = Curve("process", "The same, safe from the death of the process alone", note=_NOTE)
+    code = Curve("functions", f"A function of {CODE_BYTES >> 20} MiB", note="In chunks of 1 MiB.")
+    for curve in (disk, memory):
+        with started_gcs(str(bench.folder), curve.name) as endpoint:
+            asker = Asker(endpoint)
+            _figures(asker, curve, raw, seconds)
+            if curve is disk:
+                code.add(_functions(asker))
+            asker.link.close()
+    return [disk, memory, code]
+
+
+def _bare_commits(folder: Path, seconds: float) -> Latency:
+    """Measure commits of one put that the store does by itself."""
+    with LmdbStore(str(folder / "bare"), durability="disk") as store:
         values = iter(range(1 << 60))
 
         def commit() -> None:
             number = next(values)
             store.transact(Transaction((), (Put("kv", b"%d" % (number % 5000), b"v" * 100),)))
 
-        return measuring.latency(commit, seconds).per_s
+        return measuring.latency(commit, seconds)
 
 
-def measure(folder: str, seconds: float, durability: str) -> None:
-    """Print one line a figure."""
-    bare = bare_commits_per_s(folder, seconds)
-    show("bare LMDB commits of one put, fsync", bare, "/s")
-    with started_gcs(folder, durability) as endpoint:
-        asker = Asker(endpoint)
-        number = iter(range(1 << 60))
+def _figures(asker: Asker, curve: Curve, raw: Latency, seconds: float) -> None:
+    number = iter(range(1 << 60))
 
-        def put() -> None:
-            asker.command("KV_PUT", "b", b"%d" % (next(number) % 5000), b"v" * 100, True)
+    def put() -> None:
+        asker.command("KV_PUT", "b", b"%d" % (next(number) % 5000), b"v" * 100, True)
 
-        found = measuring.latency(put, seconds)
-        show("one write after the other", found.per_s, "/s", found.per_s / bare)
-        show("    median", found.p50_us, "us")
-        show("    99th percentile", found.p99_us, "us")
-        pipelined = pipelined_per_s(asker, seconds, number)
-        show(f"writes, {OUTSTANDING} outstanding", pipelined, "/s", pipelined / bare)
-        read = measuring.latency(lambda: asker.command("KV_GET", "b", b"1"), seconds / 2)
-        show("one read after the other", read.per_s, "/s")
-        functions(asker)
-        asker.link.close()
+    def row(what: str, per_s: float, found: Latency | None) -> None:
+        curve.add(
+            {
+                "what": what,
+                "per s": per_s,
+                "p50 µs": None if found is None else found.p50_us,
+                "p99 µs": None if found is None else found.p99_us,
+                "raw per s": raw.per_s,
+                "ratio": per_s / raw.per_s,
+            }
+        )
+
+    found = measuring.latency(put, seconds)
+    row("writes, one after the other", found.per_s, found)
+    row("writes, many under way", pipelined_per_s(asker, seconds, number), None)
+    read = measuring.latency(lambda: asker.command("KV_GET", "b", b"1"), seconds / 2)
+    row("reads, one after the other", read.per_s, read)
 
 
 def pipelined_per_s(asker: Asker, seconds: float, number: Iterator[int]) -> float:
@@ -147,7 +174,7 @@ def pipelined_per_s(asker: Asker, seconds: float, number: Iterator[int]) -> floa
     return answered / (time.perf_counter() - started)
 
 
-def functions(asker: Asker) -> None:
+def _functions(asker: Asker) -> Row:
     """Put and get one large function."""
     code = os.urandom(CODE_BYTES)
     names: list[bytes] = []
@@ -159,27 +186,4 @@ def functions(asker: Asker) -> None:
     get_s = measuring.elapsed_s(
         lambda: asker.ask(lambda done: asker.session.get_function(names[0], done))
     )
-    show(f"function of {CODE_BYTES >> 20} MiB put", CODE_BYTES / put_s / 1e6, "MB/s")
-    show(f"function of {CODE_BYTES >> 20} MiB got", CODE_BYTES / get_s / 1e6, "MB/s")
-
-
-def show(what: str, value: float, unit: str, ratio: float | None = None) -> None:
-    """Print one figure, and its ratio to the bare store."""
-    against = "" if ratio is None else f"   {ratio:.2f} x bare"
-    print(f"{what:44} {value:12,.0f} {unit}{against}", flush=True)
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description="Measure the GCS on this machine.")
-    parser.add_argument("--quick", action="store_true", help="about four seconds in all")
-    parser.add_argument("--process", action="store_true", help="answers do not wait for the disk")
-    parser.add_argument("--dir", default=None, help="where the temporary directory is made")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="zray-bench-gcs", dir=arguments.dir) as folder:
-        durability = "process" if arguments.process else "disk"
-        measure(folder, 1.0 if arguments.quick else 5.0, durability)
-
-
-if __name__ == "__main__":
-    main()
+    return {"put MB/s": CODE_BYTES / put_s / 1e6, "get MB/s": CODE_BYTES / get_s / 1e6}

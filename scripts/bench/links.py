@@ -1,24 +1,18 @@
-"""One link between two processes: messages a second and round trips, beside bare ZeroMQ.
+"""Links: how much is lost of bare ZeroMQ between two nodes, with and without keys?
 
 What    The same two sockets a direction, in the same run: bare DEALER to ROUTER, and Links to
         LinkInbox served from a poll as a node does; both with and without CURVE.
-
-            python -m scripts.bench.links            about 15 s
-            python -m scripts.bench.links --quick    about 4 s
-
-Caller  people; the answering process is this file run as a program.
-Never   writes files, but for keys in a temporary folder.
+Caller  run.py. The answering process is this file run as a program.
+Never   starts a node; writes files, but for keys in the folder of the run.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -27,11 +21,17 @@ import zmq
 import zmq.backend
 
 from scripts.bench import measuring
+from scripts.bench.bench_node import Bench
+from scripts.bench.curve import Curve
 from zray.net.curve import ClusterKeys, Role, secure_client, secure_server
 from zray.net.link_inbox import LinkInbox
 from zray.net.links import Links
 from zray.net.mailbox import new_context
 
+TITLE = "Links"
+ABOUT = """All that two nodes say to each other goes over one link: ZeroMQ over TCP, with CURVE
+where the cluster has keys. The limit is a bare DEALER and ROUTER with the same frames in the same
+run, which knows no peers, no limits and no end of a connection."""
 HEADER = b"h" * 40
 BODY = b"x" * 100
 BURST = 500
@@ -130,10 +130,37 @@ def _answer(kind: str, folder: str, address: str) -> None:
             end.send(header, body)
 
 
-def measure(kind: str, folder: str, seconds: float) -> tuple[float, float]:
+def measure(bench: Bench) -> list[Curve]:
+    """Answer the question."""
+    keys = ClusterKeys.create(str(bench.folder / "keys")).directory
+    seconds = bench.seconds(4.0)
+    curve = Curve(
+        "links",
+        "One link, two processes",
+        note="Messages of 140 B one way, and round trips one at a time. Ratio: messages to those "
+        "of bare ZeroMQ. Slower: round trip over that of bare ZeroMQ.",
+    )
+    for name, folder in (("without keys", ""), ("CURVE", keys)):
+        raw_rate, raw_us = _rate_and_round_trip("bare", folder, seconds)
+        rate, us = _rate_and_round_trip("links", folder, seconds)
+        curve.add(
+            {
+                "what": name,
+                "messages per s": rate,
+                "raw messages per s": raw_rate,
+                "ratio": rate / raw_rate,
+                "round trip µs": us,
+                "raw round trip µs": raw_us,
+                "slower": us / raw_us,
+            }
+        )
+    return [curve]
+
+
+def _rate_and_round_trip(kind: str, folder: str, seconds: float) -> tuple[float, float]:
     """Return (messages a second one way, median round trip in microseconds)."""
     end = KINDS[kind](ClusterKeys.load(folder) if folder else None)
-    program = [sys.executable, "-m", "scripts.bench.links", "--answer", kind, folder, end.address]
+    program = [sys.executable, "-m", "scripts.bench.links", kind, folder, end.address]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         end.connect(process.stdout.readline().strip())
@@ -158,28 +185,5 @@ def measure(kind: str, folder: str, seconds: float) -> tuple[float, float]:
     return count / taken_s, latency.p50_us
 
 
-def main() -> None:
-    """Measure all four and print them with the ratio to bare ZeroMQ."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the time")
-    parser.add_argument("--answer", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.answer:
-        _answer(*given.answer)
-        return
-    seconds = 1.0 if given.quick else 4.0
-    with tempfile.TemporaryDirectory() as base:
-        keys = ClusterKeys.create(os.path.join(base, "keys")).directory
-        print(f"{'':14}{'messages/s':>12}{'of bare':>9}{'round trip':>14}{'of bare':>9}")
-        for name, folder in (("NULL", ""), ("CURVE", keys)):
-            bare_rate, bare_us = measure("bare", folder, seconds)
-            rate, us = measure("links", folder, seconds)
-            print(f"{name + ' bare':14}{bare_rate:12,.0f}{'':9}{bare_us:11.1f} us")
-            print(
-                f"{name + ' links':14}{rate:12,.0f}{rate / bare_rate:9.2f}{us:11.1f} us"
-                f"{us / bare_us:9.2f}"
-            )
-
-
 if __name__ == "__main__":
-    main()
+    _answer(*sys.argv[1:])

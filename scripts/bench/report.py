@@ -33,7 +33,9 @@ scripts/bench/run --plots docs/explanation/plots --report docs/explanation/bench
 
 on {machine}, commit {commit}, in {seconds:.0f} s.
 One question alone: `scripts/bench/run calls`; a look at whether everything works:
-`scripts/bench/run --quick`. What a call costs step by step is in [architecture](architecture.md).
+`scripts/bench/run --quick`. What a call costs step by step is in [architecture](architecture.md);
+what is true of several nodes (links, transfer, gcs, scaling) is here as well, and a simulated
+thousand of them in [scaling](scaling.md).
 """
 
 QUICK = """**This was a quick run**: small sizes and short times, which show that everything works

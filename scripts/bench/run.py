@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = (
     *("calls", "recursion", "refs", "queued"),
     *("fan_in", "payload", "store", "startup", "recovery", "map"),
+    *("links", "transfer", "gcs", "scaling"),
 )
 TIME_LIMIT_S = 180.0
 """A question that has not answered by then hangs: the stacks of its process are shown."""

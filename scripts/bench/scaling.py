@@ -1,9 +1,10 @@
-"""Tasks a second and placement delay over the number of nodes, simulated: one to a thousand.
+"""Scaling: do tasks a second grow with the nodes, and placement delay not, one to a thousand?
 
 What    Runs tests/sim/cluster.py, which is the real scheduler on a virtual clock, for three ways to
         place: bottom-up, at random, one central scheduler. What a decision takes is measured here
-        and now; --plots draws, --report writes docs/explanation/scaling.md.
-Caller  python -m scripts.bench.scaling.
+        and now. As a question it stops at 100 nodes; by itself it goes on to a thousand, and
+        --report writes docs/explanation/scaling.md.
+Caller  run.py; python -m scripts.bench.scaling.
 Never   starts a node: a thousand of them are one process.
 """
 
@@ -17,6 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.bench.bench_node import Bench
+from scripts.bench.curve import Curve, Row
 from scripts.bench.report import machine
 from tests.sim.cluster import BOTTOM_UP, CENTRAL, RANDOM, Cluster, Costs, Load
 from zray.brokers.handover import Waiting, spill
@@ -24,6 +27,11 @@ from zray.brokers.load import LoadTable, NodeLoad
 from zray.brokers.placement import Request, choose
 from zray.protocol.units import CPU, RESOURCE_UNITS
 
+TITLE = "Scaling"
+ABOUT = """Every node of the simulation runs the scheduler, the load table and the handing over of
+a live node; clock, network and workers are virtual. What counts is that a node does as many tasks
+among a hundred others as among ten, and that a task does not wait longer for its place. The page
+[scaling](scaling.md) has the same for a thousand nodes, and what is simulated."""
 NODES = (1, 2, 10, 30, 100, 300, 1000)
 QUICK_NODES = (1, 2, 10, 30)
 CPUS = 4
@@ -111,6 +119,47 @@ def simulate(way: str, nodes: int, costs: Costs, load: Load) -> Point:
         round(outcome.moved / outcome.submitted, 2),
         round(costs.central_us if way == CENTRAL else costs.local_us, 1),
     )
+
+
+def measure(bench: Bench) -> list[Curve]:
+    """Answer the question."""
+    rate = Curve(
+        "throughput",
+        "Tasks a second of each node, simulated",
+        size="nodes",
+        group="placed",
+        per_unit=("µs of a node per task",),
+        plotted=("tasks per s and node", "raw tasks per s and node"),
+        unit="tasks per s and node",
+        note="Raw: what is submitted, 80 % of what the CPUs can do. Ratio: done of it in time.",
+    )
+    delay = Curve(
+        "delay",
+        "How long a task waits for its place, simulated",
+        size="nodes",
+        group="placed",
+        plotted=("p99 ms",),
+        unit="ms",
+        note="From submission to the worker. Moved: tasks that run on another node than their "
+        "driver's.",
+    )
+    per_task_us = local_us()
+    for nodes in bench.sizes(1, 2, 10, 30, 100, quick=10):
+        costs = Costs(central_us(nodes), per_task_us, handover_us(nodes))
+        for way, label in WAYS.items():
+            found = simulate(way, nodes, costs, LOAD)
+            key: Row = {"placed": label, "nodes": nodes}
+            rate.add(
+                key,
+                {
+                    "tasks per s and node": found.tasks_per_s / nodes,
+                    "raw tasks per s and node": found.offered_per_s / nodes,
+                    "ratio": found.tasks_per_s / found.offered_per_s,
+                    "µs of a node per task": 1e6 * nodes / found.tasks_per_s,
+                },
+            )
+            delay.add(key, {"p50 ms": found.p50_ms, "p99 ms": found.p99_ms, "moved": found.moved})
+    return [rate, delay]
 
 
 def draw(points: list[Point], path: Path) -> None:

@@ -86,6 +86,22 @@ def _once(what: str, bound: float, unit: str, *, in_readme: bool = False) -> Bud
     )
 
 
+def _writes(what: str, bound: float, limit: str) -> Budget:
+    """Return the budget of a row of the GCS's writes that are brought to disk."""
+    return Budget(
+        f"GCS, {what}",
+        "gcs",
+        "disk",
+        value=_cell("per s"),
+        unit="per s",
+        bound=bound,
+        where=("what", what),
+        judged="ratio" if limit else "",
+        limit=limit,
+        at_least=True,
+    )
+
+
 BUDGETS = (
     _call("actor call, synchronous", "p50 µs", 1.6, "a raw ZeroMQ round trip"),
     _call("task, synchronous", "p50 µs", 3.0, "a raw ZeroMQ round trip"),
@@ -167,6 +183,42 @@ BUDGETS = (
         where=("what", "task, queued"),
         in_readme=True,
     ),
+    Budget(
+        "object of 64 MiB to another node",
+        "transfer",
+        "plain",
+        value=_cell("GB/s"),
+        unit="GB/s",
+        bound=0.7,
+        where=("MiB", 64),
+        judged="ratio",
+        limit="bare chunks over TCP",
+        at_least=True,
+    ),
+    Budget(
+        "the same with CURVE",
+        "transfer",
+        "curve",
+        value=_cell("GB/s"),
+        unit="GB/s",
+        bound=0.5,
+        where=("MiB", 64),
+        judged="ratio",
+        limit="the same chunks with CURVE",
+        at_least=True,
+    ),
+    Budget(
+        "control message while objects move",
+        "transfer",
+        "control",
+        value=_cell("p50 µs"),
+        unit="µs",
+        bound=2000.0,
+        where=("beside", "objects pulled"),
+    ),
+    # 2000 a second where the disk gives 5000.
+    _writes("writes, one after the other", 0.4, "bare commits to disk"),
+    _writes("writes, many under way", 20_000.0, ""),
 )
 
 

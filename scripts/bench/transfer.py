@@ -1,16 +1,15 @@
-"""Question: how fast does an object get from one node to another, and what does it cost others?
+"""Transfer: how fast does an object get from one node to another, and what does it cost others?
 
 What    Two processes, each a segment and a bulk thread, and a loop as thin as a node's: seconds for
         objects of growing size, next to a bare ZeroMQ loop of the same chunks into touched memory
-        in the same run; and the round trip of a small message on a control socket while bulk runs.
-Caller  scripts/bench/run, as a question; python -m scripts.bench.transfer [--quick].
+        in the same run, without keys and with CURVE; and the round trip of a small message on a
+        control socket while bulk runs.
+Caller  run.py. The other node, and the bare sender, are this file run as a program.
 Never   starts a node.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import subprocess
 import sys
 import threading
@@ -21,33 +20,59 @@ import numpy as np
 import zmq
 
 from scripts.bench import measuring
-from scripts.bench.curve import Curve, shown
+from scripts.bench.bench_node import Bench
+from scripts.bench.curve import Curve, Row
 from zray.brokers.bulk import Bulk
 from zray.brokers.transferring import Allocate, Arrived, Failed, Locate, Priority
+from zray.net.curve import ClusterKeys, Role, ZapHandler, secure_client, secure_server
 from zray.net.poller import READABLE, new_poller
 from zray.net.wake import Wake
 from zray.store.segment import Segment
 
+TITLE = "Transfer"
+ABOUT = """Objects move over a port of their own, in chunks of 1 MiB that the receiver asks for,
+from shared memory into shared memory. The limit is a bare DEALER that pushes the same chunks over
+TCP to a ROUTER, which writes them into memory that is there already."""
 CHUNK = 1 << 20
-SIZES_MB = (1, 64, 256)
 SOURCE, PULLER = b"bench-source", b"bench-puller"
 
 
 class End:
     """One node's end: a segment with one object's room, and a bulk thread."""
 
-    def __init__(self, name: bytes, nbytes: int) -> None:
+    def __init__(self, name: bytes, nbytes: int, folder: str = "") -> None:
         self.nbytes = nbytes
+        self.keys = ClusterKeys.load(folder) if folder else None
         self.segment = Segment.create(nbytes)
         self.segment.commit(0, nbytes)
         np.frombuffer(self.segment.writable(0, nbytes), np.uint8)[:] = len(name)
         self.wake = Wake()
         self.bulk = Bulk(
-            self.segment, name, "tcp://127.0.0.1:*", budget_bytes=nbytes, wake=self.wake.set
+            self.segment,
+            name,
+            "tcp://127.0.0.1:*",
+            budget_bytes=nbytes,
+            wake=self.wake.set,
+            configure_server=None if self.keys is None else self._guard,
+            configure_client=None if self.keys is None else self._show_key,
         )
         self._poller = new_poller()
         self._poller.register(self.wake.fileno(), READABLE)
         self._number = 0
+
+    def _guard(self, socket: zmq.Socket[bytes]) -> ZapHandler:
+        assert self.keys is not None
+        secure_server(socket, self.keys.pair(Role.NODE))
+        return ZapHandler(socket.context, self.keys)
+
+    def _show_key(self, socket: zmq.Socket[bytes], server_key: bytes) -> None:
+        assert self.keys is not None
+        secure_client(socket, self.keys.pair(Role.NODE), server_key)
+
+    def connect(self, peer: bytes, endpoint: str) -> None:
+        """Open the way to the other end."""
+        key = b"" if self.keys is None else self.keys.pair(Role.NODE).public
+        self.bulk.connect(peer, endpoint, key, [key] if key else [])
 
     def serve(self, timeout_s: float = 1.0) -> list[Any]:
         """Wait for the bulk thread, answer it, return what it said."""
@@ -89,14 +114,14 @@ def _program(*arguments: object) -> subprocess.Popen[bytes]:
     )
 
 
-def _source(nbytes: str) -> None:
+def _source(nbytes: str, folder: str) -> None:
     """The other process of a transfer: serves until its standard input ends; echoes on the side."""
-    end = End(SOURCE, int(nbytes))
+    end = End(SOURCE, int(nbytes), folder)
     context: zmq.Context[Any] = zmq.Context()
     echo = context.socket(zmq.ROUTER)
     port = echo.bind_to_random_port("tcp://127.0.0.1")
     print(end.bulk.endpoint, port, flush=True)
-    end.bulk.connect(PULLER, sys.stdin.readline().strip())
+    end.connect(PULLER, sys.stdin.readline().strip())
     over = threading.Event()
 
     def await_end() -> None:
@@ -117,10 +142,13 @@ def _source(nbytes: str) -> None:
     context.destroy(0)
 
 
-def _bare_sender(port: str, nbytes: str) -> None:
+def _bare_sender(port: str, nbytes: str, folder: str) -> None:
     """Push chunks as fast as ZeroMQ takes them, once for every message that comes."""
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.DEALER)
+    if folder:
+        pair = ClusterKeys.load(folder).pair(Role.NODE)
+        secure_client(socket, pair, pair.public)
     socket.setsockopt(zmq.SNDHWM, 8)
     socket.connect(f"tcp://127.0.0.1:{port}")
     total = int(nbytes)
@@ -135,13 +163,16 @@ def _bare_sender(port: str, nbytes: str) -> None:
 class Bare:
     """The least that moves an object: no credit, no names, one ROUTER that receives chunks."""
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, folder: str = "") -> None:
         self.nbytes = nbytes
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
+        if folder:
+            secure_server(self._socket, ClusterKeys.load(folder).pair(Role.NODE))
+            self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 0)  # Nobody is asked who is a member.
         self._socket.setsockopt(zmq.RCVHWM, 8)
         port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        self._process = _program("bare", port, nbytes)
+        self._process = _program("bare", port, nbytes, folder)
         self._who, _ready = self._socket.recv_multipart()
         self._view = np.ones(nbytes, np.uint8).data
 
@@ -162,13 +193,13 @@ class Bare:
 class Pair:
     """Two ends in two processes."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.end = End(PULLER, nbytes)
-        self._process = _program("source", nbytes)
+    def __init__(self, nbytes: int, folder: str = "") -> None:
+        self.end = End(PULLER, nbytes, folder)
+        self._process = _program("source", nbytes, folder)
         assert self._process.stdout is not None
         assert self._process.stdin is not None
         endpoint, port = self._process.stdout.readline().decode().split()
-        self.end.bulk.connect(SOURCE, endpoint)
+        self.end.connect(SOURCE, endpoint)
         self._process.stdin.write(self.end.bulk.endpoint.encode() + b"\n")
         self._process.stdin.flush()
         self._context: zmq.Context[Any] = zmq.Context()
@@ -187,10 +218,10 @@ class Pair:
         self.end.close()
 
 
-def _rates(mb: int, rounds: int) -> dict[str, float | int | str | None]:
+def _rates(mib: int, rounds: int, folder: str) -> Row:
     """Return GB/s of both, taken in turns so that a busy moment falls on both."""
-    nbytes = mb * CHUNK
-    bare, pair = Bare(nbytes), Pair(nbytes)
+    nbytes = mib * CHUNK
+    bare, pair = Bare(nbytes, folder), Pair(nbytes, folder)
     try:
         samples: dict[str, list[float]] = {"bare": [], "zray": []}
         for number in range(rounds + 1):
@@ -204,22 +235,22 @@ def _rates(mb: int, rounds: int) -> dict[str, float | int | str | None]:
         pair.close()
     raw_s, ours_s = measuring.median(samples["bare"]), measuring.median(samples["zray"])
     return {
-        "MiB": mb,
+        "MiB": mib,
         "GB/s": nbytes / ours_s / 1e9,
         "raw GB/s": nbytes / raw_s / 1e9,
-        "of raw": raw_s / ours_s,
-        "best of raw": min(samples["bare"]) / min(samples["zray"]),
+        "ratio": raw_s / ours_s,
+        "ratio of the best": min(samples["bare"]) / min(samples["zray"]),
     }
 
 
-def _latency(nbytes: int, seconds: float) -> list[dict[str, float | int | str | None]]:
+def _latency(nbytes: int, seconds: float) -> list[Row]:
     """Return round trips of a control message, alone and while objects are pulled."""
     pair = Pair(nbytes)
-    rows: list[dict[str, float | int | str | None]] = []
+    rows: list[Row] = []
     try:
         pair.end.pull(nbytes)
         alone = measuring.latency(pair.round_trip, seconds)
-        rows.append({"beside": "nothing", "p50 us": alone.p50_us, "p99 us": alone.p99_us})
+        rows.append({"beside": "nothing", "p50 µs": alone.p50_us, "p99 µs": alone.p99_us})
         over = threading.Event()
 
         def keep_pulling() -> None:
@@ -231,48 +262,43 @@ def _latency(nbytes: int, seconds: float) -> list[dict[str, float | int | str | 
         busy = measuring.latency(pair.round_trip, seconds)
         over.set()
         thread.join()
-        rows.append({"beside": "objects pulled", "p50 us": busy.p50_us, "p99 us": busy.p99_us})
+        rows.append({"beside": "objects pulled", "p50 µs": busy.p50_us, "p99 µs": busy.p99_us})
     finally:
         pair.close()
     return rows
 
 
-def ask(*, quick: bool) -> list[Curve]:
-    """Return the tables of this question."""
-    speed = Curve(
-        "transfer",
-        "An object from one node to another",
-        size="MiB",
-        plotted=("GB/s", "raw GB/s"),
-        unit="GB/s",
-        note="Raw is ZeroMQ pushing the same chunks without asking who wants them.",
-    )
-    rounds = 5 if quick else 15
-    for mb in SIZES_MB:
-        speed.add(_rates(mb, rounds * 4 if mb == 1 else rounds))
+def measure(bench: Bench) -> list[Curve]:
+    """Answer the question."""
+    keys = ClusterKeys.create(str(bench.folder / "keys")).directory
+    rounds = 5 if bench.quick else 15
+    speeds = []
+    for name, title, folder in (
+        ("plain", "An object from one node to another", ""),
+        ("curve", "The same with CURVE", keys),
+    ):
+        speed = Curve(
+            name,
+            title,
+            size="MiB",
+            plotted=("GB/s", "raw GB/s"),
+            unit="GB/s",
+            note="Raw is ZeroMQ pushing the same chunks without asking who wants them. Ratio: of "
+            "the medians.",
+        )
+        for mib in bench.sizes(1, 64, 256, quick=64):
+            speed.add(_rates(mib, rounds * 4 if mib == 1 else rounds, folder))
+        speeds.append(speed)
     control = Curve(
-        "transfer_control",
+        "control",
         "A control message while objects move",
         note="Round trip of 100 bytes through the loop of the node that sends the objects.",
     )
-    for row in _latency(64 * CHUNK, 0.5 if quick else 2.0):
+    for row in _latency(64 * CHUNK, bench.seconds(2.0)):
         control.add(row)
-    return [speed, control]
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Measure object transfer between two nodes.")
-    parser.add_argument("--quick", action="store_true", help="few rounds, some seconds")
-    for curve in ask(quick=parser.parse_args().quick):
-        print(curve.title)
-        for row in curve.rows:
-            print("  " + "  ".join(f"{name} {shown(cell)}" for name, cell in row.items()))
+    return [*speeds, control]
 
 
 if __name__ == "__main__":
     sides: dict[str, Callable[..., None]] = {"source": _source, "bare": _bare_sender}
-    if len(sys.argv) > 1 and sys.argv[1] in sides:
-        sides[sys.argv[1]](*sys.argv[2:])
-    else:
-        os.environ.setdefault("PYTHONUNBUFFERED", "1")
-        _main()
+    sides[sys.argv[1]](*sys.argv[2:])

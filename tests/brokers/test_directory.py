@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from zray.brokers.directory import (
+from zray.brokers.directory import Directory
+from zray.brokers.sharing import (
     Command,
     DeleteSpilled,
-    Directory,
     FreeExtent,
     Locate,
     Restore,

@@ -34,7 +34,7 @@ from zray.brokers.groups import (
     Save,
 )
 from zray.brokers.load import LoadTable, NodeLoad
-from zray.brokers.placement import Request, read_selector
+from zray.brokers.placement import Request
 from zray.brokers.reservations import (
     Committed,
     Evict,
@@ -46,6 +46,7 @@ from zray.brokers.reservations import (
 )
 from zray.brokers.resources import ResourceSet
 from zray.errors import OptionError
+from zray.protocol.labels import read_selector
 
 ONE = 10_000
 

@@ -15,8 +15,9 @@ import pytest
 
 from zray.brokers.handover import HOPS_MAX, Handover, Waiting, give, spill, steal_from
 from zray.brokers.load import DRAINING, LoadTable, NodeLoad
-from zray.brokers.placement import Locality, Request, chance, choose, read_selector, shortage
+from zray.brokers.placement import Locality, Request, chance, choose, shortage
 from zray.errors import OptionError, RemoteProtocolError
+from zray.protocol.labels import read_selector
 
 ONE = 10_000
 CPU = Request({"CPU": ONE})

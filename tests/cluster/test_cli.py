@@ -20,7 +20,9 @@ from tests.waiting import wait_until
 # -- without a node ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["start", "status", "stop", "run", "logs", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "command", ["start", "status", "stop", "keygen", "run", "logs", "doctor", "bench"]
+)
 def test_every_command_explains_itself_with_examples(place: Place, command: str) -> None:
     done = place.run(command, "--help")
     assert done.returncode == 0

@@ -32,6 +32,7 @@ from zray.brokers.node_calls import CALL_RULES
 from zray.brokers.node_mailbox import MAILBOX_RULES
 from zray.net import channel, mailbox, tokens
 from zray.net.edges import Edges
+from zray.node_directory import new_process
 from zray.protocol import frames, messages
 from zray.protocol.limits import (
     ANSWERS_BYTES_MAX,
@@ -52,7 +53,7 @@ class Member:
     """A process that has said HELLO, and says whatever it likes from then on."""
 
     def __init__(self, directory: str, role: str = "driver") -> None:
-        self.identity = os.urandom(8)
+        self.identity = new_process(directory)
         self.directory = directory
         path = os.path.join(directory, "node.sock")
         self.lifeline = channel.connect(path)
@@ -149,6 +150,7 @@ def framed(data: bytes) -> bytes:
 
 
 ID = b"12345678"
+"""Stands for an id of a process of the node, which has no id yet."""
 STRANGE_HELLOS = [
     b"\0",
     os.urandom(300),
@@ -192,10 +194,24 @@ STRANGE_HELLOS = [
 def test_a_connection_that_says_anything_but_a_right_hello_is_closed_and_counted(node, data):
     before = malformed()
     with connect(node) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        sock.sendall(data)
+        sock.sendall(data.replace(ID, new_process(node["directory"])))
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(100) == b""
     wait_until(lambda: malformed() > before)
+
+
+def test_a_process_whose_id_is_of_another_node_is_refused(node):
+    """Its home would be told of its objects, and its messages would go to that node."""
+    before, own = malformed(), api.runtime().node
+    neighbour = own[:3] + bytes((own[3] ^ 1,)) + ID[:4]
+    for identity in (bytes(4) + ID[:4], neighbour, own):
+        for role in ("driver", "observer", "worker", "calls"):
+            with connect(node) as sock:
+                sock.sendall(framed(frames.pack(messages.HELLO, identity, role, os.getpid(), {})))
+                assert sock.recv(100) == b""
+    assert malformed() == before + 12
+    said = Path(node["directory"], "node.log").read_text(errors="replace")
+    assert "HELLO with an id that is not of this node" in said
 
 
 def test_nobody_takes_the_place_of_a_process_that_is_here(node, member):
@@ -225,7 +241,7 @@ with socket.socket(socket.AF_UNIX) as sock:
 
 def test_nobody_writes_calls_in_the_name_of_a_process_that_has_just_come(node):
     path = os.path.join(node["directory"], "node.sock")
-    identity, before = os.urandom(8), malformed()
+    identity, before = new_process(node["directory"]), malformed()
     with contextlib.closing(channel.connect(path)) as lifeline:
         lifeline.send(frames.pack(messages.HELLO, identity, "driver", os.getpid(), {"log": False}))
         assert lifeline.receive() is not None

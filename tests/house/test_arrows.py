@@ -20,7 +20,10 @@ from tests.house.sources import PACKAGES, Source, python_files, report
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("zray.errors",),
     ("zray.protocol*", "zray.exceptions"),
-    ("zray.session*", "zray.option*", "zray.serialization*", "zray.store*"),
+    (
+        *("zray.session*", "zray.option*", "zray.serialization*", "zray.store*"),
+        "zray.util.scheduling_strategies",  # Values of an option, under Ray's name for them.
+    ),
     ("zray.detect*", "zray.configuration*", "zray.net*", "zray.node_*"),
     ("zray.observer", "zray.client*", "zray.objects*", "zray.refs*", "zray.logs*"),
     ("zray.launch*",),
@@ -28,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor"),
         *("zray.context", "zray.state", "zray.trace", "zray.waits"),
     ),
-    ("zray.util*", "zray.testing*", "zray.cli*", "zray"),
+    ("zray.util*", "zray.testing*", "zray.pytest*", "zray.cli*", "zray"),
 )
 # What the two halves may see of zray: never each other, and a broker neither the client nor
 # anything that unpickles. The layout of the shared segment is one for both its sides.
@@ -44,12 +47,26 @@ PURE = (
     "zray.option*",
     "zray.session*",
     "zray.protocol*",
+    "zray.util.scheduling_strategies",
     "zray.brokers.allocator",
+    "zray.brokers.borrowing",
     "zray.brokers.director*",
     "zray.brokers.dispatch*",
+    "zray.brokers.group*",
+    "zray.brokers.handover",
+    "zray.brokers.hold_fence",
+    "zray.brokers.lending",
+    "zray.brokers.load",
+    "zray.brokers.membership",
+    "zray.brokers.membership",
+    "zray.brokers.placement",
+    "zray.brokers.rebalancing",
+    "zray.brokers.reservations",
     "zray.brokers.resources",
     "zray.brokers.schedul*",
+    "zray.brokers.sharing",
     "zray.brokers.task_queues",
+    "zray.brokers.transfer*",
     "zray.brokers.leases",
     "zray.brokers.gcs.actor_table",
     "zray.brokers.gcs.client*",

@@ -28,7 +28,7 @@ GIVEN = Path("zray/util")
 # These modules are tables, a machine's events and commands, or the API as Ray has it: as long as
 # the list of what exists.
 TABLES = {
-    "brokers/scheduling.py",
+    *(*("brokers/scheduling.py", "brokers/sharing.py"), "brokers/sharing.py"),
     *("zray/api.py", "zray/errors.py", "zray/protocol/messages.py", "zray/protocol/outcome.py"),
 }
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX|HA" r"CK)\b|NotImpl" r"ementedError\b")

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from zray.brokers import directory
+from zray.brokers import sharing
 from zray.brokers.directory import Directory
 from zray.protocol import outcome
 from zray.protocol.ids import object_id, owner_of
@@ -71,20 +71,20 @@ class DirectoryMachine(RuleBasedStateMachine):
                 dropped[identity] = self.objects.pop(identity)
         commands, self.directory.commands = self.directory.commands, []
         for command in commands:
-            if isinstance(command, directory.FreeExtent):
+            if isinstance(command, sharing.FreeExtent):
                 owners = [model for model in dropped.values() if command.offset in model.extents]
                 assert len(owners) == 1, "an extent was freed under somebody who holds it"
                 owners[0].extents.remove(command.offset)
-            elif isinstance(command, directory.DeleteSpilled):
+            elif isinstance(command, sharing.DeleteSpilled):
                 self.files.remove(command.file)
-            elif isinstance(command, directory.Locate):
+            elif isinstance(command, sharing.Locate):
                 self.located(command)
-            elif isinstance(command, directory.Restore):
+            elif isinstance(command, sharing.Restore):
                 self.objects[command.object].restoring = True
         for model in dropped.values():
             assert not model.extents, "an extent was not freed"
 
-    def located(self, command: directory.Locate) -> None:
+    def located(self, command: sharing.Locate) -> None:
         model = self.objects.get(command.object)
         if model is None:
             return
@@ -271,7 +271,7 @@ class DirectoryMachine(RuleBasedStateMachine):
         if self.directory.spilled(identity, file):
             assert not model.mapped, "it was moved under somebody who has it mapped"
             (command,) = self.directory.commands
-            assert isinstance(command, directory.FreeExtent)
+            assert isinstance(command, sharing.FreeExtent)
             model.extents.remove(command.offset)
             self.directory.commands = []
             model.file = file

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from zray.brokers import directory
+from zray.brokers import sharing
 from zray.brokers.directory import Directory
 from zray.protocol import frames, messages, outcome
 from zray.protocol.ids import object_id
@@ -127,9 +127,9 @@ class ReferencesMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         commands, self.directory.commands = self.directory.commands, []
         for command in commands:
-            if isinstance(command, directory.FreeExtent):
+            if isinstance(command, sharing.FreeExtent):
                 self.extents.remove(command.offset)
-            elif isinstance(command, directory.Locate):
+            elif isinstance(command, sharing.Locate):
                 (client,) = (each for each in self.clients if each.process == command.process)
                 assert command.outcome != LOST, "what is held was said to be gone"
                 client.references.found(command.object, command.outcome)

@@ -19,15 +19,18 @@ from zray.brokers.allocator import Allocator
 from zray.brokers.directory import Directory
 from zray.brokers.dispatcher import Dispatcher
 from zray.brokers.event_queries import EventQueries
-from zray.brokers.node import Node, error_outcome
+from zray.brokers.node import Node
 from zray.brokers.node_commands import perform_all
+from zray.brokers.node_outcomes import error_outcome
 from zray.brokers.peers import Processes
 from zray.brokers.reception import Reception
 from zray.brokers.resources import ResourceSet
 from zray.brokers.scheduler import Scheduler
+from zray.brokers.shared_tables import OwnTables
 from zray.brokers.store import Store
 from zray.net import channel
 from zray.protocol import frames
+from zray.protocol.ids import node_id, process_id
 from zray.store.segment import Segment
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 _SWEEP_S = 0.5
 _TICK_S = 0.01
+NODE = node_id(b"node")
 
 
 class Stream:
@@ -148,7 +152,7 @@ class SimWorkers:
 
     def fork(self, _env: tuple[tuple[str, str], ...]) -> SimWorkerProcess:
         self._count += 1
-        process = b"w%07d" % self._count
+        process = process_id(NODE, b"w" + self._count.to_bytes(3, "big"))
         self.world.names[process] = f"w{self._count}"
         self.by_process[process] = SimWorkerProcess(process)
         delay = self.world.rng.uniform(0.001, 0.004)
@@ -357,7 +361,7 @@ class SimNode(Node):
         self.directory = ""
         self.settings = {}
         self.embedded = False
-        self.process = b"thenode!"
+        self.process = NODE
         self.secret = b""
         world.names[self.process] = "node"
         world.node = self
@@ -389,6 +393,8 @@ class SimNode(Node):
         self.streams[0] = self.listener
         self.on_ready = None
         self.output_log = None
+        self.cluster = None
+        self.shared_tables = OwnTables(self)
         self.malformed = 0
         self.now = 0.0
         self._next_sweep = _SWEEP_S

@@ -12,10 +12,11 @@ import gc
 import random
 
 from tests.sim.driver import SimDriver
-from tests.sim.node import SimNode
+from tests.sim.node import NODE, SimNode
 from tests.sim.process import STORED_BYTES, SimProcess
 from tests.sim.worker import SimWorker
 from tests.sim.world import World
+from zray.protocol.ids import process_id
 
 TIME_MAX_S = 100.0
 EVENTS_MAX = 200_000
@@ -47,7 +48,7 @@ class Simulation:
         crashes = self.kills > 0 and self.fate.random() < 0.5
         self.drivers = []
         for number in range(rng.choice((1, 1, 2, 3))):
-            identity = b"driver%02d" % (number + 1)
+            identity = process_id(NODE, b"d" + (number + 1).to_bytes(3, "big"))
             world.names[identity] = f"d{number + 1}"
             self.drivers.append(
                 SimDriver(

@@ -321,7 +321,7 @@ class SimWorker(SimRuntime):
 
     def _fetch(self, identity: bytes, found: bytes) -> Program:
         """Values.fetch()."""
-        if found[0] != outcome.STORED:
+        if found[0] not in (outcome.STORED, outcome.ELSEWHERE):
             return self.value(identity, identity, found)
         references = self.references
         key = references.key_of(identity)

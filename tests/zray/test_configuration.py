@@ -180,14 +180,97 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_last_node_is_remembered_for_this_user_alone(context: Path) -> None:
     assert node_address.remembered() is None
-    node_address.remember("/first", 1)
-    node_address.remember("/second", 2)
+    node_address.remember("/first")
+    node_address.remember("/second")
     assert context.stat().st_mode & 0o777 == 0o600
     assert node_address.remembered() == "/second"
     node_address.forget("/first")
     assert node_address.remembered() == "/second"
     node_address.forget("/second")
     assert not context.exists()
+
+
+def test_of_several_nodes_the_one_before_is_the_last_again_when_the_last_is_stopped(
+    context: Path, tmp_path: Path
+) -> None:
+    held = []
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+        node_address.remember(str(tmp_path / name))
+        if name != "second":  # That one was killed.
+            held.append(node_directory.hold(str(tmp_path / name)))
+    try:
+        assert node_address.remembered_all() == [
+            str(tmp_path / name) for name in ("third", "second", "first")
+        ]
+        node_address.forget(str(tmp_path / "third"))
+        assert node_address.remembered_all() == [str(tmp_path / "first")]
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+CLUSTERS: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({}, None),
+    ({"head": True}, {}),
+    ({"head": True, "port": "6380", "keys": "none"}, {"port": 6380, "keys": "none"}),
+    ({"join": "10.0.0.7:6380"}, {"join": ["tcp://10.0.0.7:6380"]}),
+    ({"join": "zray://a:1,[::1]:2"}, {"join": ["tcp://a:1", "tcp://[::1]:2"]}),
+    ({"join": ["tcp://a:1"], "advertise": "b:2"}, {"join": ["tcp://a:1"], "advertise": "b:2"}),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), CLUSTERS)
+def test_settings_of_a_node_among_others(
+    project: Path, given: dict[str, Any], expected: dict[str, Any] | None
+) -> None:
+    assert _resolve(project, given).cluster() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"head": True, "join": "a:1"}, "head or join"),
+        ({"port": 1}, "say head or join too"),
+        ({"head": True, "port": 65536}, "65535"),
+        ({"head": True, "port": "x"}, "number"),
+        ({"join": "a"}, "HOST:PORT"),
+        ({"join": "a:0"}, "HOST:PORT"),
+        ({"join": "a:1,"}, "HOST:PORT"),
+        ({"head": True, "advertise": "a:b"}, "HOST or HOST:PORT"),
+        ({"labels": "zone"}, "zone=a"),
+        ({"labels": "{"}, "JSON"),
+        ({"labels": {"zone": 1}}, "strings"),
+        ({"labells": "zone=a"}, "did you mean labels"),
+    ],
+)
+def test_wrong_settings_of_a_node_among_others_are_refused(
+    project: Path, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        _resolve(project, given).cluster()
+
+
+def test_what_is_typed_decides_between_head_and_join_of_a_file(project: Path) -> None:
+    (project / "zray.toml").write_text('join = "a:1"\nport = 7\n[labels]\nzone = "a"\n')
+    found = _resolve(project)
+    assert found.cluster() == {"join": ["tcp://a:1"], "port": 7}
+    assert found.node() == {"labels": {"zone": "a"}}
+    assert _resolve(project, {"head": True}).cluster() == {"port": 7}
+    other = _resolve(project, {"join": "b:2"}, environ={"ZRAY_HEAD": "1"})
+    assert other.cluster() == {"join": ["tcp://b:2"], "port": 7}
+
+
+def test_a_port_in_a_file_does_not_make_a_cluster(project: Path) -> None:
+    (project / "zray.toml").write_text("port = 7\n")
+    assert _resolve(project).cluster() is None
+
+
+@pytest.mark.parametrize(
+    "text", ["zone=a,disk=ssd", '{"zone": "a", "disk": "ssd"}', "zone=a, disk = ssd"]
+)
+def test_labels_are_pairs_or_json(project: Path, text: str) -> None:
+    assert _resolve(project, {"labels": text}).node() == {"labels": {"zone": "a", "disk": "ssd"}}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])

@@ -21,6 +21,12 @@ import zray.options
 from zray.errors import OptionError
 from zray.options import OPTIONS, ActorOptions, MethodOptions, TaskOptions, describe
 from zray.protocol.units import RESOURCE_UNITS, to_units
+from zray.util.scheduling_strategies import (
+    DoesNotExist,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+)
 
 RECORDS = {"task": TaskOptions, "actor": ActorOptions, "method": MethodOptions}
 Record = type[TaskOptions] | type[ActorOptions] | type[MethodOptions]
@@ -190,10 +196,8 @@ def test_a_wrong_value_is_refused_with_its_name_and_the_reason(
         {"placement_group": object()},
         {"placement_group_bundle_index": 0},
         {"placement_group_capture_child_tasks": True},
-        {"label_selector": {"zone": "a"}},
         {"fallback_strategy": [{}]},
         {"accelerator_type": "A100"},
-        {"scheduling_strategy": object()},
         {"enable_task_events": False},
         {"object_store_memory": 1},
         {"recovery": "state"},
@@ -206,6 +210,47 @@ def test_a_wrong_value_is_refused_with_its_name_and_the_reason(
 )
 def test_what_this_release_cannot_honour_is_refused(given: dict[str, Any]) -> None:
     assert "not in this release" in _refusal(ActorOptions, **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scheduling_strategy": object()},
+        {"scheduling_strategy": "PACK"},
+        {"label_selector": ["zone"]},
+        {"label_selector": {"zone": 1}},
+        {"label_selector": {"zone": "near(a)"}},
+    ],
+    ids=str,
+)
+def test_a_placement_that_is_none_is_refused(given: dict[str, Any]) -> None:
+    assert next(iter(given)) in _refusal(TaskOptions, **given)
+
+
+def test_a_placement_is_told_to_the_node_as_one_row() -> None:
+    affinity = NodeAffinitySchedulingStrategy("00112233" + "00" * 4, soft=True)
+    labels = NodeLabelSchedulingStrategy({"zone": In("a", "b"), "gpu": DoesNotExist()})
+    assert TaskOptions.parse({}).where is None
+    assert TaskOptions.parse({"scheduling_strategy": "SPREAD"}).where == ["SPREAD", b"", False, {}]
+    node = bytes.fromhex("0011223300000000")
+    assert TaskOptions.parse({"scheduling_strategy": affinity}).where == ["DEFAULT", node, True, {}]
+    found = ActorOptions.parse({"scheduling_strategy": labels, "label_selector": {"disk": "ssd"}})
+    rules = {"disk": "ssd", "gpu": "!exists()", "zone": "in(a, b)"}
+    assert found.where == ["DEFAULT", b"", False, rules]
+
+
+def test_a_strategy_with_a_wrong_part_is_refused_where_it_is_made() -> None:
+    with pytest.raises(OptionError, match="no node's id"):
+        NodeAffinitySchedulingStrategy("head", soft=False)
+    with pytest.raises(OptionError, match="condition"):
+        NodeLabelSchedulingStrategy({"zone": "a"})  # type: ignore[dict-item]
+    with pytest.raises(OptionError, match="label value"):
+        In()
+
+
+def test_a_shared_actor_is_not_placed() -> None:
+    message = _refusal(ActorOptions, isolation="shared", scheduling_strategy="SPREAD")
+    assert "shares a process" in message
 
 
 def test_speculation_and_tensor_transport_are_refused() -> None:

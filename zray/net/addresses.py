@@ -12,7 +12,8 @@ import socket as sockets
 
 import zmq
 
-from zray.net.curve import ClusterKeys, SecurityError
+from zray.errors import SecurityError
+from zray.net.curve import ClusterKeys
 
 
 def is_loopback(host: str) -> bool:
@@ -54,17 +55,31 @@ def advertised(host: str, port: int, advertise: str | None) -> str:
     return endpoint(bare, port)
 
 
+def address_towards(address: str) -> str:
+    """Return the address of this machine that the host of "tcp://HOST:PORT" can reach.
+
+    Raises OSError where the host has no address, or there is no way to it.
+    """
+    host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    found = sockets.getaddrinfo(host, 9, type=sockets.SOCK_DGRAM)
+    return _address_on_the_way(found[0][0], str(found[0][4][0]))
+
+
 def _outward_address(wildcard: str) -> str:
     """Return this machine's address on the way out; its loopback where there is no way out."""
     family, target, loopback = sockets.AF_INET, "192.0.2.1", "127.0.0.1"
     if wildcard == "::":
         family, target, loopback = sockets.AF_INET6, "2001:db8::1", "::1"
+    try:
+        return _address_on_the_way(family, target)
+    except OSError:
+        return loopback
+
+
+def _address_on_the_way(family: sockets.AddressFamily, target: str) -> str:
     with sockets.socket(family, sockets.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((target, 9))  # Chooses a route, sends nothing.
-            return str(probe.getsockname()[0])
-        except OSError:
-            return loopback
+        probe.connect((target, 9))  # Chooses a route, sends nothing.
+        return str(probe.getsockname()[0])
 
 
 def bind(socket: zmq.Socket[bytes], host: str, port: int) -> int:

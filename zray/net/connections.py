@@ -66,6 +66,19 @@ def open_monitor(
     return monitor
 
 
+def close_monitored(
+    socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], linger_ms: int = 0
+) -> None:
+    """Close a socket and its monitor.
+
+    The order matters: an event for a monitor that nobody holds any more blocks the I/O thread, and
+    with it all other sockets of the context.
+    """
+    socket.disable_monitor()
+    monitor.close(0)
+    socket.close(linger_ms)
+
+
 def read_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
     """Return (event, value) of the next event, None where there is none."""
     try:
@@ -120,6 +133,7 @@ class Connections:
         events = _ACCEPTED | _DISCONNECTED
         for event in _FAILED:
             events |= event
+        self._socket = socket
         self._monitor = open_monitor(context, socket, events)
         self.descriptor = int(self._monitor.get(zmq.FD))
 
@@ -214,8 +228,8 @@ class Connections:
                 self.cut(connection.descriptor, "message without end")
 
     def close(self) -> None:
-        """Give the monitor back; close the socket first."""
-        self._monitor.close(0)
+        """Close the socket and its monitor."""
+        close_monitored(self._socket, self._monitor)
 
 
 def _received_bytes(descriptor: int) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
-from zray import errors
+from zray.errors import SecurityError
 
 ZAP_DOMAIN = b"zray"
 PUBLIC_KEY_BYTES = 40
@@ -34,13 +34,6 @@ _FILE = "keys.json"
 _FORMAT = 1
 _FILE_BYTES_MAX = 16 * 1024 * 1024
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-
-
-class SecurityError(errors.ClusterError):
-    """Keys are missing or unsafe, or a port would stand open to strangers.
-
-    Who acts: who runs the cluster. What to do: what the message says; no retry helps before.
-    """
 
 
 class Role(enum.StrEnum):
@@ -127,6 +120,21 @@ class ClusterKeys:
         """
         path = os.path.abspath(directory or default_directory())
         return cls(path, *_read(path))
+
+    @classmethod
+    def ensure(cls, directory: str | None = None) -> ClusterKeys:
+        """Read the keys in a folder, where there are none make them first.
+
+        Raises SecurityError where those that are there cannot be used.
+        """
+        file = os.path.join(os.path.abspath(directory or default_directory()), _FILE)
+        if not os.path.lexists(file):
+            try:
+                return cls.create(directory)
+            except SecurityError:
+                if not os.path.lexists(file):  # Else somebody has made them at the same time.
+                    raise
+        return cls.load(directory)
 
     def reload(self) -> bool:
         """Read the file again if it is another one by now; return whether it is.

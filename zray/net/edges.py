@@ -56,11 +56,21 @@ def _prefix(flags: int, length: int) -> bytes:
     return bytes((flags | _LONG,)) + _LENGTH.pack(length)
 
 
-def _frame(flags: int, body: bytes) -> bytes:
+def frame(flags: int, body: bytes) -> bytes:
+    """Return one frame as it is on the wire."""
     return _prefix(flags, len(body)) + body
 
 
-def _ready(identity: bytes, token: bytes) -> bytes:
+def message_frames(header: bytes, payloads: Sequence[bytes]) -> bytes:
+    """Return a message with payloads as it is on the wire."""
+    parts = [frame(_MORE, header)]
+    for payload in payloads[:-1]:
+        parts += (_prefix(_MORE, len(payload)), payload)
+    parts += (_prefix(0, len(payloads[-1])), payloads[-1])
+    return b"".join(parts)
+
+
+def ready(identity: bytes, token: bytes) -> bytes:
     """Return the greeting and the READY command of a DEALER with this identity."""
 
     def item(name: bytes, value: bytes) -> bytes:
@@ -74,7 +84,7 @@ def _ready(identity: bytes, token: bytes) -> bytes:
             item(b"X-Token", token),
         )
     )
-    return _GREETING + _frame(_COMMAND, body)
+    return _GREETING + frame(_COMMAND, body)
 
 
 def _properties_of(command: bytes) -> dict[bytes, bytes]:
@@ -151,6 +161,8 @@ class Edges:
         self.backlog_bytes = 0
         """Those bytes, of all edges."""
         self.malformed = 0
+        self.forward: Callable[[bytes, list[bytes]], bool] = _no_way
+        """Set by the client: hand a message for a process of another node to ours."""
         self._secret = b""
         self._node = b""
         self._node_routing_id = b""
@@ -185,7 +197,7 @@ class Edges:
         self._node = node
         self._node_routing_id = tokens.routing_id(secret, node)
         self.peers.routing_id = tokens.routing_id(secret, self.own_id)
-        self._hello = _ready(self.own_id, tokens.token(secret, self.own_id))
+        self._hello = ready(self.own_id, tokens.token(secret, self.own_id))
 
     # -- receiving -------------------------------------------------------------------------------
 
@@ -238,7 +250,7 @@ class Edges:
         while (message := self.inbox.receive()) is not None:
             sender, header, payloads = message
             if tokens.is_same(self._node_routing_id, sender):
-                received.append(self._unwrapped(header, payloads))
+                received.append((self._node, header, payloads))
             else:
                 self.malformed += 1  # Nobody else writes here.
         for _ in range(_EDGE_ROUNDS if received else 0):
@@ -345,7 +357,10 @@ class Edges:
                 header, *payloads = edge.frames
                 payloads.append(body)
                 edge.frames = []
-                self._ready.append((edge.peer, header, payloads))
+                if edge.peer == self._node:
+                    self._ready.append(self._unwrapped(header, payloads))
+                else:
+                    self._ready.append((edge.peer, header, payloads))
             else:
                 self._ready.append((edge.peer, body, []))
 
@@ -363,6 +378,8 @@ class Edges:
         if edge.peer is None:
             edge.peer = identity
             self._unnamed.pop(edge.socket.fileno(), None)
+            if identity == self._node:
+                return  # It brings what processes of other nodes say; it never reads here.
             with self._lock:
                 # Whoever was first stays the way to this peer: one way keeps the order.
                 self._by_peer.setdefault(identity, edge)
@@ -440,17 +457,9 @@ class Edges:
         edge = self._by_peer.get(peer)
         if edge is None:
             if self._is_foreign(peer):
-                forward = frames.pack(messages.FORWARD, peer, payloads=1 + len(payloads))
-                return self.peers.send(self._node, forward, (header, *payloads))
+                return self.forward(peer, [header, *payloads])
             return self.peers.send(peer, header, payloads)
-        if payloads:
-            parts = [_frame(_MORE, header)]
-            for payload in payloads[:-1]:
-                parts += (_prefix(_MORE, len(payload)), payload)
-            parts += (_prefix(0, len(payloads[-1])), payloads[-1])
-            data = b"".join(parts)
-        else:
-            data = _frame(0, header)
+        data = message_frames(header, payloads) if payloads else frame(0, header)
         with self._lock:
             return self._write(edge, data)
 
@@ -531,3 +540,7 @@ class Edges:
             os.unlink(self._path(self.endpoint))
         self.inbox.close()
         self.peers.close()
+
+
+def _no_way(_peer: bytes, _frames: list[bytes]) -> bool:
+    return False

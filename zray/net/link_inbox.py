@@ -319,7 +319,6 @@ class LinkInbox:
         self._arrivals.close()
 
     def _close_sockets(self) -> None:
-        self._socket.close(0)
         self._connections.close()
         if self._zap is not None:
             self._zap.close()

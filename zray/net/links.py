@@ -20,9 +20,9 @@ from typing import NamedTuple
 import zmq
 from zmq.backend import Socket as _Backend
 
-from zray.errors import LocalProtocolError
-from zray.net.connections import open_monitor, read_event
-from zray.net.curve import ClusterKeys, Role, SecurityError, secure_client
+from zray.errors import LocalProtocolError, SecurityError
+from zray.net.connections import close_monitored, open_monitor, read_event
+from zray.net.curve import ClusterKeys, Role, secure_client
 from zray.net.link_inbox import (
     LINK_FRAME_BYTES_MAX,
     LINK_QUEUE_MESSAGES_MAX,
@@ -408,8 +408,7 @@ class Links:
             descriptor = int(each.get(zmq.FD))
             self._poller.unregister(descriptor)
             del self._by_descriptor[descriptor]
-        socket.close(linger_ms)
-        monitor.close(0)
+        close_monitored(socket, monitor, linger_ms)
 
     def drop(self, peer: bytes) -> None:
         """Close the way to a peer and forget what waits for it."""

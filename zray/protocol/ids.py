@@ -42,6 +42,24 @@ def process_id(node: NodeId, own: bytes) -> ProcessId:
     return node[:NODE_PREFIX_BYTES] + own
 
 
+def worker_id(node: NodeId, count: int) -> ProcessId:
+    """Return the id of the ``count``-th worker of a node, from 1 on.
+
+    Of random numbers this short two would be equal among a hundred thousand workers.
+    """
+    return process_id(node, count.to_bytes(PROCESS_ID_BYTES - NODE_PREFIX_BYTES, "big"))
+
+
+def guest_id(node: NodeId, random: bytes) -> ProcessId:
+    """Return the id of a process that connects to a node by itself; no worker's is equal.
+
+    Args:
+        node: the node's id.
+        random: 4 bytes.
+    """
+    return process_id(node, bytes((random[0] | 0x80, *random[1:])))
+
+
 def object_id(process: ProcessId, number: int) -> ObjectId:
     """Join the owner's 8 bytes and the object's number into the 16-byte id."""
     return process + number.to_bytes(8, "big")

@@ -69,6 +69,9 @@ WORKERS_MAX = 4000
 NODE_START_TIMEOUT_S = 15.0
 """zray.init() gives up on a node that has not reported ready by then."""
 
+NODE_JOIN_TIMEOUT_S = 10.0
+"""A node that is to join others gives up when none of them has answered by then."""
+
 SHUTDOWN_GRACE_S = 2.0
 """Workers get this long to end by themselves before SIGKILL."""
 

@@ -1,9 +1,9 @@
-"""Every message between two nodes, in one table.
+"""Every message between two nodes, in one table like that of zray/protocol/messages.py.
 
-What    Rows as in zray/protocol/messages.py. The way is a link: ZeroMQ over TCP with CURVE, a
-        DEALER of the sender to the one ROUTER of the receiver; in order for each pair of nodes.
-        Where a node does for its processes what a process does for itself, the message is the
-        same as on their own streams: to another node, a node is a client.
+What    link      ZeroMQ over TCP with CURVE: a DEALER of the sender to the one ROUTER of the
+                  receiver, in order for each pair of nodes. Where a node does for its processes
+                  what a process does for itself, the message is the same as on their own
+                  streams: to another node, a node is a client.
 Caller  brokers/, docs/reference/protocol.md (generated).
 Never   holds behaviour.
 """
@@ -12,7 +12,6 @@ from zray.protocol.messages import (
     ACTOR_STATE,
     HOLD,
     KILL_ACTOR,
-    LOG,
     PROCESS_DIED,
     RELEASE,
     WATCH_ACTOR,
@@ -36,8 +35,12 @@ CODE = 125
 STORED_AT = 126
 LOCATE_FOREIGN = 127
 FOUND = 128
-PULL = 129
-CHUNK = 130
+HOLDS_COUNTED = 129
+COPY_GONE = 130
+OUTPUT = 140
+JOB_ENDED = 150
+SUSPECTED = 151
+STOPPED = 152
 
 _N = "link"
 
@@ -56,8 +59,8 @@ LINK_MESSAGES: tuple[Message, ...] = (
     _row(
         LOAD,
         "LOAD",
-        ("available", "queued"),
-        "What is free here, and how many tasks wait.",
+        ("row",),
+        "Our row of the load table (brokers/load.py); what is free here, and how long tasks wait.",
     ),
     _row(
         RELAY,
@@ -69,8 +72,9 @@ LINK_MESSAGES: tuple[Message, ...] = (
     _row(
         BORROW,
         "BORROW",
-        ("request", "amounts", "environment"),
-        "Lend us a worker that holds these resources, for a job of ours.",
+        ("request", "placement", "resources", "environment", "for_actor", "patient"),
+        "Lend us a worker that holds these resources, for a job of ours; placement: what must be"
+        " free for it. patient: nobody else can, so the request may wait its turn.",
     ),
     _row(
         LENT,
@@ -78,7 +82,12 @@ LINK_MESSAGES: tuple[Message, ...] = (
         ("request", "worker", "pid", "gpus"),
         "This worker takes its work from you from now on; null: there is none to spare.",
     ),
-    _row(GIVE_BACK, "GIVE_BACK", ("worker",), "We need it no more; it has nothing to do."),
+    _row(
+        GIVE_BACK,
+        "GIVE_BACK",
+        ("worker", "spent"),
+        "We need it no more; it has nothing to do. spent: nor is it to do anything else.",
+    ),
     _row(WANTED_BACK, "WANTED_BACK", ("worker",), "Give it back when it has nothing to do."),
     _row(
         TO_WORKER,
@@ -95,7 +104,18 @@ LINK_MESSAGES: tuple[Message, ...] = (
         ("worker", "packed"),
         "What a worker that is lent to you has told its node of its work.",
     ),
-    _row(WORKER_DIED, "WORKER_DIED", ("worker", "reason"), "A worker that is lent to you has died."),
+    _row(
+        WORKER_DIED, "WORKER_DIED", ("worker", "reason"), "A worker that is lent to you has died."
+    ),
+    _row(SUSPECTED, "SUSPECTED", ("worker",), "A worker that is lent to us does not answer."),
+    _row(STOPPED, "STOPPED", ("worker",), "It was stopped: others may do what it has not begun."),
+    _row(JOB_ENDED, "JOB_ENDED", ("job",), "A driver of ours is gone: nothing of its job goes on."),
+    _row(
+        OUTPUT,
+        "OUTPUT",
+        ("job", "lines"),
+        "What workers of ours have printed for a job of yours: lines as in LOG.",
+    ),
     _row(CODE_WANTED, "CODE_WANTED", ("function", "job"), "A worker of ours is to run this."),
     _row(
         CODE,
@@ -115,21 +135,24 @@ LINK_MESSAGES: tuple[Message, ...] = (
         FOUND,
         "FOUND",
         ("objects",),
-        "Each [object, outcome or null, nbytes, nodes that have it in memory].",
+        "Each [object, outcome or null, nbytes, nodes that have it or are getting it].",
     ),
-    _row(PULL, "PULL", ("object", "offset", "nbytes"), "Send this part of an object's blob."),
+    _row(HOLDS_COUNTED, "HOLDS_COUNTED", ("count",), "So many more HOLDs of yours are counted."),
     _row(
-        CHUNK,
-        "CHUNK",
-        ("object", "offset", "nbytes"),
-        "A part of an object's blob; nbytes -1: it is not here.",
-        payload="the bytes",
+        COPY_GONE,
+        "COPY_GONE",
+        ("objects",),
+        "We have no copy of these any more, or could not get one.",
     ),
 )
 
 AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 """Of calls: what a node may send to another on behalf of its processes."""
-AS_HOME = (ACTOR_STATE, PROCESS_DIED, LOG)
+UNFENCED = frozenset(
+    (LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD)
+)
+"""Nobody gives up a reference because of these: they need not wait until HOLDs are counted."""
+AS_HOME = (ACTOR_STATE, PROCESS_DIED)
 """What a home node tells another, which tells its processes."""
 
 LINK_NAMES: dict[int, str] = {row.kind: row.name for row in LINK_MESSAGES}

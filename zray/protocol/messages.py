@@ -49,7 +49,6 @@ YIELDED = 17
 CONSUMED = 18
 PING = 19
 RECONCILE = 20
-FORWARD = 21
 FORWARDED = 22
 # -- calls (process to node) -------------------------------------------------------------------
 HELLO = 32
@@ -82,6 +81,7 @@ INSPECT = 57
 STOP = 59
 ACTOR_EXIT = 60
 GOODBYE = 61
+FORWARD = 64
 EVENTS = 62
 ACTOR_ARGUMENTS = 63
 # -- lifeline (node to process) ------------------------------------------------------------------
@@ -286,16 +286,6 @@ MESSAGES: tuple[Message, ...] = (
         "Which of these [first, item] does the node still have?",
     ),
     Message(
-        FORWARD,
-        "FORWARD",
-        _M,
-        "client",
-        "node",
-        ("destination",),
-        "For a process of another node.",
-        payload="header and payloads",
-    ),
-    Message(
         FORWARDED,
         "FORWARDED",
         _M,
@@ -409,6 +399,15 @@ MESSAGES: tuple[Message, ...] = (
         "Pairs [object or actor, units]: references this process gives up; and what was made"
         " for it that it gives up, or has never had: once is enough, twice does no harm. Heeded"
         " after what any process wrote before it.",
+    ),
+    Message(
+        FORWARD,
+        "FORWARD",
+        _C,
+        "client",
+        "node",
+        ("destination", "frames"),
+        "For a process of another node: header and payloads.",
     ),
     Message(
         LOCATE,

@@ -139,7 +139,7 @@ class Session:
     def _fill(self, held: HeldCall, key: Key) -> bool | None:
         """True: filled. False: not here yet. None: the call is over (an argument failed)."""
         found = self.results.get(key)
-        if found is None or found[0] == outcome.ELSEWHERE:
+        if found is None:
             return False
         positions = held.slots.pop(key, None)
         if positions is None:
@@ -148,7 +148,8 @@ class Session:
             held.slots.clear()
             held.fail(found)
             return None
-        if found[0] == outcome.STORED:
+        if found[0] == outcome.STORED or found[0] == outcome.ELSEWHERE:
+            # What is on another node or on disk is fetched by who needs it, where that runs.
             self.references.share(key)
         for position in positions:
             held.filled[position] = (self.references.id_of(key), found)
@@ -194,7 +195,7 @@ class Session:
 
     def _serve_held(self, news: list[Key]) -> None:
         for key in news:
-            if key in self.held and self._is_here(key):
+            if key in self.held and key in self.results:
                 for held in self.held.pop(key):
                     self._fill(held, key)
 
@@ -329,7 +330,7 @@ class Session:
             assert all(key in news or not self._has(key) for key in watch.keys), "news untold"
         for key, calls in self.held.items():
             assert calls, f"nobody waits for {key!r}"
-            assert key in news or not self._has(key), f"{key!r} is here and was not filled in"
+            assert key in news or key not in self.results, f"{key!r} was not filled in"
             assert all(key in call.slots or not call.slots for call in calls)
 
     def _has(self, key: Key) -> bool:

@@ -178,16 +178,6 @@ class Segment:
             self._watches[watch.key] = watch
         return memoryview(root)
 
-    def copy_out(self, offset: int, nbytes: int) -> bytes:
-        """Return bytes of the segment, without a mapping of it."""
-        return os.pread(self._ro_fd, nbytes, offset)
-
-    def copy_in(self, offset: int, data: bytes | memoryview) -> None:
-        """Write bytes into an extent that nobody reads yet, without a mapping of it."""
-        while data:
-            written = os.pwrite(self._rw_fd, data, offset)
-            data, offset = memoryview(data)[written:], offset + written
-
     @property
     def view_count(self) -> int:
         """Views handed out by readable() with an on_release that are still alive."""

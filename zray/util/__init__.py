@@ -6,6 +6,7 @@ What    actor_pool       ActorPool: spread calls over a few actors
         completion       as_completed and map_unordered: results in the order they come
         naming           list_named_actors
         kv               the key-value table of the GCS
+        scheduling_strategies  which node a task or an actor goes to
 Caller  users; the names are Ray's.
 Never   imports any of it before it is used.
 """
@@ -33,7 +34,6 @@ _HOME = {
 }
 _NOT_HERE = {
     "placement_group": "this release has one node to place on, and no placement groups",
-    "scheduling_strategies": "this release has one node to place on",
     "collective": "this release has no collective operations",
     "metrics": "this release counts for itself only: see zray-node status",
     "iter": "use zray.util.map_unordered or f.map(items)",

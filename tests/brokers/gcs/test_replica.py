@@ -13,11 +13,16 @@ from zray.brokers.gcs.wire import (
     COMMANDS,
     EXPECTED,
     SOFT,
-    GcsSessionLostError,
     pack,
     unpack,
 )
-from zray.errors import GcsError, GcsUnavailableError, LocalProtocolError, RemoteProtocolError
+from zray.errors import (
+    GcsError,
+    GcsSessionLostError,
+    GcsUnavailableError,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
 from zray.protocol.packing import packb
 
 NODE = b"node" + bytes(4)

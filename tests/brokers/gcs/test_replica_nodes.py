@@ -7,7 +7,8 @@ import pytest
 from tests.brokers.gcs.gcs_world import Follower, World
 from zray.brokers.gcs import replica
 from zray.brokers.gcs.commands import Command
-from zray.brokers.gcs.wire import EVENTS, NODE_LEASE_S, GcsFencedError, unpack
+from zray.brokers.gcs.wire import EVENTS, NODE_LEASE_S, unpack
+from zray.errors import GcsFencedError
 
 NODE = b"node" + bytes(4)
 OTHER = b"othr" + bytes(4)

@@ -15,8 +15,7 @@ import pytest
 from tests.brokers.gcs.gcs_process import Driven, GcsProcess
 from zray.brokers.gcs.actor_table import ActorRecord
 from zray.brokers.gcs.commands import Command
-from zray.brokers.gcs.wire import GcsFencedError
-from zray.errors import GcsError, GcsUnavailableError, NodeStartError
+from zray.errors import GcsError, GcsFencedError, GcsUnavailableError, NodeStartError
 from zray.net.gcs_link import check_local
 
 pytestmark = pytest.mark.cluster

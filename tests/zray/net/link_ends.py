@@ -99,6 +99,9 @@ class Ends:
         self.until(lambda: own in self.headers(), "a message of an honest node")
 
     def close(self) -> None:
+        """Close everything; a second time does nothing."""
+        if self._poll.closed:
+            return
         for each in self._raw:
             each.close()
         for each in self._links:

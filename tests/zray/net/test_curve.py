@@ -11,7 +11,8 @@ import stat
 
 import pytest
 
-from zray.net.curve import ClusterKeys, Role, SecurityError, default_directory, make_pair
+from zray.errors import SecurityError
+from zray.net.curve import ClusterKeys, Role, default_directory, make_pair
 
 
 def _mode(path) -> int:

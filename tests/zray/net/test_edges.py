@@ -21,10 +21,12 @@ from tests.waiting import wait_until
 from zray.net import edges, mailbox, tokens
 from zray.net.edges import Edges
 from zray.net.mailbox import Message
+from zray.protocol.ids import node_id, process_id
 from zray.protocol.limits import EDGE_MESSAGE_BYTES_MAX, UNNAMED_CONNECTIONS_MAX
 
-SECRET, NODE = b"s" * 32, b"the-node"
-ONE, TWO, THREE = b"number-1", b"number-2", b"number-3"
+SECRET, NODE = b"s" * 32, node_id(b"home")
+ONE, TWO, THREE = (process_id(NODE, own) for own in (b"-one", b"-two", b"-tre"))
+ELSEWHERE = process_id(node_id(b"away"), b"-one")
 READY_ALONE = b"\x05READY"
 
 
@@ -117,6 +119,23 @@ def test_messages_of_both_directions_come_in_order(ends: Ends) -> None:
     assert two.send(ONE, b"back")
     assert arrives(one) == (TWO, b"back", [])
     assert not two.send(THREE, b"to nobody")
+
+
+def test_to_a_process_of_another_node_the_way_is_the_one_that_was_given(ends: Ends) -> None:
+    one = ends(ONE)
+    assert not one.send(ELSEWHERE, b"header"), "nobody forwards"
+    forwarded: list[tuple[bytes, list[bytes]]] = []
+
+    def forward(peer: bytes, parts: list[bytes]) -> bool:
+        forwarded.append((peer, parts))
+        return True
+
+    one.forward = forward
+    one.connect(ELSEWHERE, "ipc:///nowhere")
+    assert one.knows(ELSEWHERE)
+    assert one.send(ELSEWHERE, b"header", [b"payload"])
+    assert not one.send(TWO, b"to one of our own node")
+    assert forwarded == [(ELSEWHERE, [b"header", b"payload"])]
 
 
 @pytest.mark.parametrize("size", [0, 255, 256, 65_535, (1 << 18) - 9, 1 << 18, (1 << 18) + 1])

@@ -13,8 +13,9 @@ import pytest
 
 from tests.waiting import wait_until
 from tests.zray.net.link_ends import HERE, OTHER, THERE
+from zray.errors import SecurityError
 from zray.net import link_inbox
-from zray.net.curve import ClusterKeys, Role, SecurityError, make_pair
+from zray.net.curve import ClusterKeys, Role, make_pair
 from zray.net.link_inbox import LinkInbox
 from zray.net.links import LinkState
 from zray.net.mailbox import new_context
@@ -96,7 +97,7 @@ def test_a_peer_that_closes_is_told_at_once(make_ends):
     link = here.links()
     link.connect(THERE, there.inbox.address)
     wait_until(lambda: there.turn() or here.turn() or link.is_connected(THERE), interval_s=0.0001)
-    there.inbox._close_sockets()
+    there.close()
     here.until(lambda: LinkState.DISCONNECTED in here.states(), timeout_s=1.0)
     assert link.knows(THERE)
 
@@ -207,6 +208,21 @@ def test_a_dropped_peer_is_unknown(ends, link):
     assert not link.send(THERE, b"anybody?")
     ends.until(lambda: ends.departed)
     assert ends.states() == [LinkState.CONNECTED]
+
+
+def test_links_that_are_dropped_in_the_middle_of_anything_hold_up_no_other(ends, link):
+    steady = ends.links(OTHER)
+    steady.connect(b"steady", ends.inbox.address)
+    for number in range(100):
+        steady.connect(THERE + b"%d" % number, ends.inbox.address)
+        for _ in range(number % 5):
+            ends.turn(0.0005)
+        _cut_from_outside(ends)
+        steady.drop(THERE + b"%d" % number)
+    steady.drop(b"steady")
+    steady.connect(b"steady", ends.inbox.address)
+    assert steady.send(b"steady", b"still here")
+    ends.until(lambda: b"still here" in ends.headers())
 
 
 def test_what_leaves_and_comes_is_forgotten(ends, monkeypatch):

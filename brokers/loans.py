@@ -1,0 +1,297 @@
+"""Workers lent and borrowed, as messages: the shell around borrowing.py and lending.py.
+
+What    Carries requests and answers, work for borrowed workers and what lent workers tell of
+        their work. LOAN_RULES has a function for each kind that comes from another node.
+Caller  brokers/cluster.py, brokers/link_rules.py, brokers/node_commands.py.
+Never   decides who lends or gives back; lets a node speak to a worker that it has not borrowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from zray import errors
+from zray.net.channel import Channel
+from zray.net.link_inbox import Payload
+from zray.protocol import frames, link_messages, messages
+from zray.protocol.ids import node_of
+
+from . import deaths, scheduling
+from .load import read_load
+from .node_calls import CALL_RULES
+from .node_mailbox import MAILBOX_RULES
+from .peers import Process
+from .resources import read_request
+from .validation import check_fields
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+_LOAD_S = 0.1
+_LOAD_SOON_S = 0.01
+"""News that there is room again must not wait for long: others may."""
+_HEARTBEAT_S = 0.25
+
+_MAIL = frozenset((messages.FINISHED, messages.ACTOR_STARTED))
+_CALLS = frozenset((messages.RECLAIMED, messages.ACTOR_EXIT, messages.BLOCKED, messages.UNBLOCKED))
+"""What a lent worker tells of its work: for who has borrowed it."""
+_BOTH_CALLS = frozenset((messages.BLOCKED, messages.UNBLOCKED))
+"""Of these: its own node counts the CPU, the borrower the work."""
+_LIFELINE = frozenset((messages.RECLAIM, messages.INTERRUPT, messages.END_ACTOR, messages.EXIT))
+"""What a borrower may tell a worker."""
+
+
+class _Lifeline:
+    """What the node writes to a borrowed worker's lifeline: through its own node."""
+
+    def __init__(self, cluster: Cluster, worker: bytes) -> None:
+        self._cluster = cluster
+        self._worker = worker
+        self.outbound_bytes = 0
+
+    def queue(self, packed: bytes) -> None:
+        """Send on."""
+        self._cluster.send(node_of(self._worker), link_messages.TELL_WORKER, self._worker, packed)
+
+
+class Loans:
+    """The borrowed workers as processes, and the load that others are told of."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.node = cluster.node
+        self.borrowed: dict[bytes, Process] = {}
+        self._load_at = 0.0
+        self._load: list[Any] = []
+
+    # -- every wake ------------------------------------------------------------------------------
+
+    @property
+    def due_s(self) -> float:
+        """In how many seconds after_wake() wants to be called."""
+        scheduler = self.node.scheduler
+        if scheduler.borrowing.needs_tick or scheduler.lending.needs_tick:
+            return 0.005
+        return _LOAD_S if self.cluster.members else 60.0
+
+    def after_wake(self) -> None:
+        """What waits here may run elsewhere; what is free here others may use."""
+        scheduler, now = self.node.scheduler, self.node.now
+        scheduler.lending.tick(now)
+        scheduler.borrowing.seek(now)
+        if self.cluster.members and now >= self._load_at + _LOAD_SOON_S:
+            self._tell_load(now)
+
+    def _tell_load(self, now: float) -> None:
+        scheduler = self.node.scheduler
+        load: list[Any] = [scheduler.resources.available, scheduler.queues.task_count]
+        waited_s = now - self._load_at
+        if load == self._load and waited_s < _HEARTBEAT_S:
+            return
+        before: dict[str, int] = self._load[0] if self._load else {}
+        more = any(units > before.get(name, 0) for name, units in load[0].items())
+        if more or waited_s >= _LOAD_S:
+            scheduler.borrowing.sweep(now)
+            self._load, self._load_at = load, now
+            row = scheduler.borrowing.report(now).fields()
+            for member in self.cluster.members:
+                self.cluster.send(member, link_messages.LOAD, row)
+
+    def tell_all(self) -> None:
+        """Somebody has come: say at once what is free here."""
+        self._load = []
+
+    # -- borrowed workers ------------------------------------------------------------------------
+
+    def borrow(self, command: scheduling.Borrow) -> None:
+        """Ask for a worker."""
+        sent = self.cluster.send(
+            command.node,
+            link_messages.BORROW,
+            command.request,
+            command.placement,
+            command.resources,
+            [list(pair) for pair in command.env],
+            command.for_actor,
+            command.patient,
+        )
+        if not sent:
+            self.node.scheduler.borrowing.lent(
+                command.node, command.request, None, (), self.node.now
+            )
+
+    def came(self, worker: bytes, pid: int) -> None:
+        """A borrowed worker is ours to give work to."""
+        lifeline = cast(Channel, _Lifeline(self.cluster, worker))  # It is only written to.
+        self.borrowed[worker] = Process(worker, "borrowed", pid, lifeline, {"endpoint": ""})
+
+    def give_back(self, command: scheduling.GiveBack) -> None:
+        """A borrowed worker is not needed any more."""
+        self.borrowed.pop(command.worker, None)
+        self.cluster.send(command.lender, link_messages.GIVE_BACK, command.worker, command.spent)
+
+    def worker_lost(self, worker: bytes, reason: str) -> None:
+        """A borrowed worker has died."""
+        process = self.borrowed.pop(worker, None)
+        if process is not None:
+            deaths.tell_of_death(self.node, worker, reason, process)
+
+    def suspect(self, worker: bytes) -> None:
+        """A borrowed worker does not answer: is it stopped?"""
+        self.cluster.send(node_of(worker), link_messages.SUSPECTED, worker)
+
+    # -- lent workers ----------------------------------------------------------------------------
+
+    def lend(self, command: scheduling.Lend) -> None:
+        """Answer a request."""
+        worker = command.worker
+        process = None if worker is None else self.node.processes.by_id.get(worker)
+        self.cluster.send(
+            command.node,
+            link_messages.LENT,
+            command.request,
+            worker,
+            0 if process is None else process.pid,
+            list(command.gpu_ids),
+        )
+
+    def want_back(self, command: scheduling.WantBack) -> None:
+        """Our own tasks wait."""
+        self.cluster.send(command.node, link_messages.WANTED_BACK, command.worker)
+
+    def lost(self, command: scheduling.LoanLost) -> None:
+        """A lent worker has died."""
+        reason = command.reason.removeprefix(f"worker {command.worker.hex()} died: ")
+        self.cluster.send(command.node, link_messages.WORKER_DIED, command.worker, reason)
+
+    def take_mail(self, process: Process, kind: int, header: bytes) -> bool:
+        """A lent worker reports of its work: to who has borrowed it. False: it is for us."""
+        return kind in _MAIL and self._pass_on(process, header)
+
+    def take_call(self, process: Process, kind: int, packed: bytes) -> bool:
+        """The same of what it writes to its stream."""
+        return kind in _CALLS and self._pass_on(process, packed) and kind not in _BOTH_CALLS
+
+    def _pass_on(self, process: Process, packed: bytes) -> bool:
+        loan = self.node.scheduler.lending.loans.get(process.identity)
+        if loan is None:
+            return False
+        self.cluster.send(loan.borrower, link_messages.FROM_WORKER, process.identity, packed)
+        return True
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+def _load(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    row = read_load(message[3])
+    if row.node != peer:
+        raise errors.RemoteProtocolError("LOAD of another node")
+    cluster.node.scheduler.borrowing.heard(row)
+
+
+def _borrow(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    number, placement, resources, environment, for_actor, patient = message[3:9]
+    cluster.node.scheduler.lending.borrow(
+        peer,
+        number,
+        read_request(placement),
+        read_request(resources),
+        tuple((str(name), str(value)) for name, value in environment),
+        for_actor=bool(for_actor),
+        patient=bool(patient),
+        now=cluster.node.now,
+    )
+
+
+def _lent(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    number, worker, pid, gpus = message[3:7]
+    if worker is not None:
+        if node_of(worker) != peer:
+            raise errors.RemoteProtocolError("LENT of another node's worker")
+        cluster.loans.came(worker, pid)
+    cluster.node.scheduler.borrowing.lent(peer, number, worker, tuple(gpus), cluster.node.now)
+
+
+def _give_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    cluster.node.scheduler.lending.given_back(peer, message[3], spent=bool(message[4]))
+
+
+def _wanted_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    if node_of(message[3]) == peer:
+        cluster.node.scheduler.borrowing.want_back(message[3])
+
+
+def _to_worker(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Payload]) -> None:
+    if cluster.node.scheduler.lending.is_lent_to(peer, message[3]):
+        header, *rest = [bytes(each) for each in payloads]
+        cluster.node.peers.send(message[3], header, rest)
+
+
+def _tell_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    if cluster.node.scheduler.lending.is_lent_to(peer, message[3]):
+        told = frames.unpack(message[4])
+        if told[1] not in _LIFELINE:
+            raise errors.RemoteProtocolError("TELL_WORKER of something else than its work")
+        cluster.node.tell(message[3], told[1], *told[3:])
+
+
+def _end_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    cluster.node.scheduler.lending.end(peer, message[3])
+
+
+def _from_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    worker, packed = message[3:5]
+    process = cluster.borrowed.get(worker)
+    if process is None or node_of(worker) != peer:
+        return  # It was given back, or its death was told of, while this was on its way.
+    told = frames.unpack(packed)
+    check_fields(told)
+    if told[1] in _MAIL:
+        MAILBOX_RULES[told[1]](cluster.node, process, told, [])
+    elif told[1] in _CALLS:
+        CALL_RULES[told[1]](cluster.node, process, told)
+    else:
+        raise errors.RemoteProtocolError("FROM_WORKER of something else than its work")
+
+
+def _worker_died(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    if node_of(message[3]) == peer:
+        cluster.loans.worker_lost(message[3], str(message[4]))
+
+
+def _suspected(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    worker = message[3]
+    is_lent = cluster.node.scheduler.lending.is_lent_to(peer, worker)
+    if is_lent and cluster.node.workers.is_stopped(worker):
+        cluster.send(peer, link_messages.STOPPED, worker)
+
+
+def _stopped(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    if node_of(message[3]) == peer:
+        cluster.node.scheduler.seize(message[3])
+
+
+def _job_ended(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    if node_of(bytes.fromhex(message[3])) == peer:
+        deaths.job_left(cluster.node, message[3])
+
+
+Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]
+
+LOAN_RULES: dict[int, Rule] = {
+    link_messages.LOAD: _load,
+    link_messages.BORROW: _borrow,
+    link_messages.LENT: _lent,
+    link_messages.GIVE_BACK: _give_back,
+    link_messages.WANTED_BACK: _wanted_back,
+    link_messages.TO_WORKER: _to_worker,
+    link_messages.TELL_WORKER: _tell_worker,
+    link_messages.END_WORKER: _end_worker,
+    link_messages.FROM_WORKER: _from_worker,
+    link_messages.WORKER_DIED: _worker_died,
+    link_messages.SUSPECTED: _suspected,
+    link_messages.STOPPED: _stopped,
+    link_messages.JOB_ENDED: _job_ended,
+}

@@ -1,0 +1,98 @@
+"""A node's process: it starts a node, says so to who waits, and cleans up behind it.
+
+What    serve() makes the node, writes node.json, reports on a descriptor when the first worker is
+        there, and runs the node's loop to its end. Where the settings name a cluster, the node
+        enters it.
+Caller  brokers/__main__.py.
+Never   handles a message: the loop is brokers/node.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from typing import Any
+
+from zray import errors
+
+from .node import Node
+from .workers import Zygote
+
+
+def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote) -> int:
+    """Run a node until it is stopped; report on ready_fd first. Returns the exit status."""
+    try:
+        node = Node(directory, settings, zygote)
+        if settings.get("cluster") is not None:
+            _enter_cluster(node, settings["cluster"])
+    except (errors.ZrayError, OSError, ValueError) as error:
+        os.write(
+            ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
+        )
+        os.close(ready_fd)
+        return 1
+    temporary = node.embedded or "parent" in settings
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda number, _frame: _signalled(node, number))
+    report = {
+        "directory": directory,
+        "pid": os.getpid(),
+        "node": node.process.hex(),
+        "started_at": node.started_at,
+        "temporary": temporary,
+        "address": None if node.cluster is None else node.cluster.inbox.address,
+    }
+    with open(os.path.join(directory, "node.json"), "w") as file:
+        json.dump(report, file)
+    node.on_ready = lambda: _report_ready(node, report, ready_fd)
+    _note(f"node {node.process.hex()} runs in {directory}, pid {os.getpid()}")
+    crashed = True
+    try:
+        node.run()
+        crashed = False
+        _note(f"node {node.process.hex()} has ended: {node.stopping}")
+    finally:
+        # A driver removes the directory too, unless it was killed; after a crash of ours it reads
+        # the log first, to say why. Whoever lives and is no driver may want to read it as well.
+        orphaned = os.getppid() != settings.get("parent", os.getppid())
+        if (node.embedded or orphaned) and not (crashed and node.processes.drivers):
+            shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
+    from zray.net.curve import ClusterKeys
+
+    from .cluster import Cluster
+    from .gcs_connection import enter
+
+    keys = None if settings.get("keys") is None else ClusterKeys.load(settings["keys"])
+    node.cluster = Cluster(
+        node,
+        keys,
+        host=settings.get("host", "127.0.0.1"),
+        port=settings.get("port", 0),
+        advertise=settings.get("advertise"),
+        bulk_port=settings.get("bulk_port", 0),
+    )
+    enter(node.cluster, settings)
+
+
+def _report_ready(node: Node, report: dict[str, Any], ready_fd: int) -> None:
+    try:
+        os.write(ready_fd, json.dumps(report).encode() + b"\n")
+    except BrokenPipeError:
+        node.stop("its driver has died")  # Nobody is left to wait for a node that is embedded.
+    os.close(ready_fd)
+
+
+def _note(text: str) -> None:
+    print(time.strftime("%Y-%m-%dT%H:%M:%S"), text, flush=True)
+
+
+def _signalled(node: Node, number: int) -> None:
+    node.stop(f"signal {signal.Signals(number).name}")
+    node.wake.set()

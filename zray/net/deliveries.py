@@ -1,0 +1,147 @@
+"""What a node brings to its processes from processes of other nodes: over edges, like theirs.
+
+What    One stream to each process that somebody elsewhere speaks to, in ZMTP like all edges, so
+        that the thread that waits there reads it itself: through the mailbox every message
+        would pass two I/O threads more.
+Caller  brokers/cluster.py.
+Never   blocks: what the kernel does not take is kept and leaves when it can. Receives.
+Spec    RFC 37/ZMTP.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from . import tokens
+from .edges import frame, message_frames, ready
+from .poller import READABLE, WRITABLE, new_poller
+
+_READ_BYTES = 4096
+
+
+class _Way:
+    """The stream to one process."""
+
+    __slots__ = ("outbound", "process", "socket")
+
+    def __init__(self, process: bytes, sock: socket.socket) -> None:
+        self.process = process
+        self.socket = sock
+        self.outbound = bytearray()
+
+
+class Deliveries:
+    """Streams to the processes of this node.
+
+    Poll ``descriptor`` for reading and call serve() when it is.
+
+    Args:
+        node: this node's id.
+        secret: of the node: who has it is believed.
+    """
+
+    def __init__(self, node: bytes, secret: bytes) -> None:
+        self._hello = ready(node, tokens.token(secret, node))
+        self._ways: dict[bytes, _Way] = {}
+        self._by_descriptor: dict[int, _Way] = {}
+        self._poller = new_poller()
+        self.descriptor = self._poller.fileno()
+
+    def send(self, process: bytes, endpoint: str, header: bytes, payloads: Sequence[bytes]) -> bool:
+        """Send one message; False where the process is gone.
+
+        Args:
+            process: of this node.
+            endpoint: of its mailbox, "ipc://…".
+            header: as frames.pack() made it.
+            payloads: frames behind it.
+        """
+        way = self._ways.get(process) or self._open(process, endpoint)
+        if way is None:
+            return False
+        self._write(way, message_frames(header, payloads) if payloads else frame(0, header))
+        return True
+
+    def _open(self, process: bytes, endpoint: str) -> _Way | None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(endpoint.removeprefix("ipc://") + ".e")
+        except OSError:
+            sock.close()  # It has died; its lifeline is about to tell.
+            return None
+        sock.setblocking(False)
+        way = self._ways[process] = _Way(process, sock)
+        self._by_descriptor[sock.fileno()] = way
+        self._poller.register(sock.fileno(), READABLE)
+        self._write(way, self._hello)
+        return way
+
+    def _write(self, way: _Way, data: bytes) -> None:
+        if way.outbound:
+            way.outbound += data
+            return
+        try:
+            sent = way.socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.drop(way.process)
+            return
+        if sent < len(data):
+            way.outbound += memoryview(data)[sent:]
+            self._poller.modify(way.socket.fileno(), READABLE | WRITABLE)
+
+    def serve(self) -> None:
+        """Send on what has waited; forget the dead."""
+        for descriptor, events in self._poller.poll(0):
+            way = self._by_descriptor.get(descriptor)
+            if way is None:
+                continue
+            if events & WRITABLE:
+                self._flush(way)
+            if events & ~WRITABLE:
+                self._read(way)
+
+    def _flush(self, way: _Way) -> None:
+        try:
+            sent = way.socket.send(way.outbound)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.drop(way.process)
+            return
+        del way.outbound[:sent]
+        if not way.outbound:
+            self._poller.modify(way.socket.fileno(), READABLE)
+
+    def _read(self, way: _Way) -> None:
+        """Its READY, which says nothing we do not know, or its end."""
+        try:
+            data = way.socket.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.drop(way.process)
+
+    def drop(self, process: bytes) -> None:
+        """A process is gone."""
+        way = self._ways.pop(process, None)
+        if way is not None:
+            descriptor = way.socket.fileno()
+            del self._by_descriptor[descriptor]
+            self._poller.unregister(descriptor)
+            way.socket.close()
+
+    def backlog_bytes(self, process: bytes) -> int:
+        """Return how many bytes wait for a process that does not read."""
+        way = self._ways.get(process)
+        return 0 if way is None else len(way.outbound)
+
+    def close(self) -> None:
+        """Close all."""
+        for process in list(self._ways):
+            self.drop(process)
+        self._poller.close()
