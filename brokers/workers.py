@@ -25,7 +25,7 @@ from zray.net.channel import Channel
 from zray.protocol import frames, messages
 
 _LINE_BYTES_MAX = 64 * 1024
-_STATUS_S = 0.02
+_STATUS_S = 0.1
 
 
 class WorkerProcess:

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("zray.protocol*", "zray.exceptions"),
     ("zray.session*", "zray.option*", "zray.serialization*", "zray.store*"),
     ("zray.detect*", "zray.configuration*", "zray.net*", "zray.node_*"),
-    ("zray.observer", "zray.client*", "zray.objects*", "zray.refs*", "zray.logs*"),
+    ("zray.observer", "zray.client*", "zray.objects*", "zray.refs*", "zray.logs*", "zray.turns"),
     ("zray.launch*",),
     (
         *("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor"),
