@@ -26,7 +26,7 @@ from zray.protocol import frames, messages
 from zray.protocol.ids import worker_id
 
 _LINE_BYTES_MAX = 64 * 1024
-_STATUS_S = 0.02
+_STATUS_S = 0.1
 
 
 class WorkerProcess:

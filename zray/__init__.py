@@ -7,6 +7,7 @@ What    The public names, imported when first used, so that `import zray` costs 
             actor              actor classes, handles, the base class Actor
             refs               ObjectRef, generators of refs, the refs of a map
             waits              for some of many refs: wait(), results as they come
+            turns              threads that wait while another one reads the inbox
             state, trace       what the node says of itself; timeline()
             context            get_runtime_context(): what runs here
             util/              pools, queues, waiting, serializers

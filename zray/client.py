@@ -39,6 +39,7 @@ from zray.protocol.limits import (
 from zray.serialization.exceptions import decode_exception, encode_exception
 from zray.session.references import Key
 from zray.session.session import Session
+from zray.turns import Turns
 
 _LINGER_S = LINGER_US / 1e6
 _QUIET_S = QUIET_US / 1e6
@@ -82,8 +83,7 @@ class Client:
         self.send_lock = threading.Lock()
         self.request_lock = threading.Lock()
         self.io_lock = threading.Lock()
-        self.turn = threading.Condition(threading.Lock())
-        self.waiters = 0
+        self.turns = Turns()
         self.closed = False
         self.node_died: str | None = None
         self.lifeline_rules: dict[int, LifelineRule] = {}
@@ -270,6 +270,7 @@ class Client:
         timeout_s: float | None = None,
         *,
         first: Key | None = None,
+        only: Key | None = None,
     ) -> bool:
         """Read messages until ready() or the time is over; returns ready().
 
@@ -277,6 +278,7 @@ class Client:
             ready: called after every message, by the thread that reads: it is quick.
             timeout_s: None: for ever.
             first: what is awaited; where it is much, the first of it.
+            only: its outcome alone makes it ready: no other message need wake this thread.
         """
         if ready():
             return True
@@ -292,12 +294,12 @@ class Client:
                 return ready()
         block = self.on_blocked
         if block is None:
-            return self._wait(ready, deadline)
+            return self._wait(ready, deadline, only)
         patience_s = self.patience_s(first is not None and self._is_queued(first))
         if patience_s is None or (timeout_s is not None and timeout_s <= patience_s):
-            return self._wait(ready, deadline)
+            return self._wait(ready, deadline, only)
         if patience_s > 0:
-            if self._wait(ready, time.monotonic() + patience_s):
+            if self._wait(ready, time.monotonic() + patience_s, only):
                 return True
         else:
             self.read_pending()  # It may lie here unread.
@@ -305,7 +307,7 @@ class Client:
                 return True
         block(True)
         try:
-            return self._wait(ready, deadline)
+            return self._wait(ready, deadline, only)
         finally:
             block(False)
 
@@ -313,46 +315,44 @@ class Client:
         """Whether it is to come of a task that the node has and nobody is known to have begun."""
         return isinstance(key, int) and self.session.tasks.is_queued(task_number_of(key))
 
-    def _wait(self, ready: Callable[[], bool], deadline: float | None) -> bool:
-        turn = self.turn
-        while True:
-            if self.io_lock.acquire(False):
-                try:
-                    while not ready():
-                        if self.closed or self.node_died is not None:
-                            self.check_usable()
-                        if self.check_interrupt is not None:
-                            self.check_interrupt()
-                        if not self._read_one(deadline):
-                            return ready()
-                    return True
-                finally:
-                    self.io_lock.release()
-                    if self.waiters:
-                        with turn:
-                            turn.notify_all()
-                    elif self.released is not None:
-                        self.released()
-                    elif self.session.needs_service:
-                        self.wake.set()
-            if self.check_interrupt is not None:
-                self.check_interrupt()
-            with turn:
-                self.waiters += 1
+    def _wait(
+        self, ready: Callable[[], bool], deadline: float | None, only: Key | None = None
+    ) -> bool:
+        try:
+            while True:
+                if self.io_lock.acquire(False):
+                    return self._read_until(ready, deadline)
+                if self.check_interrupt is not None:
+                    self.check_interrupt()
                 self.wake.set()  # The background thread makes way for us.
-                try:
-                    if ready():
-                        return True
-                    if not self.io_lock.locked():
-                        continue
-                    left = 0.2 if deadline is None else deadline - time.monotonic()
-                    if left <= 0:
-                        return ready()
-                    turn.wait(min(left, 0.2))
-                finally:
-                    self.waiters -= 1
-            if ready():
-                return True
+                left = 0.2 if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    return ready()
+                self.turns.wait(only, min(left, 0.2), lambda: ready() or not self.io_lock.locked())
+                if ready():
+                    return True
+        finally:
+            if self.turns and not self.io_lock.locked():
+                self.turns.pass_on()
+
+    def _read_until(self, ready: Callable[[], bool], deadline: float | None) -> bool:
+        """Read, as the one thread that holds the lock for it, which is free at the end."""
+        try:
+            while not ready():
+                if self.closed or self.node_died is not None:
+                    self.check_usable()
+                if self.check_interrupt is not None:
+                    self.check_interrupt()
+                if not self._read_one(deadline):
+                    return ready()
+            return True
+        finally:
+            self.io_lock.release()
+            if not self.turns:
+                if self.released is not None:
+                    self.released()
+                elif self.session.needs_service:
+                    self.wake.set()
 
     def _read_one(self, deadline: float | None) -> bool:
         """Block for one message and apply it; False when the time is over."""
@@ -387,9 +387,8 @@ class Client:
                 if self.session.references.news:
                     with self.lock:
                         self.session.after_arrival()
-                if self.waiters:
-                    with self.turn:
-                        self.turn.notify_all()
+                if self.turns:
+                    self.turns.news(self.session.results)
             return
         session = self.session
         with self.lock:
@@ -407,9 +406,8 @@ class Client:
         outbox = session.outbox
         if outbox.calls or outbox.messages or outbox.connections:
             self.flush()
-        if self.waiters:
-            with self.turn:
-                self.turn.notify_all()
+        if self.turns:
+            self.turns.news(self.session.results)
 
     def _refuse(self, sender: bytes, message: list[Any], error: Exception) -> None:
         self.session.unhandled += 1
@@ -436,9 +434,7 @@ class Client:
             return False
         finally:
             self.io_lock.release()
-            if self.waiters:
-                with self.turn:
-                    self.turn.notify_all()
+            self.turns.pass_on()
 
     def drain_outbound(self, timeout_s: float, bytes_max: int = 0) -> None:
         """Wait until the kernel has taken what was sent but for bytes_max, or the time is over.
@@ -473,7 +469,7 @@ class Client:
                 self._look_at = None
             serve = bool(
                 (self.session.needs_service or self.inbox.stuck or look)
-                and self.waiters == 0
+                and not self.turns
                 and self.pump is None
                 and self.io_lock.acquire(False)
             )
@@ -482,9 +478,7 @@ class Client:
             finally:
                 if serve:
                     self.io_lock.release()
-                    if self.waiters:
-                        with self.turn:
-                            self.turn.notify_all()
+                    self.turns.pass_on()
 
     def _turn_begins(self) -> None:
         self._turn_ends_at = time.monotonic() + LEASE_TURN_S
@@ -618,8 +612,7 @@ class Client:
         if self.closed or self.node_died is not None:
             return
         self.node_died = reason + node_directory.last_words(self.directory)
-        with self.turn:
-            self.turn.notify_all()
+        self.turns.wake_all()
         with self.lock:
             for callbacks in self.session.callbacks.values():
                 for callback in callbacks:
@@ -673,8 +666,7 @@ class Client:
 
     def _dismiss_waiters(self) -> None:
         """End every wait of this session with the error that it is closed."""
-        with self.turn:
-            self.turn.notify_all()
+        self.turns.wake_all()
         if self.io_lock.locked():  # Another thread waits for messages: send it one.
             self.peers.connect(self.process, self.inbox.endpoint)
             self.peers.send(self.process, frames.pack(messages.PING))

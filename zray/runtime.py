@@ -307,8 +307,7 @@ class Runtime(Client):
                     actor, "DEAD", None, None, route.incarnation, cause
                 )
             self.session.after_arrival()
-        with self.turn:
-            self.turn.notify_all()
+        self.turns.wake_all()
 
     # -- actor calls ---------------------------------------------------------------------------
 
@@ -400,7 +399,7 @@ class Runtime(Client):
         found = self.results.get(key)
         if found is None and type(key) is int and key not in self.session.references.adopted:
             # Nobody but the outcome itself will change this: C code can watch for it.
-            self.wait_until(partial(self.results.__contains__, key), timeout_s, first=key)
+            self.wait_until(partial(self.results.__contains__, key), timeout_s, first=key, only=key)
             found = self.results.get(key)
         if found is None or found[0] == _ELSEWHERE:
             self._await_keys([key], timeout_s)

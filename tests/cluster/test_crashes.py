@@ -264,14 +264,23 @@ def test_a_worker_killed_in_the_midst_of_a_put_gives_its_extent_back(own_node):
     assert (zray.get(zray.put(array)) == 3).all()
 
 
+def living_children(process):
+    """Return the child processes; one that dies while psutil looks at it is none."""
+    try:
+        return process.children()
+    except psutil.NoSuchProcess:
+        assert process.is_running()
+        return []
+
+
 def test_workers_killed_before_their_hello_are_replaced_at_once(own_node):
-    zygote = psutil.Process(node_pid()).children()[0]
+    zygote = living_children(psutil.Process(node_pid()))[0]
     for _ in range(5):
-        for worker in zygote.children():
+        for worker in living_children(zygote):
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
-        wait_until(lambda: zygote.children(), interval_s=0.0005)
-        for worker in zygote.children():  # Just forked, these have not come to say HELLO.
+        wait_until(lambda: living_children(zygote), interval_s=0.0005)
+        for worker in living_children(zygote):  # Just forked, these have not come to say HELLO.
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
     began = time.monotonic()

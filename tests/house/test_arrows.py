@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "zray.util.scheduling_strategies",  # Values of an option, under Ray's name for them.
     ),
     ("zray.detect*", "zray.configuration*", "zray.net*", "zray.node_*"),
-    ("zray.observer", "zray.client*", "zray.objects*", "zray.refs*", "zray.logs*"),
+    ("zray.observer", "zray.client*", "zray.objects*", "zray.refs*", "zray.logs*", "zray.turns"),
     ("zray.launch*",),
     (
         *("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor"),
