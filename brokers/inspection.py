@@ -15,9 +15,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from zray.errors import RemoteProtocolError
+from zray.protocol.ids import node_of
 from zray.protocol.units import RESOURCE_UNITS
 
 from .load import DEAD, NodeLoad
+from .scheduling import job_of
 
 if TYPE_CHECKING:
     from .node import Node
@@ -114,6 +116,7 @@ def _cluster(node: Node, _arguments: dict[str, Any]) -> dict[str, Any] | None:
         return None
     return {
         "address": cluster.inbox.address,
+        "bulk_address": cluster.objects.address,
         "keys": node.settings["cluster"].get("keys"),
         "nodes": 1 + len(_others(node)),
         "joining": sorted(cluster.joining.values()),

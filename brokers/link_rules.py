@@ -128,11 +128,13 @@ def _release(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pa
 
 def _stored_at(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     identity, nbytes, holder = message[3:6]
+    if not cluster.objects.is_ours(identity):
+        raise errors.RemoteProtocolError("STORED_AT of an object of another node")
     cluster.node.objects.stored_at(peer, identity, nbytes, holder)
 
 
 def _locate(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    cluster.node.objects.locate(peer, message[3])
+    cluster.node.objects.locate(peer, list(filter(cluster.objects.is_ours, message[3])))
 
 
 def _found(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -146,7 +148,7 @@ def _counted(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pa
 
 
 def _copy_gone(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    cluster.node.objects.copy_gone(peer, message[3])
+    cluster.node.objects.copy_gone(peer, list(filter(cluster.objects.is_ours, message[3])))
 
 
 LINK_RULES: dict[int, Rule] = {

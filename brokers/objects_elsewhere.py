@@ -173,7 +173,7 @@ class ObjectsElsewhere:
 
     def hold(self, peer: NodeId, identities: list[ObjectId]) -> None:
         """HOLD of another node."""
-        self.node.objects.hold(peer, [each for each in identities if self._is_ours(each)])
+        self.node.objects.hold(peer, [each for each in identities if self.is_ours(each)])
         self._uncounted[peer] += 1
 
     def counted(self, peer: NodeId, count: int) -> None:
@@ -188,7 +188,8 @@ class ObjectsElsewhere:
             for peer, count in counted.items():
                 self.cluster.send(peer, link_messages.HOLDS_COUNTED, count)
 
-    def _is_ours(self, identity: ObjectId) -> bool:
+    def is_ours(self, identity: ObjectId) -> bool:
+        """Return whether this node is an object's home."""
         return node_of(identity) == self.node.process
 
     # -- what the directory commands -------------------------------------------------------------

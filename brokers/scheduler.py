@@ -382,7 +382,7 @@ class Scheduler:
             worker.backlog_us = 0.0
             self.running.setdefault(shape, {})[worker.process] = worker
             return worker
-        others_wait = self.queues.others_wait(shape) or bool(self.leases.waiting)
+        others_wait = self._others_wait(shape)
         if others_wait and not self.borrowing.borrowed:
             return None  # A worker that is refilled before it is idle never makes room for them.
         stays = bool(self.borrowing.borrowed) and self.borrowing.stays(shape, self.now)
@@ -405,6 +405,11 @@ class Scheduler:
             if best is None or worker.backlog_us < best.backlog_us:
                 best = worker
         return best
+
+    def _others_wait(self, shape: Shape) -> bool:
+        return (
+            self.queues.others_wait(shape) or bool(self.leases.waiting) or bool(self.lending.asked)
+        )
 
     def _hand(self, worker: WorkerState, shape: Shape, queue: deque[Range]) -> None:
         work = queue[0]
@@ -517,7 +522,7 @@ class Scheduler:
             self._free(worker)
             return
         more = bool(self.queues.counts.get(worker.shape)) and not worker.blocked
-        if more and not self.queues.others_wait(worker.shape):
+        if more and not self.queues.others_wait(worker.shape) and not self.lending.asked:
             return  # pump() refills it without giving the resources back in between.
         self._free(worker)
 

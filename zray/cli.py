@@ -66,6 +66,10 @@ Host = Annotated[
     ),
 ]
 Port = Annotated[int | None, typer.Option(help="Its TCP port. Default: one that is free.")]
+BulkPort = Annotated[
+    int | None,
+    typer.Option(help="TCP port that objects are sent to. Default: one that is free."),
+]
 Advertise = Annotated[
     str | None,
     typer.Option(metavar="HOST[:PORT]", help="What to tell others where that differs (NAT)."),
@@ -130,6 +134,7 @@ def start(
     join: Join = None,
     host: Host = None,
     port: Port = None,
+    bulk_port: BulkPort = None,
     advertise: Advertise = None,
     keys: Keys = None,
     labels: Labels = None,
@@ -158,6 +163,7 @@ def start(
         "join": join,
         "host": host,
         "port": port,
+        "bulk_port": bulk_port,
         "advertise": advertise,
         "keys": keys,
         "labels": labels,

@@ -161,6 +161,7 @@ SETTINGS: dict[str, Setting] = {
     "join": Setting(_addresses, "cluster", "join the cluster of the node at HOST:PORT"),
     "host": Setting(text, "cluster", "IP address at which other nodes reach this one"),
     "port": Setting(_port, "cluster", "TCP port at which other nodes reach this one; 0: any"),
+    "bulk_port": Setting(_port, "cluster", "TCP port that objects are sent to; 0: any"),
     "advertise": Setting(
         _advertised, "cluster", "HOST or HOST:PORT to tell others, where it differs"
     ),

@@ -10,7 +10,6 @@ from zray.brokers.placement import Where
 from zray.brokers.resources import Grant, ResourceSet
 from zray.brokers.scheduler import Scheduler
 from zray.brokers.scheduling import Claim, Command
-from zray.protocol.labels import read_selector
 from zray.protocol.units import RESOURCE_UNITS
 
 ONE = RESOURCE_UNITS
@@ -72,13 +71,12 @@ class Home:
         """Return what is asked for once tasks have waited for longer than a moment."""
         self.submit(count, **amounts)
         self.seek()
-        return self.seek(0.006)
+        return self.seek(0.02)
 
     def borrow(self, **amounts: int) -> int:
         """Borrow the worker LENT for two tasks; returns their first number."""
         first = self.submit(2, disk=ONE, **amounts)
-        self.seek()
-        (asked,) = self.seek(0.006)
+        (asked,) = self.seek()
         self.borrowing.lent(OTHER, asked.request, LENT, (), self.now)
         return first
 
@@ -108,20 +106,22 @@ def test_what_can_never_run_here_is_asked_for_at_once() -> None:
 
 def test_long_tasks_behind_a_busy_worker_are_asked_for_after_a_moment() -> None:
     home = Home()
-    first = home.submit(1)
-    home.finish(b"NODE0000", first, 0, 1, busy_us=100_000)
-    asked = home.waits(10)
+    asked = home.waits(30)
     assert [each.node for each in asked] == [OTHER, OTHER]
 
 
 def test_tasks_shorter_than_their_messages_stay_here() -> None:
     home = Home()
-    for _ in range(20):
-        first = home.submit(10)
+    first = home.submit(20_000)
+    for _ in range(10):
         for command in home.take():
             if isinstance(command, scheduling.Run):
-                home.finish(command.worker, first, command.low, command.high, busy_us=10)
-    assert home.waits(200_000) == []
+                busy_us = 10 * (command.high - command.low)
+                home.finish(command.worker, first, command.low, command.high, busy_us)
+    assert home.scheduler.queues.task_count > 200
+    home.seek()
+    assert home.seek(0.006) == []
+    assert home.seek(0.1) != [], "a worker that does not get on with them needs help"
 
 
 def test_a_node_that_has_refused_is_not_asked_again_at_once() -> None:
@@ -136,9 +136,7 @@ def test_a_node_that_has_refused_is_not_asked_again_at_once() -> None:
 def test_no_more_is_asked_for_than_a_node_has_free() -> None:
     home = Home()
     home.hear(OTHER, {"CPU": 2 * ONE, "disk": ONE}, {"CPU": ONE})
-    first = home.submit(1)
-    home.finish(b"NODE0000", first, 0, 1, busy_us=100_000)
-    assert len(home.waits(10)) == 1
+    assert len(home.waits(30)) == 1
 
 
 def test_one_request_at_a_time_waits_its_turn_at_a_node_that_has_nothing_free() -> None:
@@ -307,7 +305,7 @@ def test_borrowed_workers_of_a_job_go_when_it_ends() -> None:
     home.finish(LENT, first, 0, 2)
     home.take()
     home.scheduler.job_ended("")
-    assert home.take() == [scheduling.GiveBack(LENT, OTHER, spent=True)]
+    assert scheduling.GiveBack(LENT, OTHER, spent=True) in home.take()
 
 
 # -- lending ---------------------------------------------------------------------------------------
@@ -429,12 +427,13 @@ def test_workers_of_a_dead_borrower_end_and_its_requests_are_forgotten() -> None
     assert home.scheduler.resources.available == {"CPU": ONE}
 
 
-def test_a_spent_worker_ends_and_is_replaced() -> None:
+def test_a_spent_worker_ends() -> None:
     home = Home()
     ask(home)
     home.take()
     home.lending.given_back(OTHER, b"NODE0000", spent=True)
-    assert kinds(home.take()) == ["Kill", "Fork"]
+    assert kinds(home.take()) == ["Kill"]
+    assert not home.scheduler.idle.get(())
 
 
 def test_a_node_speaks_only_to_workers_that_it_has_borrowed() -> None:
@@ -473,8 +472,6 @@ def test_a_loan_is_not_asked_for_elsewhere_by_its_lender(loses: bool) -> None:
 def test_a_grant_for_another_node_is_of_this_one() -> None:
     home = Home()
     ask(home)
-    (command,) = home.take()
-    assert isinstance(command, scheduling.Lend)
+    assert lent(home).worker == b"NODE0000"
     grant = home.scheduler.workers[b"NODE0000"].grant
     assert isinstance(grant, Grant)
-    assert read_selector({}) == ()

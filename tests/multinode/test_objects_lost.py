@@ -7,11 +7,15 @@ Never   sleeps.
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
 import pytest
 
 import zray
+from tests.cluster.nodes import Place
 from tests.multinode.objects import MB, Keeper, Maker, asked, at, ones, total
+from tests.waiting import wait_until
 from zray import errors
 from zray.testing import Cluster
 
@@ -66,3 +70,24 @@ def test_a_full_store_says_so_and_copies_make_way(cluster: Cluster) -> None:
         with pytest.raises(errors.ObjectStoreFullError):
             zray.get(task, timeout=20)
         assert zray.get(whole, timeout=20).nbytes == 40 * MB
+
+
+def test_results_that_were_spilled_are_restored_for_who_reads_them(cluster: Cluster) -> None:
+    """They are kept where they were made, and more than fit there."""
+    cluster.add_node(num_cpus=1)
+    small = cluster.add_node(num_cpus=1, resources={"second": 4}, object_store_memory=32 * MB)
+    with zray.init(cluster.address):
+        refs = [at(ones, "second").remote(10 * MB) for _ in range(6)]
+        assert zray.get(at(total, "second").remote(refs[-1]), timeout=20) == 10 * MB
+        wait_until(lambda: asked(small, "status")["store"]["spill_bytes"] > 0)
+        while refs:
+            assert int(zray.get(refs.pop(), timeout=20).sum()) == 10 * MB
+        wait_until(lambda: asked(small, "status")["store"]["spill_bytes"] == 0, 2.0)
+
+
+def test_the_bulk_port_is_the_one_that_was_asked_for(place: Place) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place.start("--head", "--bulk-port", str(port), "--keys", "none")
+    assert place.ask()["cluster"]["bulk_address"] == f"tcp://127.0.0.1:{port}"

@@ -56,7 +56,7 @@ class Resident:
         return str(zray.get_runtime_context().get_node_id())
 
     async def node_soon(self) -> str:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         return str(zray.get_runtime_context().get_node_id())
 
     def die(self) -> None:
@@ -145,10 +145,8 @@ def test_spread_goes_round_the_nodes(two_nodes: Cluster) -> None:
     refs = [spread.remote() for _ in range(40)]
     where = Counter(zray.get(refs, timeout=20))
     assert set(where.values()) == {20}
-    actors = [
-        Plain.options(scheduling_strategy="SPREAD", num_cpus=0).remote()  # type: ignore[attr-defined]
-        for _ in range(4)
-    ]
+    light = Plain.options(scheduling_strategy="SPREAD", num_cpus=0)  # type: ignore[attr-defined]
+    actors = [light.remote() for _ in range(4)]
     found = Counter(zray.get([actor.node.remote() for actor in actors], timeout=20))
     assert set(found.values()) == {2}
     for actor in actors:
@@ -212,8 +210,8 @@ def test_a_generator_elsewhere_yields_and_waits_for_its_consumer(two_nodes: Clus
 
 
 @zray.remote(resources=FAR, max_retries=0)
-def sleeps() -> None:
-    time.sleep(60)
+def sleeps(seconds: float = 60.0) -> None:
+    time.sleep(seconds)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -169,6 +169,8 @@ class SimulatedNode:
             case "from":
                 if fields[0] in scheduler.borrowing.borrowed:
                     self.worker_says(*fields)
+            case _:
+                raise AssertionError(f"nobody expected {message}")
         self.perform()
 
     def lose(self, peer: bytes) -> None:
