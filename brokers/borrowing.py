@@ -184,10 +184,6 @@ class Borrowing:
         """The rows of the other nodes, by their ids."""
         return {node: row for node, row in self.table.rows.items() if node != self.table.own}
 
-    def can_ever_meet(self, amounts: Mapping[str, int]) -> bool:
-        """Return whether some other node has as much in all."""
-        return any(self.table.fits_ever(node, amounts) for node in self.nodes)
-
     # -- where something may run -----------------------------------------------------------------
 
     def may_run_here(self, where: Where, amounts: Mapping[str, int]) -> bool:

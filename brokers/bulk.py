@@ -398,6 +398,17 @@ class _Loop:
 
     def _await_releases(self) -> None:
         """Wait until nobody reads the segment: the node unmaps it next."""
+        queues = self.queues
         deadline = time.monotonic() + _RELEASE_TIMEOUT_S
-        while self._on_its_way > len(self.queues.released) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        queues.sleeping = True  # Each release ends the poll from here on.
+        poller = new_poller()
+        poller.register(queues.wake.fileno(), READABLE)
+        try:
+            while self._on_its_way > len(queues.released):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                poller.poll(left)
+                queues.wake.clear()
+        finally:
+            poller.close()

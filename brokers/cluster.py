@@ -10,8 +10,8 @@ Never   decides where work goes (brokers/borrowing.py) or who holds what (broker
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
@@ -132,11 +132,9 @@ class Cluster:
 
         self.objects.serve()
         for event in self.links.events():
-            if event.state is LinkState.CONNECTED:
-                self._connected(event.peer)
-            elif event.state is LinkState.DISCONNECTED:
+            if event.state is LinkState.DISCONNECTED:
                 self._disconnected(event.peer)
-            else:
+            elif event.state is LinkState.REFUSED:
                 if event.peer in self.joining:
                     self.join_refused[self.joining[event.peer]] = event.reason
                 print(f"the link to {event.peer.hex()} was refused: {event.reason}", flush=True)
@@ -279,9 +277,6 @@ class Cluster:
             if other != self.node.process and other not in self.members:
                 self.dial(where)
 
-    def _connected(self, _peer: bytes) -> None:
-        return
-
     def _disconnected(self, link: bytes) -> None:
         for member in list(self.members.values()):
             if member.link == link:
@@ -312,11 +307,14 @@ class Cluster:
         deaths.jobs_left(node, identity)
 
     def _end_foreign_actors(self, home: bytes, cause: str) -> None:
-        found = error_outcome(errors.ActorDiedError(cause))
         for actor in [each for each in self.watchers if node_of(each) == home]:
-            row = [actor, "DEAD", None, None, 1 << 30, found]
-            for process in sorted(self.watchers.pop(actor)):
-                self.node.send(process, messages.ACTOR_STATE, [row])
+            self._tell_dead(actor, sorted(self.watchers.pop(actor)), cause)
+
+    def _tell_dead(self, actor: bytes, processes: Iterable[bytes], cause: str) -> None:
+        found = error_outcome(errors.ActorDiedError(cause))
+        row = [actor, "DEAD", None, None, 1 << 30, found]
+        for process in processes:
+            self.node.send(process, messages.ACTOR_STATE, [row])
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -431,16 +429,11 @@ class Cluster:
         """A process of ours wants to know where an actor of another node lives."""
         home = node_of(actor)
         if home not in self.members:
-            self._end_watch(process, actor)
+            self._tell_dead(actor, [process], "the node that made it is not there")
             return
         watchers = self.watchers.setdefault(actor, set())
         watchers.add(process)
         self.send(home, messages.WATCH_ACTOR, actor)
-
-    def _end_watch(self, process: bytes, actor: bytes) -> None:
-        found = error_outcome(errors.ActorDiedError("the node that made it is not there"))
-        row = [actor, "DEAD", None, None, 1 << 30, found]
-        self.node.send(process, messages.ACTOR_STATE, [row])
 
     def actor_states(self, rows: list[list[Any]]) -> None:
         """ACTOR_STATE of another node's actors: pass on to who watches them here."""
@@ -498,14 +491,3 @@ class Cluster:
         self.links.close(50)
         self.inbox.close()
         self.context.destroy(0)
-
-
-@dataclass(slots=True)
-class Settings:
-    """Of the cluster, as `zray-node start` gives them."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    advertise: str | None = None
-    keys: str | None = None
-    join: list[str] = field(default_factory=list)

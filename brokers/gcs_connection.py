@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 _TICK_S = 0.1
-_JOIN_TIMEOUT_S = 10.0
 _SILENT_S = 3.0
 """The GCS answers beats four times a second: after so long it is dialled anew."""
 _LINGER_MS = 200

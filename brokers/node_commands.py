@@ -19,6 +19,7 @@ from . import dispatcher, scheduling, sharing
 from .peers import Process
 
 if TYPE_CHECKING:
+    from .loans import Loans
     from .node import Node
 
 
@@ -155,43 +156,33 @@ def _kill(node: Node, command: scheduling.Kill) -> None:
         node.kill_worker(command.worker)
 
 
+def _tasks_failed(
+    node: Node, client: bytes, first: int, items: list[int], error: Exception
+) -> None:
+    found = outcome.error(encode_exception(error, where="node"))
+    node.send(client, messages.TASK_FAILED, first, items, found)
+
+
 def _fail(node: Node, command: scheduling.Fail) -> None:
     error = errors.WorkerCrashedError(
         f"task {command.name} did not finish: {command.reason}; its max_retries are used up"
     )
-    found = outcome.error(encode_exception(error, where="node"))
-    node.send(command.client, messages.TASK_FAILED, command.first, command.items, found)
+    _tasks_failed(node, command.client, command.first, command.items, error)
 
 
-def _borrow(node: Node, command: scheduling.Borrow) -> None:
-    if node.cluster is not None:
-        node.cluster.loans.borrow(command)
+def _by_loans(perform: Callable[[Loans, Any], None]) -> Callable[[Node, Any], None]:
+    """Return what performs a command that only a node among others gets."""
 
+    def obey(node: Node, command: Any) -> None:
+        if node.cluster is not None:
+            perform(node.cluster.loans, command)
 
-def _give_back(node: Node, command: scheduling.GiveBack) -> None:
-    if node.cluster is not None:
-        node.cluster.loans.give_back(command)
-
-
-def _lend(node: Node, command: scheduling.Lend) -> None:
-    if node.cluster is not None:
-        node.cluster.loans.lend(command)
-
-
-def _want_back(node: Node, command: scheduling.WantBack) -> None:
-    if node.cluster is not None:
-        node.cluster.loans.want_back(command)
-
-
-def _loan_lost(node: Node, command: scheduling.LoanLost) -> None:
-    if node.cluster is not None:
-        node.cluster.loans.lost(command)
+    return obey
 
 
 def _unschedulable(node: Node, command: scheduling.Unschedulable) -> None:
     error = errors.TaskUnschedulableError(f"task {command.name} can't run: {command.reason}")
-    found = outcome.error(encode_exception(error, where="node"))
-    node.send(command.client, messages.TASK_FAILED, command.first, command.items, found)
+    _tasks_failed(node, command.client, command.first, command.items, error)
 
 
 def _claim_refused(node: Node, command: scheduling.ClaimRefused) -> None:
@@ -353,11 +344,11 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     sharing.DeleteSpilled: _delete_spilled,
     sharing.Restore: _restore,
     sharing.Unreferenced: _unreferenced,
-    scheduling.Borrow: _borrow,
-    scheduling.GiveBack: _give_back,
-    scheduling.Lend: _lend,
-    scheduling.WantBack: _want_back,
-    scheduling.LoanLost: _loan_lost,
+    scheduling.Borrow: _by_loans(lambda loans, command: loans.borrow(command)),
+    scheduling.GiveBack: _by_loans(lambda loans, command: loans.give_back(command)),
+    scheduling.Lend: _by_loans(lambda loans, command: loans.lend(command)),
+    scheduling.WantBack: _by_loans(lambda loans, command: loans.want_back(command)),
+    scheduling.LoanLost: _by_loans(lambda loans, command: loans.lost(command)),
     scheduling.Unschedulable: _unschedulable,
     scheduling.ClaimRefused: _claim_refused,
 }
@@ -390,7 +381,4 @@ def cancel(
 
 
 def _cancelled(node: Node, client: bytes, first: int, item: int) -> None:
-    found = outcome.error(
-        encode_exception(errors.TaskCancelledError("the task was cancelled"), where="node")
-    )
-    node.send(client, messages.TASK_FAILED, first, [item], found)
+    _tasks_failed(node, client, first, [item], errors.TaskCancelledError("the task was cancelled"))

@@ -154,5 +154,3 @@ UNFENCED = frozenset(
 """Nobody gives up a reference because of these: they need not wait until HOLDs are counted."""
 AS_HOME = (ACTOR_STATE, PROCESS_DIED)
 """What a home node tells another, which tells its processes."""
-
-LINK_NAMES: dict[int, str] = {row.kind: row.name for row in LINK_MESSAGES}
