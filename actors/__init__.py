@@ -19,6 +19,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     event_loop.py    S  methods of async actors, and their worker's main loop
     streams.py       S  generators, with back-pressure
     values.py        S  arguments in, outcomes out
+    prefetch.py      S  arguments of tasks that wait, asked for ahead
     outbound.py      S  results on their way out
     events.py        S  what ran here past the node, on its way to the timeline
     context.py       S  what runs now, per thread and coroutine

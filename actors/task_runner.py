@@ -29,6 +29,7 @@ from . import context
 from .context import Execution, Place
 from .events import TASK
 from .interrupts import gather, invoke, invoke_each
+from .prefetch import TASKS_MAX, Prefetch
 from .values import Values
 from .work import TaskClass, TaskRange
 
@@ -57,6 +58,7 @@ class _Step:
     __slots__ = (
         "batch",
         "batch_low",
+        "calls",
         "high",
         "low",
         "outcomes",
@@ -81,6 +83,8 @@ class _Step:
         self.batch: list[Any] | None = None
         """Of a map: the items that are gone through; cut short, the going ends earlier."""
         self.batch_low = 0
+        self.calls: list[bytes] = []
+        """Of calls: the arguments of all items of the range's batch."""
 
 
 class TaskRunner:
@@ -92,7 +96,9 @@ class TaskRunner:
         self._items: tuple[bytes, list[Any]] = (b"", [])
         """A map's items, for its next range; what they refer to lives as long."""
         self._current: _Step | None = None
+        self._prefetch = Prefetch(host.runtime)
         host.runtime.before_wait = self._before_wait
+        values.before_fetch = self._look_ahead
 
     # -- ranges ----------------------------------------------------------------------------------
 
@@ -126,6 +132,8 @@ class TaskRunner:
         finally:
             queue.running = None
             host.runtime.garbage.extend(work.held)
+            if self._prefetch.held and not queue.items:
+                self._prefetch.clear()
             context.main = host.interrupts.running = None
 
     def _load(self, work: TaskRange) -> list[Any] | BaseException:
@@ -181,7 +189,9 @@ class TaskRunner:
         if work.direct:
             failed = special and any(found[0] == outcome.ERROR for found in outcomes)
             self._ran(work, low, started, ended, count, failed)
-        busy_us = int((ended - started) * 1e6)
+        # What it waited for arguments tells nothing of how long such a task runs.
+        waited_s, self.values.waited_s = self.values.waited_s, 0.0
+        busy_us = max(0, int((ended - started - waited_s) * 1e6))
         self.host.outbound.results(work, low, count, outcomes, special, busy_us)
 
     def _ran(
@@ -206,6 +216,7 @@ class TaskRunner:
         returns = task_class.returns
         step = self._current = _Step(work, running, low, high, started)
         outcomes = step.outcomes
+        step.calls = calls
         item = low - 1
         try:
             while (item := item + 1) < step.high:
@@ -220,6 +231,8 @@ class TaskRunner:
                     outcomes.append(self._run_one(running, task_class, calls[item]))
                 else:
                     outcomes.extend(self._run_many(running, task_class, calls[item]))
+                if self._prefetch.held:
+                    self._prefetch.drop((running.client, running.number))
         finally:
             self._current = None
             self._send(work, step.low, outcomes, step.started)
@@ -247,6 +260,22 @@ class TaskRunner:
                 self._send_values(work, running, step.low, values, step.started)
                 step.low += len(values)
                 step.started = _now()
+
+    def _look_ahead(self) -> None:
+        """The running task's arguments have to be fetched: so, it seems, have the next ones'."""
+        step = self._current
+        if step is None or not step.calls or threading.get_ident() != self.host.main_thread:
+            return
+        work = step.work
+        item = step.running.number - work.first
+        ahead = [(work, each, step.calls[each]) for each in range(item + 1, work.high)[:TASKS_MAX]]
+        for queued in self.host.queue.ranges():
+            if len(ahead) < TASKS_MAX and queued.mode != MODE_MAP:
+                calls: list[bytes] = msgpack.unpackb(queued.payload)
+                ahead += [(queued, each, calls[each]) for each in range(queued.next, queued.high)]
+        self._prefetch.ask(
+            ((each.client, each.first + item), data) for each, item, data in ahead[:TASKS_MAX]
+        )
 
     def _run_one(self, running: Execution, task_class: TaskClass, data: bytes) -> bytes:
         try:

@@ -1,6 +1,7 @@
 """Arguments in, outcomes out: where a worker's values become bytes and back.
 
-What    load_arguments() decodes what a caller sent, fetching what lies in shared memory;
+What    load_arguments() decodes what a caller sent, fetching what lies in shared memory, here or
+        on another node: all at once, and after it what the next tasks will need;
         make_outcome() encodes what user code returned, with the references inside it held
         for the caller before the result leaves.
 Caller  actors/task_runner.py, actors/actor_runner.py.
@@ -11,21 +12,30 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from zray import errors
 from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id
 from zray.protocol.limits import INLINE_BYTES_MAX
+from zray.protocol.purposes import Purpose
 from zray.runtime import Runtime
 from zray.serialization import blob
 from zray.serialization.exceptions import encode_exception
+from zray.session.references import Key
 
 _loads = pickle.loads
 _PLAIN_RESULTS = frozenset((int, float, bool, str, bytes, type(None)))
 _dumps = pickle.dumps
 _PICKLE = outcome.PICKLE
+
+
+def remote_ids(filled: dict[Any, Any]) -> list[bytes]:
+    """Return the objects among filled-in arguments that lie in a node's memory, each once."""
+    kinds = (outcome.STORED, outcome.ELSEWHERE)
+    return list(dict.fromkeys(each for each, found in filled.values() if found[0] in kinds))
 
 
 class FailingItems(list[Any]):
@@ -51,6 +61,10 @@ class Values:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.before_fetch: Callable[[], None] = lambda: None
+        """Called where arguments are waited for that are on another node."""
+        self.waited_s = 0.0
+        """For arguments from other nodes, since somebody set it to zero."""
 
     def load_arguments(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs). Raises the error of an argument that could not be had."""
@@ -70,11 +84,15 @@ class Values:
             return self.fetch(identity, found)
         value = self._load(inner)
         args, kwargs = (list(value), {}) if type(value) is tuple else (list(value[0]), value[1])
-        for position, (identity, found) in filled.items():
-            if isinstance(position, str):
-                kwargs[position] = self.fetch(identity, found)
-            else:
-                args[position] = self.fetch(identity, found)
+        brought = self._bring(filled) if len(filled) > 1 else ()
+        try:
+            for position, (identity, found) in filled.items():
+                if isinstance(position, str):
+                    kwargs[position] = self.fetch(identity, found)
+                else:
+                    args[position] = self.fetch(identity, found)
+        finally:
+            self.runtime.garbage.extend(brought)
         return [args, kwargs] if kwargs else tuple(args)
 
     def load_items(self, data: bytes) -> list[Any]:
@@ -89,11 +107,13 @@ class Values:
             return items
         items = self.load_items(inner)
         failed: dict[int, BaseException] = {}
+        brought = self._bring(filled) if len(filled) > 1 else ()
         for position, (identity, found) in filled.items():
             try:
                 items[position] = self.fetch(identity, found)
             except Exception as error:  # That of the item's own task: raised at its turn.
                 failed[position] = error
+        self.runtime.garbage.extend(brought)
         return FailingItems(items, failed) if failed else items
 
     def fetch(self, identity: bytes, found: bytes) -> Any:
@@ -110,6 +130,13 @@ class Values:
         if known is None:
             known = self._hold(key, identity)
         try:
+            if known[0] == outcome.ELSEWHERE:
+                started = time.monotonic()
+                runtime.locate([key], Purpose.ARGUMENT)
+                self.before_fetch()
+                runtime.await_keys([key], None, Purpose.ARGUMENT)
+                known = runtime.results[key]
+                self.waited_s += time.monotonic() - started
             return runtime.objects.value(key, known)
         finally:
             runtime.garbage.append(key)
@@ -125,6 +152,34 @@ class Values:
             )
         with runtime.lock:
             return references.fetched(key, place)
+
+    def _bring(self, filled: dict[Any, Any]) -> list[Key]:
+        """Take holds of all in one request, and have those that are elsewhere brought at a time.
+
+        Returns keys, each one local reference to drop. Of what is gone fetch() will say so.
+        """
+        runtime = self.runtime
+        references = runtime.session.references
+        keys: list[Key] = []
+        unknown: list[bytes] = []
+        with runtime.lock:
+            for identity in remote_ids(filled):
+                key = references.key_of(identity)
+                if references.is_shared(key) and key in runtime.results:
+                    references.add(key)
+                    keys.append(key)
+                else:
+                    unknown.append(identity)
+        if unknown:
+            answers = runtime.request(messages.HOLD, unknown, True)
+            with runtime.lock:
+                for identity, place in answers:
+                    if place is not None:
+                        key = references.key_of(identity)
+                        references.fetched(key, place)
+                        keys.append(key)
+        runtime.locate(keys, Purpose.ARGUMENT)
+        return keys
 
     # -- results ---------------------------------------------------------------------------------
 

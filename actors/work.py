@@ -127,8 +127,13 @@ class WorkQueue:
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.running: TaskRange | None = None
+
+    def ranges(self) -> list[TaskRange]:
+        """Return the ranges behind the running one, in order."""
+        with self.lock:
+            return [item for item in self.items if isinstance(item, TaskRange)]
 
     def claim(self, work: TaskRange, count: int) -> tuple[int, int]:
         """Begin up to ``count`` items of a range: returns [low, high), empty at its end."""
@@ -149,7 +154,7 @@ class WorkQueue:
         rows: list[list[Any]] = []
         left = count if count is not None else 1 << 60
         with self.lock:
-            ranges = [item for item in self.items if isinstance(item, TaskRange)]
+            ranges = self.ranges()
             if self.running is not None:
                 ranges.insert(0, self.running)
             for work in reversed(ranges):
@@ -171,7 +176,7 @@ class WorkQueue:
         they may be claimed.
         """
         with self.lock:
-            ranges = [work for work in self.items if isinstance(work, TaskRange)]
+            ranges = self.ranges()
             if self.running is not None:
                 ranges.append(self.running)
             for work in ranges:

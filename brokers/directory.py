@@ -15,6 +15,7 @@ from typing import Any
 
 from zray.protocol import outcome
 from zray.protocol.ids import NodeId, ObjectId, ProcessId, node_of, owner_of
+from zray.protocol.purposes import Purpose
 
 from .sharing import (
     Absent,
@@ -119,7 +120,7 @@ class Directory:
             self.commands.append(Unreferenced(identity))
         if entry.held_at_home:
             self.commands.append(ReleaseAt(node_of(identity), identity))
-        if entry.pulling:
+        if entry.pulling is not None:
             self.commands.append(CancelPull(identity))
         for node in sorted(entry.kept_at):
             self.commands.append(ReleaseAt(node, identity))
@@ -219,15 +220,15 @@ class Directory:
 
     def _resolve(self, identity: ObjectId, entry: Entry, found: bytes) -> None:
         entry.outcome = found
-        waiters, entry.waiters = entry.waiters, set()
-        for process in sorted(waiters):
-            self._tell(process, identity, entry)
+        waiters, entry.waiters = entry.waiters, {}
+        for process, purpose in sorted(waiters.items()):
+            self._tell(process, identity, entry, purpose)
 
-    def _tell(self, process: ProcessId, identity: ObjectId, entry: Entry) -> None:
+    def _tell(self, process: ProcessId, identity: ObjectId, entry: Entry, purpose: int) -> None:
         """Tell who waits what is known, or see to it that the value comes here."""
         assert entry.outcome is not None
         if process in self.nodes:
-            self._answer_node(process, identity, entry)
+            self._answer_node(process, identity, entry, purpose)
         elif entry.offset >= 0:
             if process == self.home:
                 self.commands.append(Serve(identity, entry.offset, entry.nbytes))
@@ -235,22 +236,24 @@ class Directory:
             if process in entry.holders or process == entry.registered:
                 entry.pinned.add(process)
             self.commands.append(Locate(process, identity, entry.outcome))
+        elif purpose == Purpose.PLACE and (entry.file is not None or entry.places):
+            self.commands.append(Locate(process, identity, outcome.ELSEWHERE_OUTCOME))
         elif entry.file is not None:
-            entry.waiters.add(process)
+            _await(entry, process, purpose)
             if not entry.restoring:
                 entry.restoring = True
                 self.commands.append(Restore(identity))
         elif process == self.home:
             self.commands.append(Absent(identity))
         elif entry.places:
-            entry.waiters.add(process)
+            _await(entry, process, purpose)
             self._pull(identity, entry)
         else:
             self.commands.append(Locate(process, identity, entry.outcome))
 
     def _refuse(self, identity: ObjectId, entry: Entry, found: bytes) -> None:
         """Tell those who wait an error that is theirs alone: the next may have better luck."""
-        waiters, entry.waiters = entry.waiters, set()
+        waiters, entry.waiters = entry.waiters, {}
         for process in sorted(waiters):
             if process == self.home:
                 self.commands.append(Absent(identity))
@@ -278,23 +281,25 @@ class Directory:
                         entry.outcome = None
 
     def _pull(self, identity: ObjectId, entry: Entry) -> None:
-        if not entry.pulling:
-            entry.pulling = True
-            self.commands.append(Pull(identity, entry.nbytes, tuple(entry.places)))
+        purpose = min(entry.waiters.values(), default=Purpose.GET)
+        if entry.pulling is None or purpose < entry.pulling:
+            entry.pulling = purpose
+            self.commands.append(Pull(identity, entry.nbytes, tuple(entry.places), purpose))
 
-    def _ask_home(self, identity: ObjectId, entry: Entry, process: ProcessId) -> None:
+    def _ask_home(self, identity: ObjectId, entry: Entry, process: ProcessId, purpose: int) -> None:
         if node_of(identity) in self.gone:
             self.commands.append(Locate(process, identity, self.home_died_outcome))
             return
-        entry.waiters.add(process)
-        if not entry.asked:
-            entry.asked = True
-            self.commands.append(LocateAt(identity))
+        _await(entry, process, purpose)
+        # Who has asked for the place alone is not named to others: now it will have the value.
+        if entry.asked is None or purpose < Purpose.PLACE == entry.asked:
+            entry.asked = purpose
+            self.commands.append(LocateAt(identity, purpose))
 
-    def _answer_node(self, node: NodeId, identity: ObjectId, entry: Entry) -> None:
+    def _answer_node(self, node: NodeId, identity: ObjectId, entry: Entry, purpose: int) -> None:
         """Name the nodes that have the value, or that were told so a moment ago.
 
-        Who asks is named to the next: of an object that many pull, each sends on what it has.
+        Who pulls it is named to the next: of an object that many pull, each sends on what it has.
         """
         assert entry.outcome is not None
         is_here = entry.offset >= 0 or entry.file is not None
@@ -305,7 +310,8 @@ class Directory:
             first = [self.home, *sure] if is_here else sure
             sources = (first + late[-_SOURCES_MAX:])[:_SOURCES_MAX]
             self.commands.append(Found(node, identity, None, entry.nbytes, tuple(sources)))
-            entry.places[node] = None
+            if purpose < Purpose.PLACE:
+                entry.places[node] = None
         elif entry.outcome == outcome.ELSEWHERE_OUTCOME:  # Only who asks is said to have it.
             self.commands.append(Found(node, identity, self.copies_died_outcome, -1, ()))
         else:
@@ -316,9 +322,9 @@ class Directory:
     ) -> None:
         """FOUND: the home's answer to LocateAt."""
         entry = self.entries.get(identity)
-        if entry is None or not entry.asked:
+        if entry is None or entry.asked is None:
             return
-        entry.asked = False
+        entry.asked = None
         if entry.outcome is not None:
             return  # It was made here meanwhile.
         if found is None:
@@ -354,10 +360,10 @@ class Directory:
     def pulled(self, identity: ObjectId, offset: int, nbytes: int) -> None:
         """A copy is here."""
         entry = self.entries.get(identity)
-        if entry is None or not entry.pulling:
+        if entry is None or entry.pulling is None:
             self.commands.append(FreeExtent(offset))
             return
-        entry.pulling = False
+        entry.pulling = None
         entry.failures = 0
         entry.offset, entry.nbytes = offset, nbytes
         if self.is_foreign(identity):
@@ -368,9 +374,9 @@ class Directory:
     def pull_failed(self, identity: ObjectId, found: bytes, *, no_room: bool) -> None:
         """A pull came to nothing: for want of memory here, or of a node that could send it."""
         entry = self.entries.get(identity)
-        if entry is None or not entry.pulling:
+        if entry is None or entry.pulling is None:
             return
-        entry.pulling = False
+        entry.pulling = None
         entry.failures = 0 if no_room else entry.failures + 1
         again = 0 < entry.failures < _PULLS_MAX and bool(entry.waiters)
         if self.is_foreign(identity):
@@ -381,7 +387,7 @@ class Directory:
                 self._resolve(identity, entry, self.copies_died_outcome)
             elif again:
                 self._pull(identity, entry)
-        if entry.asked or entry.pulling:
+        if entry.asked is not None or entry.pulling is not None:
             return
         entry.failures = 0
         self._refuse(identity, entry, found)
@@ -400,24 +406,24 @@ class Directory:
             entry.outcome = None
             entry.places.clear()
             if again:
-                entry.asked = True
-                self.commands.append(LocateAt(identity))
+                entry.asked = min(entry.waiters.values(), default=Purpose.GET)
+                self.commands.append(LocateAt(identity, entry.asked))
 
     def node_lost(self, node: NodeId) -> None:
         """A node is gone: what only it had is lost. Its holds stay until bury()."""
         self.nodes.discard(node)
         self.gone.add(node)
         for identity, entry in list(self.entries.items()):
-            entry.waiters.discard(node)
+            entry.waiters.pop(node, None)
             entry.kept_at.pop(node, None)
             entry.places.pop(node, None)
             is_here = entry.offset >= 0 or entry.file is not None
             is_elsewhere = entry.outcome == outcome.ELSEWHERE_OUTCOME and not is_here
             if self.is_foreign(identity) and node_of(identity) == node:
-                entry.held_at_home = entry.asked = False
-                if not entry.pulling and (entry.outcome is None or is_elsewhere):
+                entry.held_at_home, entry.asked = False, None
+                if entry.pulling is None and (entry.outcome is None or is_elsewhere):
                     self._resolve(identity, entry, self.home_died_outcome)
-            elif is_elsewhere and not entry.places and not entry.pulling:
+            elif is_elsewhere and not entry.places and entry.pulling is None:
                 if self.is_foreign(identity):
                     entry.outcome = None  # Who needs it asks its home again.
                 else:
@@ -455,7 +461,7 @@ class Directory:
         if entry is None or (entry.offset < 0 and entry.file is None):
             self.commands.append(Absent(identity))
         else:
-            self._tell(self.home, identity, entry)
+            self._tell(self.home, identity, entry, Purpose.GET)
 
     # -- what processes say, continued -----------------------------------------------------------
 
@@ -526,8 +532,10 @@ class Directory:
                     entry.pinned.discard(process)
                 self._settle(identity, entry)
 
-    def locate(self, process: ProcessId, identities: list[ObjectId]) -> None:
-        """LOCATE: tell the process each outcome, when it is there."""
+    def locate(
+        self, process: ProcessId, identities: list[ObjectId], purpose: int = Purpose.GET
+    ) -> None:
+        """LOCATE: tell the process each outcome, when it is there; and where, for Purpose.PLACE."""
         for identity in identities:
             entry = self.entries.get(identity)
             if entry is None or not entry.known:
@@ -539,16 +547,16 @@ class Directory:
                 self.commands.append(Locate(process, identity, found))
             elif entry.outcome is None:
                 if self.is_foreign(identity):
-                    self._ask_home(identity, entry, process)
+                    self._ask_home(identity, entry, process, purpose)
                 elif owner_of(identity) in self.alive:
-                    entry.waiters.add(process)
+                    _await(entry, process, purpose)
                 elif process in self.nodes:
                     found = self.owner_died_outcome
                     self.commands.append(Found(process, identity, found, -1, ()))
                 else:
                     self.commands.append(Locate(process, identity, self.owner_died_outcome))
             else:
-                self._tell(process, identity, entry)
+                self._tell(process, identity, entry, purpose)
 
     def process_died(self, process: ProcessId) -> None:
         """Drop all that a dead process held; what it never published is lost."""
@@ -558,12 +566,12 @@ class Directory:
             if entry is not None:
                 entry.holders.pop(process, None)
                 entry.pinned.discard(process)
-                entry.waiters.discard(process)
+                entry.waiters.pop(process, None)
                 self._tell_home(identity, entry)
                 self._settle(identity, entry)
         for identity, entry in list(self.entries.items()):
             entry.pinned.discard(process)
-            entry.waiters.discard(process)
+            entry.waiters.pop(process, None)
             if entry.registered == process:
                 entry.registered = None
             if entry.outcome is None and not entry.is_actor and owner_of(identity) == process:
@@ -654,7 +662,8 @@ class Directory:
             for inner in entry.contained:
                 assert self.entries[inner].holders.get(identity), "a contained object is not held"
             assert entry.pinned <= self.alive
-            assert not (entry.pulling and entry.offset >= 0), "what is here is pulled"
+            assert entry.pulling is None or entry.offset < 0, "what is here is pulled"
+            assert entry.outcome is None or Purpose.PLACE not in entry.waiters.values()
             assert self.home not in entry.places
             assert not entry.places.keys() & self.gone
             if self.is_foreign(identity) and node_of(identity) not in self.gone:
@@ -664,3 +673,7 @@ class Directory:
         offsets = [entry.offset for entry in self.entries.values() if entry.offset >= 0]
         offsets += [offset for entry in self.entries.values() for offset in entry.copies]
         assert len(offsets) == len(set(offsets)), "two objects in one extent"
+
+
+def _await(entry: Entry, process: ProcessId, purpose: int) -> None:
+    entry.waiters[process] = min(purpose, entry.waiters.get(process, purpose))

@@ -134,7 +134,8 @@ def _stored_at(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 
 
 def _locate(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    cluster.node.objects.locate(peer, list(filter(cluster.objects.is_ours, message[3])))
+    ours = list(filter(cluster.objects.is_ours, message[3]))
+    cluster.node.objects.locate(peer, ours, message[4])
 
 
 def _found(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:

@@ -128,7 +128,7 @@ def _forward(node: Node, process: Process, message: list[Any]) -> None:
 def _locate(node: Node, process: Process, message: list[Any]) -> None:
     if not node.objects.knows(message[3]) and node.not_yet(process, message):
         return
-    node.objects.locate(process.identity, message[3])
+    node.objects.locate(process.identity, message[3], message[4])
 
 
 def _unpinned(node: Node, process: Process, message: list[Any]) -> None:

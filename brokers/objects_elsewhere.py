@@ -90,6 +90,8 @@ class ObjectsElsewhere:
         """Lost nodes whose holds still count, and since when."""
         self._uncounted: Counter[NodeId] = Counter()
         """HOLDs that were counted and not acknowledged yet."""
+        self._pulls: Counter[Priority] = Counter()
+        """How many objects were asked for, by why."""
         self._no_room: dict[ObjectId, Exception] = {}
         self._expected: set[ObjectId] = set()
         """The bulk thread was asked for these before it heard that it is to pull them."""
@@ -202,9 +204,9 @@ class ObjectsElsewhere:
         holds: dict[NodeId, list[ObjectId]] = {}
         rows: dict[int, dict[NodeId, list[Any]]] = {
             link_messages.COPY_GONE: {},
-            link_messages.LOCATE_FOREIGN: {},
             link_messages.FOUND: {},
         }
+        asked: dict[tuple[NodeId, int], list[ObjectId]] = {}
         stored: list[sharing.StoredHere] = []
         releases: dict[NodeId, list[Any]] = {}
         for command in commands:
@@ -213,9 +215,8 @@ class ObjectsElsewhere:
                     holds.setdefault(node_of(identity), []).append(identity)
                 case sharing.ReleaseAt(node, identity):
                     releases.setdefault(node, []).append([identity, 1])
-                case sharing.LocateAt(identity):
-                    asked = rows[link_messages.LOCATE_FOREIGN]
-                    asked.setdefault(node_of(identity), []).append(identity)
+                case sharing.LocateAt(identity, purpose):
+                    asked.setdefault((node_of(identity), purpose), []).append(identity)
                 case sharing.CopyGone(identity):
                     gone = rows[link_messages.COPY_GONE]
                     gone.setdefault(node_of(identity), []).append(identity)
@@ -233,6 +234,8 @@ class ObjectsElsewhere:
         for row in stored:
             home = node_of(row.object)
             self.cluster.send(home, link_messages.STORED_AT, row.object, row.nbytes, row.holder)
+        for (home, purpose), identities in asked.items():
+            self.cluster.send(home, link_messages.LOCATE_FOREIGN, identities, purpose)
         for kind, by_node in rows.items():
             for node, each in by_node.items():
                 self.cluster.send(node, kind, each)
@@ -241,10 +244,11 @@ class ObjectsElsewhere:
 
     def _perform_bulk(self, command: sharing.Command) -> None:
         match command:
-            case sharing.Pull(identity, nbytes, sources):
+            case sharing.Pull(identity, nbytes, sources, purpose):
                 self._no_room.pop(identity, None)
                 known = [self.peers[node] for node in sources if node in self.peers]
-                self.bulk.want(identity, nbytes, known, Priority.GET)
+                self._pulls[Priority(purpose)] += 1
+                self.bulk.want(identity, nbytes, known, Priority(purpose))
                 if identity in self._expected:
                     self._expected.discard(identity)
                     self.bulk.absent(identity, "it is on its way here")
@@ -287,7 +291,7 @@ class ObjectsElsewhere:
     def _is_expected(self, identity: ObjectId) -> bool:
         """Whether the home named us as a source, and its word to us is still under way."""
         entry = self.node.objects.entries.get(identity)
-        return entry is not None and entry.asked and entry.outcome is None
+        return entry is not None and entry.asked is not None and entry.outcome is None
 
     def _allocate(self, pull: int, identity: ObjectId, nbytes: int) -> None:
         def done(extent: Extent | None, error: Exception | None) -> None:
@@ -310,7 +314,8 @@ class ObjectsElsewhere:
 
     def statistics(self) -> dict[str, int]:
         """Return counts for status and tests."""
-        return {**self.bulk.statistics(), **self.fence.statistics()}
+        pulls = {f"pulls_{each.name.lower()}": self._pulls[each] for each in Priority}
+        return {**self.bulk.statistics(), **self.fence.statistics(), **pulls}
 
     def close(self) -> None:
         """Stop the bulk thread: the segment may be unmapped after it."""

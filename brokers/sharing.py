@@ -77,6 +77,7 @@ class LocateAt:
     """Somebody waits for a foreign object: ask its home."""
 
     object: ObjectId
+    purpose: int
 
 
 @dataclass(slots=True)
@@ -108,11 +109,12 @@ class Found:
 
 @dataclass(slots=True)
 class Pull:
-    """Bring an object here from nodes that have it, or are about to."""
+    """Bring an object here from nodes that have it, or are about to; again: it is urgent now."""
 
     object: ObjectId
     nbytes: int
     sources: tuple[NodeId, ...]
+    purpose: int
 
 
 @dataclass(slots=True)
@@ -191,8 +193,9 @@ class Entry:
         """Units by process or node (8 bytes) or containing object (16 bytes); never zero."""
         self.contained: list[ObjectId] = []
         self.pinned: set[ProcessId] = set()
-        self.waiters: set[ProcessId] = set()
-        """Processes, other nodes, and this node itself where its bulk thread waits."""
+        self.waiters: dict[ProcessId, int] = {}
+        """Processes, other nodes, and this node itself where its bulk thread waits; each with the
+        most urgent purpose (zray/protocol/purposes.py) that it has asked for."""
         self.is_actor = False
         self.known = False
         """Whether its owner has told of it, or who made it: a hold alone brings nothing back."""
@@ -204,13 +207,14 @@ class Entry:
         """Extents that second executions wrote: somebody may have been told of one of them."""
         self.held_at_home = False
         """Of a foreign object: its home counts this node as a holder."""
-        self.asked = False
-        """Of a foreign object: its home was asked for its value."""
+        self.asked: int | None = None
+        """Of a foreign object: for which purpose its home was asked and has not answered."""
         self.kept_at: dict[NodeId, bool] = {}
         """Nodes that keep it, or (False) only what it contains, until we give it up."""
         self.places: dict[NodeId, None] = {}
         """Other nodes that have its value or are about to, in the order in which we heard of it:
         all that its home knows of, or what the home has named to us."""
-        self.pulling = False
+        self.pulling: int | None = None
+        """For which purpose it is on its way here."""
         self.failures = 0
         """Pulls in a row that came to nothing."""

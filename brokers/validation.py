@@ -17,6 +17,7 @@ from zray.protocol import messages
 from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES, TASK_NUMBER_MAX
 from zray.protocol.limits import EVENTS_BATCH_BYTES_MAX, MAP_CHUNK_TASKS
 from zray.protocol.messages import MESSAGES
+from zray.protocol.purposes import Purpose
 
 from .placement import read_where
 
@@ -95,6 +96,10 @@ def _dict_of(key: Check, value: Check) -> Check:
     return lambda found: (
         type(found) is dict and all(key(name) and value(entry) for name, entry in found.items())
     )
+
+
+def _purpose(value: Any) -> bool:
+    return type(value) is int and Purpose.GET <= value <= Purpose.PLACE
 
 
 def _units(value: Any) -> bool:
@@ -220,7 +225,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.HOLD_FOR: (_object, _objects),
     messages.TRANSFER: (_process, _objects),
     messages.RELEASE: (_list_of(_row(_object, _units)), _objects),
-    messages.LOCATE: (_objects,),
+    messages.LOCATE: (_objects, _purpose),
     messages.FORWARD: (_process, _list_of(_bytes)),
     messages.UNPINNED: (_objects,),
     messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _or_none(_bytes)),

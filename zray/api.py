@@ -391,7 +391,8 @@ def wait(
         refs: distinct ObjectRefs, or generators (ready when they have an item).
         num_returns: how many to wait for; ready holds at most as many.
         timeout: seconds to wait at most; None waits for ever, 0 only looks.
-        fetch_local: with one node every value is local; accepted for Ray's programs.
+        fetch_local: a ref is ready when its value is on this node, and is brought here for that;
+            False: when it is there at all, on whichever node.
     """
     from zray.refs import ObjectRef, ObjectRefGenerator
     from zray.waits import split
@@ -412,7 +413,7 @@ def wait(
     if not given:
         return [], []
     keys, generators = check_refs(given, "wait")
-    return split(runtime(), given, keys, generators, num_returns, timeout)
+    return split(runtime(), given, keys, generators, num_returns, timeout, fetch=fetch_local)
 
 
 def check_refs(refs: list[Any], function: str) -> tuple[list[Any], list[Any]]:

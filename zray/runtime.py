@@ -20,6 +20,7 @@ from zray.option_feasibility import infeasible, is_feasible
 from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id, task_number_of
 from zray.protocol.limits import ACTOR_BACKLOG_BYTES_MAX, INLINE_BYTES_MAX, MAP_CHUNK_TASKS
+from zray.protocol.purposes import Purpose
 from zray.refs import ObjectRef, ObjectRefGenerator, RefSequence
 from zray.serialization import blob
 from zray.serialization.exceptions import encode_exception
@@ -71,7 +72,7 @@ class Runtime(Client):
         """What each node had in all when we last asked, in units."""
         self._exported: dict[bytes, bool] = {}
         self.session.tasks.split_values = _split_values
-        self.objects.await_key = lambda key: self._await_keys([key], None)
+        self.objects.await_key = lambda key: self.await_keys([key], None)
         self.child_made: Callable[[int], None] | None = None
         """In a worker: called with the number of each task or call that user code submits (a map:
         the negative of each batch's), for recursive cancels."""
@@ -402,7 +403,7 @@ class Runtime(Client):
             self.wait_until(partial(self.results.__contains__, key), timeout_s, first=key, only=key)
             found = self.results.get(key)
         if found is None or found[0] == _ELSEWHERE:
-            self._await_keys([key], timeout_s)
+            self.await_keys([key], timeout_s)
             found = self.results[key]
         if found[0] == _PICKLE:
             return _loads(found)
@@ -419,7 +420,7 @@ class Runtime(Client):
             if found is None or found[0] == _ELSEWHERE:
                 if any((each := results.get(key)) and each[0] == _ELSEWHERE for key in keys):
                     return self._get_spilled(keys, timeout_s, writable=writable)
-                self._await_keys(keys, timeout_s)
+                self.await_keys(keys, timeout_s)
                 break
         value = self.objects.value
         return [
@@ -503,10 +504,12 @@ class Runtime(Client):
             chunk[item] = self.objects.value(number, self.results[number], writable=writable)
         values.extend(chunk)
 
-    def _await_keys(self, keys: list[Key], timeout_s: float | None) -> None:
+    def await_keys(
+        self, keys: list[Key], timeout_s: float | None, purpose: int = Purpose.GET
+    ) -> None:
         """Wait until every key has an outcome; raises GetTimeoutError."""
         results = self.results
-        self._locate(keys)
+        self.locate(keys, purpose)
         position = 0
         count = len(keys)
 
@@ -517,7 +520,7 @@ class Runtime(Client):
                 if found is None:
                     return False
                 if found[0] == _ELSEWHERE:
-                    self._locate(keys[position : position + 1])
+                    self.locate(keys[position : position + 1], purpose)
                     self.flush()
                     return False
                 position += 1
@@ -534,7 +537,8 @@ class Runtime(Client):
             timeout_s=timeout_s or 0.0,
         )
 
-    def _locate(self, keys: Iterable[Key]) -> None:
+    def locate(self, keys: Iterable[Key], purpose: int) -> None:
+        """Ask the node where the values of these lie, of those that it alone can know."""
         results, references = self.results, self.session.references
         absent = [
             key for key in keys if (found := results.get(key)) is None or found[0] == _ELSEWHERE
@@ -542,7 +546,7 @@ class Runtime(Client):
         if absent and (references.units or references.registered):
             with self.lock:
                 for key in absent:
-                    references.locate(key)
+                    references.locate(key, purpose)
 
     def wait_for_work(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """In a worker: read messages until there is work, or the time is over."""

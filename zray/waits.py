@@ -15,6 +15,7 @@ from functools import partial
 from itertools import compress, count
 from typing import TYPE_CHECKING, Any
 
+from zray.protocol.purposes import Purpose
 from zray.refs import ObjectRef, ObjectRefGenerator
 from zray.session.session import Watch
 
@@ -75,6 +76,8 @@ def split(
     generators: list[ObjectRefGenerator[Any]],
     num_returns: int,
     timeout_s: float | None,
+    *,
+    fetch: bool = True,
 ) -> tuple[list[Any], list[Any]]:
     """Split refs into ready and not, num_returns ready unless time is over; order kept.
 
@@ -85,13 +88,14 @@ def split(
         generators: those among the refs.
         num_returns: how many to wait for, and how many to return as ready at most.
         timeout_s: seconds to wait at most, None: for ever.
+        fetch: a ref is ready when its value is on this node; False: when it is anywhere.
 
     Raises ValueError where a ref is there twice.
     """
     distinct = set(keys)
     if len(distinct) != len(refs):
         raise ValueError("zray.wait() was given the same ref twice")
-    wait = _Wait(client, keys, distinct, generators, num_returns)
+    wait = _Wait(client, keys, distinct, generators, num_returns, fetch=fetch)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     left, in_time = timeout_s, True
     positions = wait.ready_at()
@@ -112,8 +116,11 @@ class _Wait:
         distinct: set[Any],
         generators: list[ObjectRefGenerator[Any]],
         num_returns: int,
+        *,
+        fetch: bool,
     ) -> None:
         self.client = client
+        self.fetch = fetch
         self.keys = keys
         self.distinct = distinct
         self.generators = generators
@@ -140,7 +147,7 @@ class _Wait:
     def _is_ready(self, key: Any) -> bool:
         if type(key) is ObjectRefGenerator:
             return key.next_ready()
-        return self.client.is_ready(key)
+        return self.client.is_ready(key) if self.fetch else key in self.client.results
 
     def enough(self, timeout_s: float | None) -> bool:
         """Wait until num_returns may be ready; False when the time is over.
@@ -148,7 +155,7 @@ class _Wait:
         No ref is looked at until as many outcomes have come as are wanted, so that a wait for k
         of n refs costs n looks, not n a message.
         """
-        client, watch = self.client, Watch()
+        client, watch = self.client, Watch(Purpose.GET if self.fetch else Purpose.PLACE)
         awaited = self.distinct
         if self.generators:
             awaited = awaited.difference(self.generators)

@@ -130,7 +130,12 @@ LINK_MESSAGES: tuple[Message, ...] = (
         "We keep an object of your process, or (nbytes -1) what its value contains, until you"
         " RELEASE it.",
     ),
-    _row(LOCATE_FOREIGN, "LOCATE_FOREIGN", ("objects",), "Answer with FOUND, when it is there."),
+    _row(
+        LOCATE_FOREIGN,
+        "LOCATE_FOREIGN",
+        ("objects", "purpose"),
+        "Answer with FOUND, when it is there. purpose: as in LOCATE.",
+    ),
     _row(
         FOUND,
         "FOUND",

@@ -415,8 +415,9 @@ MESSAGES: tuple[Message, ...] = (
         _C,
         "process",
         "node",
-        ("objects",),
-        "Answered by LOCATED on the mailbox, each when it is there.",
+        ("objects", "purpose"),
+        "Answered by LOCATED on the mailbox, each when it is there (or, where the purpose is"
+        " PLACE, when it is anywhere). purpose: 0 get, 1 argument, 2 prefetch, 3 place.",
     ),
     Message(
         UNPINNED,

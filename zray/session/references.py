@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sized
 
 from zray.protocol import messages, outcome
 from zray.protocol.ids import ObjectId, ProcessId, number_of, object_id, owner_of
+from zray.protocol.purposes import Purpose
 
 from .outbox import Outbox
 
@@ -48,7 +49,8 @@ class References:
         self.dropped: set[Key] = set()
         self.publish: set[int] = set()
         """Shared while pending: their outcome goes to the directory when it arrives."""
-        self.located: set[Key] = set()
+        self.located: dict[Key, int] = {}
+        """What the node was asked for and has not answered, with the most urgent purpose."""
         self.adopted: set[Key] = set()
         """Own numbers that came home from elsewhere: only the node knows their value."""
         self.news: list[Key] = []
@@ -136,7 +138,7 @@ class References:
                     self.free_private(key)
             if units:
                 releases.append((self.id_of(key), units))
-                self.located.discard(key)
+                self.located.pop(key, None)
                 self.adopted.discard(key)
             if self.contained:
                 self.contained.pop(key, None)
@@ -256,21 +258,23 @@ class References:
     def _publish(self, key: int, found: bytes, *, first: bool) -> None:
         self.outbox.call(messages.SHARE, self.id_of(key), found, self._ids_in(key), first)
 
-    def locate(self, key: Key) -> bool:
+    def locate(self, key: Key, purpose: int = Purpose.GET) -> bool:
         """Ask the node for a value only it knows; False where the value will come by itself."""
         if isinstance(key, int) and key not in self.adopted:
             found = self.results.get(key)
             if found is None or found[0] != outcome.ELSEWHERE:
                 return False
-        if key not in self.located:
-            self.located.add(key)
-            self.outbox.call(messages.LOCATE, [self.id_of(key)])
+        asked = self.located.get(key)
+        if asked is None or purpose < asked:
+            self.located[key] = purpose
+            self.outbox.call(messages.LOCATE, [self.id_of(key)], int(purpose))
         return True
 
     def found(self, identity: ObjectId, outcome_bytes: bytes) -> None:
         """LOCATED: the node's answer."""
         key = self.key_of(identity)
-        self.located.discard(key)
+        if outcome_bytes[0] != outcome.ELSEWHERE or self.located.get(key) == Purpose.PLACE:
+            self.located.pop(key, None)  # Else it answers an earlier question: the value will come.
         if self.is_shared(key):
             self.results[key] = outcome_bytes
             self.heard((key,))

@@ -15,6 +15,7 @@ import msgpack
 
 from zray.protocol import messages, outcome
 from zray.protocol.ids import ProcessId, return_number
+from zray.protocol.purposes import Purpose
 
 from .actors import DEAD, ActorCall, ActorCalls, ActorRoute
 from .outbox import Outbox
@@ -47,11 +48,17 @@ class HeldCall:
 
 
 class Watch:
-    """Keys that somebody waits for, and those of them that have come, in the order they came."""
+    """Keys that somebody waits for, and those of them that have come, in the order they came.
 
-    __slots__ = ("arrived", "closed", "keys")
+    Args:
+        purpose: Purpose.PLACE where a value on another node, or on disk, has come; else it is
+            brought here first.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("arrived", "closed", "keys", "purpose")
+
+    def __init__(self, purpose: int = Purpose.GET) -> None:
+        self.purpose = purpose
         self.keys: set[Key] = set()
         """Not here yet."""
         self.arrived: deque[Key] = deque()
@@ -133,7 +140,7 @@ class Session:
         for key in slots:
             if self._fill(held, key) is False:
                 self.held.setdefault(key, []).append(held)
-                self.references.locate(key)
+                self.references.locate(key, Purpose.PLACE)
         return not held.slots
 
     def _fill(self, held: HeldCall, key: Key) -> bool | None:
@@ -209,12 +216,12 @@ class Session:
             self._show(watch, [key for key in keys if key in here])
         # Whatever only the node knows is among what it counts for us.
         for key in self.references.units.keys() & awaited & watch.keys:
-            self.references.locate(key)
+            self.references.locate(key, watch.purpose)
 
     def _show(self, watch: Watch, news: Iterable[Key]) -> None:
         awaited, arrived = watch.keys, watch.arrived
         for key in filter(awaited.__contains__, news):
-            if self._is_here(key):
+            if watch.purpose == Purpose.PLACE or self._is_here(key):
                 awaited.discard(key)
                 arrived.append(key)
 
@@ -327,7 +334,8 @@ class Session:
         for key in self.callbacks:
             assert key in news or not self._has(key), f"{key!r} is here and nobody was called"
         for watch in self.watches:
-            assert all(key in news or not self._has(key) for key in watch.keys), "news untold"
+            told = self.results.__contains__ if watch.purpose == Purpose.PLACE else self._has
+            assert all(key in news or not told(key) for key in watch.keys), "news untold"
         for key, calls in self.held.items():
             assert calls, f"nobody waits for {key!r}"
             assert key in news or key not in self.results, f"{key!r} was not filled in"
