@@ -53,6 +53,8 @@ Among other nodes:
     load.py         P  what is known of the load of all nodes
     placement.py    P  which node a request goes to
     handover.py     P  what of a queue goes elsewhere, and what an idle node asks for
+    lineage_copying.py P which nodes keep copies of this node's lineage, and what they lack
+    lineage_copies.py S the copies, sent and kept
     objects_elsewhere.py S  objects of and at other nodes: holds, pulls, serving
     hold_fence.py   P  what is said to a node waits until what is held was counted
     bulk.py         S  the bulk thread: chunks of objects between segments and sockets

@@ -22,10 +22,12 @@ from zray.net.link_inbox import LinkInbox, Payload, Sender
 from zray.net.links import Links, LinkState
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
+from zray.protocol.limits import LINEAGE_COPIES
 
 from . import deaths
 from .gcs_connection import GcsConnection
 from .gcs_process import GcsProcess
+from .lineage_copies import LineageCopies
 from .load import read_load
 from .loans import Loans
 from .membership import Membership
@@ -104,6 +106,11 @@ class Cluster:
         self.places: dict[bytes, set[bytes]] = {}
         """Foreign workers, and the local processes that were told an actor lives there."""
         self.objects = ObjectsElsewhere(self, keys, host=host, port=bulk_port)
+        self.lineage = LineageCopies(
+            self,
+            os.path.join(node.directory, "copies"),
+            copies=node.settings.get("lineage_copies", LINEAGE_COPIES),
+        )
         self.code_asked: dict[bytes, set[tuple[bytes, str]]] = {}
         """Functions that others have asked for, with which of their nodes and for which job."""
         self.code_wanted: dict[tuple[bytes, str], float] = {}
@@ -183,6 +190,7 @@ class Cluster:
             if self.node.now - since > _CODE_S:
                 self._fetch_shared_code(function, job)
         self.objects.sweep()
+        self.lineage.sweep()
 
     # -- who is there ----------------------------------------------------------------------------
 
@@ -272,6 +280,7 @@ class Cluster:
         self.objects.node_joined(identity, details["bulk"], sender.key)
         self.node.scheduler.borrowing.heard(read_load(details["load"]))
         self.loans.tell_all()
+        self.lineage.node_joined(identity)
         print(f"node {identity.hex()} at {address} is there", flush=True)
         for other, where in details["members"] if self.gcs is None else ():
             if other != self.node.process and other not in self.members:
@@ -300,6 +309,7 @@ class Cluster:
             self.loans.worker_lost(worker, f"its node is gone: {reason}")
         node.scheduler.lending.node_lost(identity)
         self.objects.node_lost(identity)
+        self.lineage.node_lost(identity)
         cause = f"its node {identity.hex()} is gone: {reason}"
         for worker in [each for each in self.places if node_of(each) == identity]:
             self.tell_of_death(worker, cause)
@@ -487,6 +497,7 @@ class Cluster:
         if self.gcs_process is not None:
             self.gcs_process.stop()
         self.objects.close()
+        self.lineage.close()
         self.deliveries.close()
         self.links.close(50)
         self.inbox.close()

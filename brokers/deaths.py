@@ -112,6 +112,9 @@ def job_left(node: Node, job: str) -> None:
             cause = error_outcome(errors.ActorDiedError("its driver has ended"))
             node.dispatcher.kill(actor.actor, cause, no_restart=True)
     node.scheduler.job_ended(job)
+    node.gcs.forget_lineage(job)
+    if node.cluster is not None:
+        node.cluster.lineage.job_ended(job)
 
 
 def jobs_left(node: Node, home: bytes) -> None:

@@ -122,6 +122,7 @@ def _cluster(node: Node, _arguments: dict[str, Any]) -> dict[str, Any] | None:
         "joining": sorted(cluster.joining.values()),
         "refused": dict(cluster.join_refused),
         "transfers": cluster.objects.statistics(),
+        "lineage": cluster.lineage.statistics(),
         "resources": _resources(node, {}),
     }
 

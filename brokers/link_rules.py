@@ -115,6 +115,34 @@ def _output(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pay
         cluster.node.show_lines(job, told)
 
 
+# -- lineage ---------------------------------------------------------------------------------------
+
+
+def _job(value: Any) -> str:
+    """A job as a folder's name: nothing else may come from another node."""
+    if type(value) is not str or len(value) != 16 or len(bytes.fromhex(value)) != 8:
+        raise errors.RemoteProtocolError("LINEAGE of no job")
+    return value
+
+
+def _lineage(cluster: Cluster, peer: bytes, message: list[Any], frames: list[Payload]) -> None:
+    epoch, job, positions = message[3:6]
+    blobs = [bytes(each) for each in frames]
+    cluster.lineage.received(peer, epoch, _job(job), positions, blobs)
+
+
+def _lineage_kept(
+    cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]
+) -> None:
+    cluster.lineage.acknowledged(peer, message[3], message[4])
+
+
+def _lineage_ended(
+    cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]
+) -> None:
+    cluster.lineage.ended(peer, message[3], _job(message[4]))
+
+
 # -- objects ---------------------------------------------------------------------------------------
 
 
@@ -164,6 +192,9 @@ LINK_RULES: dict[int, Rule] = {
     link_messages.HOLDS_COUNTED: _counted,
     link_messages.COPY_GONE: _copy_gone,
     link_messages.OUTPUT: _output,
+    link_messages.LINEAGE: _lineage,
+    link_messages.LINEAGE_KEPT: _lineage_kept,
+    link_messages.LINEAGE_ENDED: _lineage_ended,
     messages.HOLD: _hold,
     messages.RELEASE: _release,
     messages.WATCH_ACTOR: _watch_actor,

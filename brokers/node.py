@@ -26,6 +26,7 @@ from zray.protocol.ids import NODE_PREFIX_BYTES, PROCESS_ID_BYTES, node_id, node
 from zray.protocol.limits import (
     ANSWERS_BYTES_MAX,
     LIFELINE_BACKLOG_BYTES_MAX,
+    LINEAGE_BYTES_MAX,
     OUTPUT_BACKLOG_BYTES_MAX,
     SHUTDOWN_GRACE_S,
     WORKER_IDLE_S,
@@ -164,6 +165,7 @@ class Node:
             node=self.process,
             durable=not self.embedded,
             resources=dict(found.total),
+            lineage_bytes_max=settings.get("lineage_bytes", LINEAGE_BYTES_MAX),
         )
 
     def _set_up_sockets(self) -> None:

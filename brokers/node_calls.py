@@ -30,6 +30,7 @@ Rule = Callable[["Node", Process, list[Any]], None]
 def _declare_class(node: Node, process: Process, message: list[Any]) -> None:
     spec = message[4]
     spec[7] = {**spec[7], JOB_VARIABLE: node.job_of(process)}
+    node.gcs.class_declared(node.job_of(process), process.identity, message[3], spec)
     node.scheduler.declare(process.identity, message[3], spec)
 
 

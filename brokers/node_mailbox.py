@@ -26,7 +26,7 @@ def _submit(node: Node, process: Process, message: list[Any], payloads: list[byt
     rows = message[3]
     if len(rows) != len(payloads):
         raise RemoteProtocolError("SUBMIT needs one payload a batch")
-    node.gcs.tasks_submitted(process.identity, rows, payloads)
+    node.gcs.tasks_submitted(node.job_of(process), process.identity, rows, payloads)
     node.scheduler.submit(process.identity, rows, payloads)
 
 

@@ -130,6 +130,13 @@ def start(
     spill_directory: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where objects go when the store is full.")
     ] = None,
+    lineage_bytes: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Lineage to keep for each job. Default: 1GiB."),
+    ] = None,
+    lineage_copies: Annotated[
+        int | None, typer.Option(metavar="N", help="Other nodes that keep a copy. Default: 1.")
+    ] = None,
     head: Head = None,
     join: Join = None,
     host: Host = None,
@@ -159,6 +166,8 @@ def start(
         "resources": resources,
         "object_store_memory": object_store_memory,
         "spill_directory": spill_directory,
+        "lineage_bytes": lineage_bytes,
+        "lineage_copies": lineage_copies,
         "head": head,
         "join": join,
         "host": host,

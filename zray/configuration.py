@@ -28,6 +28,7 @@ from zray.option_checks import (
 )
 
 OBJECT_STORE_BYTES_MIN = 1 << 20
+LINEAGE_BYTES_MIN = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:(?:tcp|zray)://)?(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _FILES = ("zray.toml", "pyproject.toml")
@@ -56,6 +57,19 @@ def _store_bytes(name: str, value: Any) -> int:
     if count < OBJECT_STORE_BYTES_MIN:
         raise WrongValueError("it must be 1 MiB or more")
     return count
+
+
+def _lineage_bytes(name: str, value: Any) -> int:
+    count = byte_count(name, value)
+    if 0 < count < LINEAGE_BYTES_MIN:
+        raise WrongValueError("it must be 1 MiB or more, or 0")
+    return count
+
+
+def _copies(name: str, value: Any) -> int:
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    return int(integer_from(0)(name, value))
 
 
 def _resources(name: str, value: Any) -> dict[str, float]:
@@ -156,6 +170,10 @@ SETTINGS: dict[str, Setting] = {
     "resources": Setting(_resources, "node", "custom resources, name to amount"),
     "object_store_memory": Setting(_store_bytes, "node", "bytes of shared memory for objects"),
     "spill_directory": Setting(text, "node", "where objects go when the store is full"),
+    "lineage_bytes": Setting(
+        _lineage_bytes, "node", "bytes of lineage to keep for each job; 0: none"
+    ),
+    "lineage_copies": Setting(_copies, "node", "other nodes that keep a copy of it"),
     "labels": Setting(_labels, "node", "what the node is called by: zone=a,disk=ssd"),
     "head": Setting(_boolean, "cluster", "be the first node of a cluster"),
     "join": Setting(_addresses, "cluster", "join the cluster of the node at HOST:PORT"),

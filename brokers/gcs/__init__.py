@@ -15,7 +15,8 @@ Map (P = pure: data and rules; S = shell: files)
     records.py      P  how a record is stored, and guarded updates
     engine.py       S  LmdbStore: the interface on one LMDB environment
     history.py      P  recent changes in memory, and the watches on them
-    ledger.py       S  task specs, append-only, in segments with a byte cap
+    ledger.py       S  records, append-only, in segments with a byte cap
+    lineage.py      S  a ledger for each job: what it has submitted
     events.py       S  scheduling events, a ring with a count cap
     environment.py  S  one LMDB directory: lock, fork guard, durability, typed errors
 

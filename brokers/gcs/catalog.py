@@ -1,4 +1,4 @@
-"""The GCS as its node uses it: typed tables, the lineage ledger, the event ring.
+"""The GCS as its node uses it: typed tables, the lineage of its jobs, the event ring.
 
 What    Gathers the writes of one wake into one commit, packs lineage and events in batches.
 Caller  brokers/node.py and its rules.
@@ -16,12 +16,12 @@ import msgpack
 
 from zray.errors import GcsError, RemoteProtocolError
 from zray.protocol.ids import object_id
-from zray.protocol.limits import EVENTS_BATCH_MAX, EVENTS_MAX, LEDGER_BYTES_MAX
+from zray.protocol.limits import EVENTS_BATCH_MAX, EVENTS_MAX, LINEAGE_BYTES_MAX
 
 from .actor_table import ActorRecord
 from .engine import LmdbStore
 from .events import EventRing, packed_len
-from .ledger import Ledger
+from .lineage import Lineage, Written
 from .store import Put, Transaction
 from .tables import JobRecord, NodeRecord, Tables
 
@@ -42,21 +42,32 @@ _COMMIT_OPERATIONS = 2_000
 
 
 class Catalog:
-    """Tables, ledger and events in one directory.
+    """Tables, lineage and events in one directory.
 
     Args:
         path: directory of the GCS.
         node: this node's id.
         durable: fsync every second (a node that outlives its drivers), or never.
         resources: what the node offers, for its record.
+        lineage_bytes_max: of each job; 0: none is kept.
     """
 
-    def __init__(self, path: str, *, node: bytes, durable: bool, resources: dict[str, int]) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        node: bytes,
+        durable: bool,
+        resources: dict[str, int],
+        lineage_bytes_max: int = LINEAGE_BYTES_MAX,
+    ) -> None:
         self.node = node
         self.durable = durable
         self.store = LmdbStore(path)
         self.tables = Tables(self.store)
-        self.ledger = Ledger(path + "/ledger", max_bytes=LEDGER_BYTES_MAX)
+        self.lineage = Lineage(path + "/ledger", job_bytes_max=lineage_bytes_max)
+        self.lineage_written: list[Written] = []
+        """What of each job's lineage was on disk after the last flush()."""
         self.events = EventRing(path + "/events", len_max=EVENTS_MAX)
         self._actors: dict[bytes, ActorRecord] = {}
         """Records of living actors, as last written."""
@@ -210,14 +221,29 @@ class Catalog:
 
     # -- lineage and events ------------------------------------------------------------------------
 
-    def tasks_submitted(self, client: bytes, rows: list[list[Any]], payloads: list[bytes]) -> None:
+    def class_declared(self, job: str, client: bytes, number: int, spec: list[Any]) -> None:
+        """Append what a client calls by a number: its batches after it say no more than that."""
+        self._remember(job, [msgpack.packb(("class", client, number, spec))])
+
+    def tasks_submitted(
+        self, job: str, client: bytes, rows: list[list[Any]], payloads: list[bytes]
+    ) -> None:
         """Append batches to the ledger, as they came. A task runs also where none can be kept."""
-        records = [
-            msgpack.packb((client, row, payload))
-            for row, payload in zip(rows, payloads, strict=True)
-        ]
+        self._remember(
+            job,
+            [
+                msgpack.packb(("tasks", client, row, payload))
+                for row, payload in zip(rows, payloads, strict=True)
+            ],
+        )
+
+    def forget_lineage(self, job: str) -> None:
+        """Nobody will ask for what a job has made: its driver is gone."""
+        self.lineage.drop(job)
+
+    def _remember(self, job: str, records: list[bytes]) -> None:
         try:
-            self.ledger.append(records)
+            self.lineage.append(job, records)
         except GcsError as error:
             self._unwritable("lineage", error)
 
@@ -301,7 +327,8 @@ class Catalog:
         # A full disk, or no descriptor left: what is queued is kept for the next time, within its
         # bound. Lineage and events are no reason for a node to end.
         try:
-            self.ledger.flush()
+            self.lineage_written = []
+            self.lineage_written = self.lineage.flush()
             self.events.flush(now)
         except GcsError as error:
             self._unwritable("lineage and events", error)
@@ -316,13 +343,10 @@ class Catalog:
 
     def statistics(self) -> dict[str, Any]:
         """Return sizes for status and metrics."""
-        ledger = self.ledger.statistics()
         events = self.events.statistics()
         return {
             "revision": self.store.revision,
-            "ledger_records": ledger.next_position,
-            "ledger_bytes": ledger.stored_bytes,
-            "ledger_dropped_records": ledger.dropped_records,
+            **self.lineage.statistics(),
             "events_recorded": events.recorded,
             "events_dropped": events.dropped,
             "events_unsent": self.events_unsent,
@@ -333,7 +357,7 @@ class Catalog:
         """Write everything and close; what nobody can open again is not worth writing."""
         if self.durable:
             self.write()
-        self.ledger.close(sync=self.durable)
+        self.lineage.close()
         self.events.close(now, sync=self.durable)
         if self.durable:
             self.store.sync()

@@ -75,7 +75,13 @@ def _pack(records: Sequence[bytes]) -> bytearray:
     return blob
 
 
-def _unpack(blob: bytes) -> list[bytes] | None:
+def record_count(blob: bytes) -> int:
+    """Return how many records a blob says it has."""
+    _checksum, count = _HEAD.unpack_from(blob)
+    return int(count)
+
+
+def unpack_blob(blob: bytes) -> list[bytes] | None:
     """Return the records of a blob, or None if it is not what was written."""
     if len(blob) < _HEAD.size:
         return None
@@ -137,6 +143,8 @@ class Ledger:
         self._dropped_segments = 0
         self._dropped_records = 0
         self._damaged: set[int] = set()
+        self._begins_segment = False
+        """There is a gap before what is written next."""
         self._segments: list[_Segment] = []
         self._queue_lock = threading.Lock()
         self._disk_lock = threading.Lock()
@@ -203,9 +211,10 @@ class Ledger:
     def _write(self, records: list[bytes]) -> int:
         """Commit as many of the records as the segment takes; return how many."""
         segment = self._segments[-1] if self._segments else None
-        if segment is None or segment.stored_bytes >= self._segment_bytes:
+        if segment is None or segment.stored_bytes >= self._segment_bytes or self._begins_segment:
             segment = self._open_segment(self._flushed)
             self._segments.append(segment)
+            self._begins_segment = False
         written, stored_bytes = 0, segment.stored_bytes
         try:
             with segment.environment.environment().begin(write=True) as txn:
@@ -307,7 +316,7 @@ class Ledger:
                 cursor = txn.cursor()
                 while cursor.last():
                     first = int.from_bytes(cursor.key(), "big")
-                    records = _unpack(cursor.value())
+                    records = unpack_blob(cursor.value())
                     if records is not None:
                         return max(end, first + len(records))
                     cursor.delete()
@@ -330,7 +339,7 @@ class Ledger:
         key, blobs = from_position, self._read_blobs(from_position, floor=True)
         while blobs:
             for key, blob in blobs:
-                records = _unpack(blob)
+                records = unpack_blob(blob)
                 if records is None:
                     self._damaged.add(key)
                     continue
@@ -338,6 +347,37 @@ class Ledger:
                     if position >= from_position:
                         yield position, record
             blobs = self._read_blobs(key + 1, floor=False)
+
+    def read_blobs(self, position: int) -> list[tuple[int, bytes]]:
+        """Return some blobs that are written, as they lie on disk, from the one of a position on.
+
+        unpack_blob() takes them apart; each is (position of its first record, blob).
+        """
+        return self._read_blobs(position, floor=True)
+
+    @property
+    def first_position(self) -> int:
+        """The oldest record that is kept on disk."""
+        return self._segments[0].first if self._segments else self._flushed
+
+    @property
+    def next_position(self) -> int:
+        """Where the next record will be."""
+        return self._next
+
+    def skip_to(self, position: int) -> None:
+        """Number on from a later position: what lies before it is nowhere to be had.
+
+        Raises:
+            GcsError: records have that position already.
+        """
+        self.flush()
+        if position < self._next:
+            raise GcsError(f"{self._path} has {self._next} records: it can't skip to {position}")
+        with self._disk_lock, self._queue_lock:
+            if position > self._next:
+                self._next = self._flushed = position
+                self._begins_segment = True
 
     def read(self, position: int) -> bytes | None:
         """Return one record, or None where it was dropped, is damaged or was never written."""
@@ -394,7 +434,7 @@ class Ledger:
         """Return a snapshot of the ledger's numbers."""
         with self._disk_lock, self._queue_lock:
             return LedgerStatistics(
-                first_position=self._segments[0].first if self._segments else self._flushed,
+                first_position=self.first_position,
                 next_position=self._next,
                 pending_records=len(self._pending),
                 pending_bytes=self._pending_bytes,
@@ -421,6 +461,16 @@ class Ledger:
                 segment.environment.close(sync=sync)
             self._segments = []
         self._directory_lock.close()
+
+    def discard(self) -> None:
+        """Close, and remove all there is on disk."""
+        with self._disk_lock, self._queue_lock:
+            self._pending, self._pending_bytes = [], 0
+            for segment in self._segments:
+                segment.environment.close(sync=False)
+            self._segments = []
+            self._directory_lock.close()
+            shutil.rmtree(self._path, ignore_errors=True)
 
     def __enter__(self) -> Self:
         """Return the ledger itself."""

@@ -56,6 +56,7 @@ PURE = (
     "zray.brokers.handover",
     "zray.brokers.hold_fence",
     "zray.brokers.lending",
+    "zray.brokers.lineage_copying",
     "zray.brokers.load",
     "zray.brokers.membership",
     "zray.brokers.membership",

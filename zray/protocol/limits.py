@@ -138,8 +138,15 @@ ANSWERS_BYTES_MAX = 512 * 1024 * 1024
 LIFELINE_BACKLOG_BYTES_MAX = 1024 * 1024
 """Of a lifeline that is not read; beyond it requests that will be repeated are not sent."""
 
-LEDGER_BYTES_MAX = 1 << 30
-"""Lineage kept per node; beyond it the oldest segment is dropped and counted."""
+LINEAGE_BYTES_MAX = 1 << 30
+"""Lineage kept per job, unless a setting says otherwise; beyond it the oldest segment is dropped
+and counted."""
+
+LINEAGE_COPIES = 1
+"""Other nodes that keep a copy of a node's lineage, unless a setting says otherwise."""
+
+LINEAGE_MESSAGE_BYTES_MAX = 256 * 1024
+"""Lineage on its way to a node that keeps a copy; the next comes when this one is kept."""
 
 EVENTS_MAX = 1_000_000
 """Scheduling events kept per node; beyond it the oldest go, and are counted."""

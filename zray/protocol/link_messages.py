@@ -37,6 +37,9 @@ LOCATE_FOREIGN = 127
 FOUND = 128
 HOLDS_COUNTED = 129
 COPY_GONE = 130
+LINEAGE = 131
+LINEAGE_KEPT = 132
+LINEAGE_ENDED = 133
 OUTPUT = 140
 JOB_ENDED = 150
 SUSPECTED = 151
@@ -111,6 +114,25 @@ LINK_MESSAGES: tuple[Message, ...] = (
     _row(STOPPED, "STOPPED", ("worker",), "It was stopped: others may do what it has not begun."),
     _row(JOB_ENDED, "JOB_ENDED", ("job",), "A driver of ours is gone: nothing of its job goes on."),
     _row(
+        LINEAGE,
+        "LINEAGE",
+        ("incarnation", "job", "positions"),
+        "Keep a copy of what a job has submitted here: where each blob begins, and where they end.",
+        payload="blobs as they lie in the ledger",
+    ),
+    _row(
+        LINEAGE_KEPT,
+        "LINEAGE_KEPT",
+        ("job", "position"),
+        "What lies below this position of a job of yours is on our disk.",
+    ),
+    _row(
+        LINEAGE_ENDED,
+        "LINEAGE_ENDED",
+        ("incarnation", "job"),
+        "A job of ours has ended: its copy can go.",
+    ),
+    _row(
         OUTPUT,
         "OUTPUT",
         ("job", "lines"),
@@ -154,7 +176,10 @@ LINK_MESSAGES: tuple[Message, ...] = (
 AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 """Of calls: what a node may send to another on behalf of its processes."""
 UNFENCED = frozenset(
-    (LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD)
+    (
+        *(LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
+        *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
+    )
 )
 """Nobody gives up a reference because of these: they need not wait until HOLDs are counted."""
 AS_HOME = (ACTOR_STATE, PROCESS_DIED)

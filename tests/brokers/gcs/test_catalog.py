@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zray.brokers.gcs.catalog import _FAILURES_SHOWN, Catalog
+from zray.brokers.gcs.lineage import Written
 from zray.errors import GcsError
 
 NODE, DRIVER, ACTOR = b"the-node", b"a-driver", b"a-driver-actor-1"
@@ -29,14 +30,14 @@ def test_a_ledger_that_cannot_be_written_does_not_end_the_node_and_is_tried_agai
 ):
     catalog = opened(tmp_path)
     failing = [True]
-    flush = catalog.ledger.flush
+    flush = catalog.lineage.flush
 
-    def full() -> None:
+    def full() -> list[Written]:
         if failing[0]:
             raise GcsError("no space left on device")
-        flush()
+        return flush()
 
-    monkeypatch.setattr(catalog.ledger, "flush", full)
+    monkeypatch.setattr(catalog.lineage, "flush", full)
     for _ in range(3 * _FAILURES_SHOWN):
         catalog.flush(time.time())
     assert catalog.statistics()["write_failures"] == 3 * _FAILURES_SHOWN
@@ -51,14 +52,14 @@ def test_a_ledger_that_cannot_be_written_does_not_end_the_node_and_is_tried_agai
 def test_a_batch_that_cannot_be_recorded_is_queued_all_the_same(tmp_path, monkeypatch):
     catalog = opened(tmp_path)
 
-    def full(_records: list[bytes]) -> None:
+    def full(_job: str, _records: list[bytes]) -> None:
         raise GcsError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalog.ledger, "append", full)
-        catalog.tasks_submitted(DRIVER, [[1, 1, 1, 0, 1, 0, 1]], [b"arguments"])
+        patch.setattr(catalog.lineage, "append", full)
+        catalog.tasks_submitted(DRIVER.hex(), DRIVER, [[1, 1, 1, 0, 1, 0, 1]], [b"arguments"])
     assert catalog.statistics()["write_failures"] == 1
-    catalog.tasks_submitted(DRIVER, [[1, 2, 1, 0, 1, 0, 1]], [b"arguments"])
+    catalog.tasks_submitted(DRIVER.hex(), DRIVER, [[1, 2, 1, 0, 1, 0, 1]], [b"arguments"])
     assert catalog.statistics()["ledger_records"] == 1
     catalog.close(time.time())
 
