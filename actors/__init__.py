@@ -22,6 +22,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     prefetch.py      S  arguments of tasks that wait, asked for ahead
     outbound.py      S  results on their way out
     events.py        S  what ran here past the node, on its way to the timeline
+    running.py       S  what runs and waits here, for people who ask
     context.py       S  what runs now, per thread and coroutine
 
 User code that runs here may call zray.get and .remote: the client of its process is the host's.

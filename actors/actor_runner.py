@@ -397,6 +397,18 @@ class ActorRunner:
             loop.find_waiting(client, number) if loop is not None else None
         )
 
+    def waiting_calls(self) -> list[ActorCall]:
+        """Return the calls that have been taken and have not begun (any thread)."""
+        loop = self.host.event_loop
+        behind = [call for each in list(self.instances.values()) for call in list(each.waiting)]
+        early = [call for calls in list(self.early.values()) for call in list(calls)]
+        return [
+            *behind,
+            *early,
+            *self.threads.waiting(),
+            *(() if loop is None else loop.waiting()),
+        ]
+
     # -- ends ------------------------------------------------------------------------------------
 
     def end(self, end: ActorEnd) -> None:

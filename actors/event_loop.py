@@ -304,6 +304,14 @@ class EventLoop:
         """Return a call that has been taken and has not begun."""
         return self._waiting.get((client, number))
 
+    def runs(self) -> list[tuple[asyncio.Task[None], Execution]]:
+        """Return the calls that have begun and not ended (any thread)."""
+        return list(self._running.values())
+
+    def waiting(self) -> list[ActorCall]:
+        """Return the calls that wait for room in their group (any thread)."""
+        return [*(call for _instance, call in list(self._arrived)), *list(self._waiting.values())]
+
     def abandon(self, instance: Instance) -> None:
         """The actor was killed: cancel what runs, forget what waits."""
         for group in instance.groups.values():

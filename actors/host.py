@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 import zray.context
-from zray import api
+from zray import api, runtime_state
 from zray.protocol import frames, messages
 from zray.protocol.limits import BLOCKED_AFTER_S, EDGE_BACKLOG_BYTES_MAX, RESULT_LINGER_US
 from zray.runtime import Runtime
@@ -30,6 +30,7 @@ from .event_loop import EventLoop
 from .events import Events, Stretch
 from .interrupts import Interrupts
 from .outbound import Outbound
+from .running import Running
 from .streams import Streams
 from .task_runner import TaskRunner
 from .values import Values
@@ -90,6 +91,7 @@ class Host:
                 messages.EVENTS_WANTED: lambda message: self.events.send(message[3]),
             }
         )
+        runtime_state.install(runtime, Running(self).details)
 
     def _join_job(self, job: dict[str, Any]) -> None:
         """Import what the job's driver can import, in its order, from where it runs."""

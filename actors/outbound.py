@@ -15,7 +15,7 @@ from typing import Any
 
 import msgpack
 
-from zray.protocol import messages
+from zray.protocol import messages, outcome
 from zray.runtime import Runtime
 
 from .work import TaskRange
@@ -112,7 +112,8 @@ class Outbound:
                         payloads=(msgpack.packb(outcomes),),
                     )
                 if not work.direct:
-                    reports.append([work.client, work.first, low, low + count, busy_us])
+                    report = [work.client, work.first, low, low + count, busy_us]
+                    reports.append([*report, _failed(outcomes, low, count)] if special else report)
             for client, (numbers, found, any_special) in replies.items():
                 outbox.message(client, messages.REPLIES, numbers, found, any_special)
             if reports:
@@ -180,3 +181,14 @@ class Outbound:
         """A generator has ended."""
         self._credit.pop((client, number), None)
         self._movers.pop((client, number), None)
+
+
+def _failed(outcomes: list[bytes] | bytes, low: int, count: int) -> list[int]:
+    """Return the items of [low, low + count) of which an outcome is an error."""
+    returns = max(1, len(outcomes) // count)
+    failed = {
+        low + position // returns
+        for position, found in enumerate(outcomes)
+        if isinstance(found, bytes) and found[0] == outcome.ERROR
+    }
+    return sorted(failed)

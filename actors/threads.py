@@ -127,6 +127,10 @@ class Threads:
         """Return a call that has been taken and has not begun."""
         return self._waiting.get((client, number))
 
+    def waiting(self) -> list[ActorCall]:
+        """Return the calls that wait for room in their group (any thread)."""
+        return list(self._waiting.values())
+
     def abandon(self, instance: Instance) -> None:
         """The actor was killed: its waiting calls go; those that run can't be stopped."""
         with self._lock:

@@ -22,6 +22,19 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     shared_tables.py S what is found from anywhere: of this node alone, or of the cluster
     event_queries.py S  questions for events wait here for the workers' newest
     inspection.py   S  what a node tells people of itself
+    state_questions.py S what processes ask of the whole cluster, merged
+    queries.py      S  questions to nodes, in pages, with a deadline for each
+    gathering.py    P  who has answered a question, who is waited for, who said nothing
+    node_answers.py S  what a node answers of itself, whoever asks
+    state_rows.py   S  its rows of the state API
+    task_rows.py    S  those of tasks and events, many in one block
+    gcs_rows.py     S  those that only the GCS has
+    row_filters.py  P  which rows a question asks for
+    process_questions.py S questions to the processes of this node: what runs, what waits
+    explaining.py   S  why something waits, as far as this node knows
+    waiting.py      S  of that, why a task or actor has no worker
+    why_walk.py     P  the way from what waits to what it waits for; deadlocks
+    health.py       S  what is wrong
     scheduler.py    P  tasks: ready queue, workers, credit, retries
     scheduler_account.py P  its books: counts and invariants
     leases.py       P  workers lent to clients that work synchronously

@@ -303,6 +303,8 @@ class Cluster:
         self.links.drop(self.members.pop(identity).link)
         node = self.node
         self.losses += 1
+        node.health.node_lost(identity, reason)
+        node.queries.node_lost(identity, reason)
         self.membership.link_lost(identity, node.now)
         print(f"node {identity.hex()} is gone: {reason}", flush=True)
         for worker in node.scheduler.borrowing.node_lost(identity):

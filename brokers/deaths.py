@@ -58,6 +58,7 @@ def process_gone(node: Node, identity: bytes, reason: str) -> None:
     if worker is not None and not reason:
         reason = describe_exit(worker.status)
     node.processes.leave(identity)
+    node.process_questions.process_left(identity)
     node.processes.by_routing_id.pop(node.routing_id(identity), None)
     if process is not None:
         node.unwatch(process.lifeline.fileno())

@@ -2,19 +2,18 @@
 
 What    ask() has every worker send its events and puts the question by; it is answered when all
         of them have, have died, or have not answered in time.
-Caller  brokers/node_calls.py, brokers/node.py.
+Caller  brokers/node_answers.py, brokers/node_calls.py, brokers/node.py.
 Never   waits: the loop goes on, settle() looks again in each of its wakes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from zray.errors import RemoteProtocolError, ZrayError
 from zray.protocol import messages
 from zray.protocol.limits import EVENTS_ANSWER_S
 
-from . import inspection
 from .peers import Process
 
 if TYPE_CHECKING:
@@ -24,13 +23,10 @@ if TYPE_CHECKING:
 class _Query:
     """One question."""
 
-    __slots__ = ("arguments", "asker", "deadline", "missing")
+    __slots__ = ("deadline", "missing", "then")
 
-    def __init__(
-        self, asker: Process, arguments: dict[str, Any], missing: set[bytes], deadline: float
-    ) -> None:
-        self.asker = asker
-        self.arguments = arguments
+    def __init__(self, then: Callable[[], None], missing: set[bytes], deadline: float) -> None:
+        self.then = then
         self.missing = missing
         """Workers that have not answered."""
         self.deadline = deadline
@@ -47,11 +43,8 @@ class EventQueries:
     def __bool__(self) -> bool:
         return bool(self._open)
 
-    def ask(self, asker: Process, arguments: dict[str, Any]) -> None:
-        """INSPECT of events: the answer follows when the workers' newest are here."""
-        limit = arguments.get("limit", 0)
-        if type(limit) is not int or limit < 0:
-            raise RemoteProtocolError(f"a question for events with limit {limit!r}")
+    def ask(self, then: Callable[[], None]) -> None:
+        """Call when the workers' newest events are here."""
         node = self._node
         self._last += 1
         workers = [
@@ -61,7 +54,7 @@ class EventQueries:
         ]
         for identity in workers:
             node.tell(identity, messages.EVENTS_WANTED, self._last)
-        self._open[self._last] = _Query(asker, arguments, set(workers), node.now + EVENTS_ANSWER_S)
+        self._open[self._last] = _Query(then, set(workers), node.now + EVENTS_ANSWER_S)
 
     def answered(self, worker: Process, question: int) -> None:
         """A worker has sent all it had when it was asked."""
@@ -70,19 +63,10 @@ class EventQueries:
             query.missing.discard(worker.identity)
 
     def settle(self, now: float) -> None:
-        """Answer the questions that need wait no longer."""
+        """Go on with the questions that need wait no longer."""
         living = self._node.processes.by_id
         for number, query in list(self._open.items()):
             if now < query.deadline and not query.missing.isdisjoint(living):
                 continue
             del self._open[number]
-            if query.asker.identity in living:
-                self._answer(query)
-
-    def _answer(self, query: _Query) -> None:
-        try:
-            events = inspection.inspect(self._node, "events", query.arguments)
-        except ZrayError as error:  # Of the disk: the asker hears of it, the node goes on.
-            self._node.answer(query.asker, None, error)
-        else:
-            self._node.answer(query.asker, events)
+            query.then()

@@ -1,6 +1,6 @@
 """What a node tells people about itself.
 
-What    Answers to INSPECT: status, nodes, resources, workers, actors, tasks, objects, events.
+What    Answers to INSPECT: status, nodes, resources, workers, actors, tasks, objects.
 Caller  brokers/node_calls.py; zray/cli.py, zray.nodes() and the like ask.
 Never   changes anything.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -54,59 +54,9 @@ def _status(node: Node, _arguments: dict[str, Any]) -> dict[str, Any]:
         "drivers": len(node.processes.drivers),
         "cluster": _cluster(node, {}),
         "malformed_messages": node.malformed,
-        "problems": list(_problems(node)),
+        "problems": list(node.health.problems()),
+        "losses": node.health.losses(),
     }
-
-
-def _problems(node: Node) -> Iterator[str]:
-    """Yield a sentence for each thing that somebody should look at."""
-    scheduler, store, gcs = (
-        node.scheduler.statistics(),
-        node.store.statistics(),
-        node.gcs.statistics(),
-    )
-    if scheduler["queued_tasks"] and not scheduler["running_tasks"]:
-        yield (
-            f"{scheduler['queued_tasks']} tasks wait and none runs: actors or leases hold the"
-            " resources they ask for"
-        )
-    yield from _never_met(node)
-    yield from _unjoined(node)
-    if scheduler["pending_actors"]:
-        yield f"{scheduler['pending_actors']} actors wait for resources"
-    if store["waiting_allocations"]:
-        yield (
-            f"{store['waiting_allocations']} puts wait for room in the object store: drop refs,"
-            " or start the node with a larger object_store_memory"
-        )
-    if store["spill_bytes"]:
-        yield f"the object store is too small: {store['spill_bytes']} bytes are on disk"
-    if gcs["ledger_dropped_records"]:
-        yield f"{gcs['ledger_dropped_records']} records of lineage were dropped: the ledger is full"
-    if gcs["events_dropped"]:
-        yield f"{gcs['events_dropped']} events were dropped: the ring is full"
-    if node.malformed:
-        yield f"{node.malformed} malformed messages or connections were refused: see node.log"
-    if node.workers.zygote_gone:
-        yield "the process that forks workers has died: start the node again"
-
-
-def _never_met(node: Node) -> Iterator[str]:
-    """Of what waits here: what no node that is there could ever run, such as after one has left."""
-    scheduler, table = node.scheduler, node.scheduler.borrowing.table
-    for shape in scheduler.queues.shapes_waiting():
-        if not any(table.fits_ever(each, shape.amounts) for each in table.rows):
-            yield (
-                f"{scheduler.queues.counts[shape]} tasks wait for {_amounts(shape.amounts)}, which"
-                " no node has: add a node with it, or cancel them"
-            )
-
-
-def _unjoined(node: Node) -> Iterator[str]:
-    if node.cluster is not None and not node.cluster.members:
-        for address in node.cluster.joining.values():
-            why = node.cluster.join_refused.get(address, "nobody answers there")
-            yield f"it has not joined {address.removeprefix('tcp://')}: {why}"
 
 
 def _cluster(node: Node, _arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -160,6 +110,31 @@ def _node_row(row: dict[str, Any], load: NodeLoad) -> dict[str, Any]:
         "QueuedTasks": load.queue_tasks,
         "WaitSeconds": load.wait_us / 1e6,
         "Labels": dict(load.labels),
+    }
+
+
+def silent_node_row(node: Node, silent: bytes, reason: str) -> dict[str, Any]:
+    """Return the state API's row of a node that says nothing, from what is known here."""
+    load = node.scheduler.borrowing.table.rows.get(silent)
+    known = {} if node.cluster is None else {row["node"]: row for row in node.cluster.rows()}
+    row = known.get(silent, {"address": "", "hostname": "", "directory": ""})
+    return {
+        "node_id": silent.hex(),
+        "state": "SILENT",
+        "state_message": reason,
+        "node_ip": row["address"].removeprefix("tcp://").rpartition(":")[0].strip("[]"),
+        "node_name": row["hostname"],
+        "is_head_node": False,
+        "resources_total": {} if load is None else _amounts(load.total),
+        "resources_available": {} if load is None else _amounts(load.available),
+        "labels": {} if load is None else dict(load.labels),
+        "queued_tasks": 0 if load is None else load.queue_tasks,
+        "wait_s": 0.0 if load is None else load.wait_us / 1e6,
+        "address": row["address"],
+        "directory": row["directory"],
+        "pid": 0,
+        "start_time_ms": 0,
+        "clock_ahead_s": 0.0,
     }
 
 
@@ -281,11 +256,6 @@ def _objects(node: Node, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _events(node: Node, arguments: dict[str, Any]) -> list[list[Any]]:
-    """Asked by brokers/event_queries.py, when the workers have sent what they ran last."""
-    return node.gcs.events_since(arguments.get("limit", 100_000), time.time())
-
-
 def _jobs(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
@@ -310,6 +280,5 @@ _QUESTIONS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "workers": _workers,
     "tasks": _tasks,
     "objects": _objects,
-    "events": _events,
     "jobs": _jobs,
 }

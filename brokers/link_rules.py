@@ -19,6 +19,7 @@ from zray.protocol.ids import node_of
 
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
+from .queries import QUERY_RULES
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -182,6 +183,7 @@ def _copy_gone(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 
 LINK_RULES: dict[int, Rule] = {
     **LOAN_RULES,
+    **QUERY_RULES,
     link_messages.LINK_HELLO: _hello,
     link_messages.RELAY: _relay,
     link_messages.CODE_WANTED: _code_wanted,

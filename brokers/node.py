@@ -40,12 +40,16 @@ from .directory import Directory
 from .dispatcher import Dispatcher
 from .event_queries import EventQueries
 from .gcs.catalog import Catalog
+from .health import Health
+from .node_answers import ANSWERS
 from .node_calls import CALL_RULES, answer_code
 from .node_commands import perform_all
 from .node_mailbox import MAILBOX_RULES
 from .node_outcomes import error_outcome
 from .output import OutputLog, bound_log
 from .peers import Process, Processes
+from .process_questions import ProcessQuestions
+from .queries import Queries
 from .reception import Reception
 from .resources import ResourceSet
 from .scheduler import Scheduler
@@ -105,6 +109,9 @@ class Node:
         """Calls RELEASE, to be heeded when the streams have been read once more."""
         self.looking_again = False
         self.event_queries = EventQueries(self)
+        self.process_questions = ProcessQuestions(self)
+        self.queries = Queries(self, ANSWERS)
+        self.health = Health(self)
         self.shared_tables: SharedTables = OwnTables(self)
         """Those of the cluster, where it has a GCS process."""
         self.cluster: Cluster | None = None
@@ -252,7 +259,7 @@ class Node:
         if self.early or self.releases:
             return 0.0  # Found when the streams were read for the second time.
         due = self._next_sweep - time.monotonic()
-        if self.scheduler.needs_tick() or self.store.waiting or self.event_queries:
+        if self.scheduler.needs_tick() or self.store.waiting or self._is_asked:
             due = min(due, _TICK_S)
         if self.cluster is not None:
             due = min(due, self.cluster.due_s)
@@ -309,8 +316,10 @@ class Node:
             self.scheduler.tick(now)
         if self._log_lines:
             self.send_lines()
-        if self.event_queries:
+        if self._is_asked:
             self.event_queries.settle(now)
+            self.process_questions.settle(now)
+            self.queries.settle(now)
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
             self.scheduler.retire(now, WORKER_IDLE_S)
@@ -325,6 +334,11 @@ class Node:
             if os.getppid() != self.settings.get("parent", os.getppid()):
                 # It died before it connected, or a child of its holds its lifeline open.
                 self.stopping = "who started it has died"
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether somebody waits for an answer that is gathered."""
+        return bool(self.queries or self.process_questions or self.event_queries)
 
     def _is_ready(self, now: float) -> bool:
         """Whether a driver finds a worker here, and what the cluster shares."""

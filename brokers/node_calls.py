@@ -15,7 +15,7 @@ from zray import errors
 from zray.protocol import messages
 from zray.protocol.ids import node_of
 
-from . import inspection
+from . import state_questions
 from .allocator import Extent
 from .node_outcomes import error_outcome
 from .peers import Process
@@ -244,10 +244,7 @@ def _kv(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _inspect(node: Node, process: Process, message: list[Any]) -> None:
-    if message[3] == "events":
-        node.event_queries.ask(process, message[4])
-        return
-    node.answer(process, inspection.inspect(node, message[3], message[4]))
+    state_questions.inspect(node, process, message[3], message[4])
 
 
 def _events(node: Node, process: Process, message: list[Any]) -> None:
@@ -255,6 +252,10 @@ def _events(node: Node, process: Process, message: list[Any]) -> None:
     node.gcs.ran(process.identity, process.pid, packed, dropped)
     if question is not None:
         node.event_queries.answered(process, question)
+
+
+def _state(node: Node, process: Process, message: list[Any]) -> None:
+    node.process_questions.answered(process, message[3], message[4])
 
 
 def _stop(node: Node, process: Process, message: list[Any]) -> None:
@@ -306,5 +307,6 @@ CALL_RULES: dict[int, Rule] = {
     messages.STOP: _stop,
     messages.ACTOR_EXIT: _actor_exit,
     messages.EVENTS: _events,
+    messages.STATE: _state,
     messages.GOODBYE: _goodbye,
 }

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .loans import Loans
     from .node import Node
 
+_EVENTS_MAX = 1000
+"""Of tasks that fail at once, so many are events: a whole queue may go with a node."""
+
 
 def perform_all(node: Node) -> None:
     """Perform every pending command."""
@@ -157,8 +160,10 @@ def _kill(node: Node, command: scheduling.Kill) -> None:
 
 
 def _tasks_failed(
-    node: Node, client: bytes, first: int, items: list[int], error: Exception
+    node: Node, client: bytes, first: int, items: list[int], name: str, error: Exception
 ) -> None:
+    for item in items[:_EVENTS_MAX]:
+        node.gcs.task_failed(client, first + item, name, str(error))
     found = outcome.error(encode_exception(error, where="node"))
     node.send(client, messages.TASK_FAILED, first, items, found)
 
@@ -167,7 +172,7 @@ def _fail(node: Node, command: scheduling.Fail) -> None:
     error = errors.WorkerCrashedError(
         f"task {command.name} did not finish: {command.reason}; its max_retries are used up"
     )
-    _tasks_failed(node, command.client, command.first, command.items, error)
+    _tasks_failed(node, command.client, command.first, command.items, command.name, error)
 
 
 def _by_loans(perform: Callable[[Loans, Any], None]) -> Callable[[Node, Any], None]:
@@ -182,7 +187,7 @@ def _by_loans(perform: Callable[[Loans, Any], None]) -> Callable[[Node, Any], No
 
 def _unschedulable(node: Node, command: scheduling.Unschedulable) -> None:
     error = errors.TaskUnschedulableError(f"task {command.name} can't run: {command.reason}")
-    _tasks_failed(node, command.client, command.first, command.items, error)
+    _tasks_failed(node, command.client, command.first, command.items, command.name, error)
 
 
 def _claim_refused(node: Node, command: scheduling.ClaimRefused) -> None:
@@ -381,4 +386,5 @@ def cancel(
 
 
 def _cancelled(node: Node, client: bytes, first: int, item: int) -> None:
-    _tasks_failed(node, client, first, [item], errors.TaskCancelledError("the task was cancelled"))
+    error = errors.TaskCancelledError("the task was cancelled")
+    _tasks_failed(node, client, first, [item], "", error)

@@ -483,13 +483,13 @@ class Scheduler:
     # -- reports ---------------------------------------------------------------------------------
 
     def finished(self, process: bytes, reports: Iterable[list[Any]], now: float) -> None:
-        """FINISHED: items are done; [client, first, low, high, busy_us] each."""
+        """FINISHED: items are done; [client, first, low, high, busy_us, …] each."""
         self.now = now
         worker = self.workers.get(process)
         if worker is None:
             return
         worker.reported = now
-        for client, first, low, high, busy_us in reports:
+        for client, first, low, high, busy_us, *_failed in reports:
             self._progress(worker, client, first, low, high, busy_us)
         if not worker.outstanding:
             self._drained(worker)

@@ -121,13 +121,22 @@ def _batch(row: Any) -> bool:
 
 
 def _report(row: Any) -> bool:
-    """[client, first, low, high, busy_us] of a FINISHED."""
+    """[client, first, low, high, busy_us] of a FINISHED, and the items of it that failed if any."""
     return (
         type(row) is list
-        and len(row) == 5
+        and len(row) in (5, 6)
         and _process(row[0])
-        and all(map(_count, row[1:]))
+        and all(map(_count, row[1:5]))
         and row[2] < row[3] <= _BATCH_TASKS_MAX
+        and (len(row) == 5 or _failed_items(row[5], row[2], row[3]))
+    )
+
+
+def _failed_items(items: Any, low: int, high: int) -> bool:
+    return (
+        type(items) is list
+        and len(items) <= high - low
+        and all(type(item) is int and low <= item < high for item in items)
     )
 
 
@@ -244,4 +253,5 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.STOP: (_text,),
     messages.ACTOR_EXIT: (_object, _bytes),
     messages.EVENTS: (_events, _count, _or_none(_count)),
+    messages.STATE: (_count, _dict_of(_text, _any)),
 }

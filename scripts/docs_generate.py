@@ -1,7 +1,8 @@
 """Writes the pages of docs/reference that are tables of the code.
 
 What    protocol.md from the table of messages, limits.md from the constants and their asserts,
-        errors.md from the tree of exceptions, options.md from the table of options.
+        errors.md from the tree of exceptions, options.md from the table of options, state.md from
+        the classes of the state API.
 Caller  scripts/docs; tests/house/test_messages.py with --check, which fails on a stale page.
 Never   writes a page by hand's knowledge: what is missing on a page is missing in a docstring.
 """
@@ -300,11 +301,37 @@ def options_page() -> str:
     )
 
 
+def state_page() -> str:
+    """Return the classes of the state API with their columns."""
+    from zray.protocol import state_classes
+
+    body = [
+        "`zray.util.state` has for each class `list_…(filters=…, limit=100, detail=False)`, for"
+        " most `get_…(id)` and `summarize_…()`, over all nodes. A row is a dict whose columns are"
+        " attributes as well. A filter is `(column, '=' or '!=', value)`; text is compared without"
+        " regard to case. What something waits for: [how to](../how-to/what-it-waits-for.md).",
+        "",
+        "A node that says nothing within 2 s is waited for no longer: the answer raises"
+        " StateMissingError, which names it and has the rest in `found`; with"
+        " `raise_on_missing_output=False` the rest is returned, and `missing` names who is not in"
+        " it. `is_truncated`: there are more rows than `limit`.",
+        "",
+    ]
+    for each in state_classes.CLASSES.values():
+        body += [f"## {each.name}", "", each.covers, ""]
+        rows = [(f"`{name}`", text) for name, text in each.columns.items()]
+        rows += [(f"`{name}` (detail)", text) for name, text in each.detail.items()]
+        body += table(("column", "meaning"), rows)
+        body += [f"A summary counts by {' and '.join(each.counted_by)}.", ""]
+    return page("State", "zray/protocol/state_classes.py", *body)
+
+
 PAGE_MAKERS: dict[str, Callable[[], str]] = {
     "protocol.md": protocol_page,
     "limits.md": limits_page,
     "errors.md": errors_page,
     "options.md": options_page,
+    "state.md": state_page,
 }
 
 

@@ -9,6 +9,7 @@ What    The public names, imported when first used, so that `import zray` costs 
             waits              for some of many refs: wait(), results as they come
             turns              threads that wait while another one reads the inbox
             state, trace       what the node says of itself; timeline()
+            why                what something waits for, as text
             context            get_runtime_context(): what runs here
             util/              pools, queues, waiting, serializers
             exceptions         errors under Ray's names; errors is the tree itself
@@ -18,7 +19,8 @@ What    The public names, imported when first used, so that `import zray` costs 
             testing, pytest_plugin: several nodes on one machine, and a fixture of them
             node_directory, node_address, observer
             cli, and what its commands do: cli_node, cli_cluster, cli_status, cli_logs, cli_doctor,
-                 cli_bench
+                 cli_bench, cli_why
+            runtime_state       what a process says of itself when its node asks
             runtime, client, objects, session/, net/, protocol/, serialization/, store/
             brokers/, actors/  the node's processes and the workers', seen through links
 Caller  users.

@@ -116,8 +116,9 @@ def connect(
     )
     made.namespace = namespace
     made.env_vars = env_vars or {}
-    from zray import logs
+    from zray import logs, runtime_state
 
+    runtime_state.install(made)
     made.lifeline_rules.update(logs.driver_rules())
     made.start()
     return made

@@ -22,6 +22,7 @@ EXIT_CODES = {
     1: "it failed, and stderr says why",
     2: "wrong usage or a wrong setting",
     3: "no node runs there",
+    4: "status --check: something is wrong",
     130: "interrupted",
 }
 _EPILOG = (
@@ -185,13 +186,50 @@ def start(
 
     zray-node status
     zray-node status --json | jq .problems
+    zray-node status --check || mail -s "zray" somebody
 """
 )
-def status(directory: Dir = None, as_json: Json = False) -> None:
-    """Show nodes, resources, load, workers, actors, objects, jobs, and what is wrong."""
+def status(
+    directory: Dir = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 4 where something is wrong.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show nodes, resources, load, workers, actors, objects, jobs, and what is wrong.
+
+    Without --check the exit code is 0 where the node answers: a probe asks whether it lives, and
+    a queue that waits for a larger node is no reason to start this one again.
+    """
     from zray import cli_status
 
-    raise typer.Exit(cli_status.status(cli_node.running(directory), as_json=as_json))
+    raise typer.Exit(cli_status.status(cli_node.running(directory), as_json=as_json, check=check))
+
+
+@app.command(
+    epilog="""Examples:
+
+    zray-node why 8edf55e9d7c08b5400000000000001af
+    zray-node why 8edf55e9d7c0:1af
+    zray-node why my-actor --json
+"""
+)
+def why(
+    identity: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="Of a ref (ref.hex()), task, actor or process: whole, its beginning, or"
+            " PROCESS:NUMBER; or a living actor's name.",
+        ),
+    ],
+    directory: Dir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a ref, task or actor waits for: dependency, queue, worker, since when, stack."""
+    from zray import cli_why
+
+    raise typer.Exit(cli_why.why(cli_node.running(directory), identity, as_json=as_json))
 
 
 @app.command(
@@ -278,6 +316,7 @@ def run(
     zray-node logs
     zray-node logs --node --lines 200
     zray-node logs --follow
+    zray-node logs --on 8edf55e9
 """
 )
 def logs(
@@ -287,11 +326,20 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on as lines are added; Ctrl-C ends it.")
     ] = False,
     node: Annotated[bool, typer.Option("--node", help="The node's own log instead.")] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="NODE", help="Of another node of the cluster: how its id begins."
+        ),
+    ] = None,
 ) -> None:
     """Show what tasks and actors have printed, or what the node has to say."""
     from zray import cli_logs
 
     name = "node.log" if node else "workers.log"
+    if on is not None:
+        where = cli_node.running(directory)
+        raise typer.Exit(cli_logs.show_remote(where, on, name, lines, follow=follow))
     raise typer.Exit(cli_logs.show(cli_node.chosen(directory), name, lines, follow=follow))
 
 

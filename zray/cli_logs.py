@@ -1,6 +1,7 @@
 """What `zray-node logs` does.
 
-What    Prints the end of a node's log file, and follows it across the moment it is moved aside.
+What    Prints the end of a node's log file, and follows it across the moment it is moved aside;
+        that of another node as that one reads it out.
 Caller  zray/cli.py.
 Never   reads more of a file than the lines asked for, and a block.
 """
@@ -13,9 +14,12 @@ import time
 from typing import BinaryIO
 
 from zray import node_directory
+from zray.observer import Observer
 
 _BLOCK_BYTES = 64 * 1024
 _POLL_S = 0.1
+_REMOTE_POLL_S = 0.5
+"""Each look is a question to two nodes."""
 
 
 def show(directory: str, name: str, lines: int, *, follow: bool) -> int:
@@ -39,6 +43,33 @@ def show(directory: str, name: str, lines: int, *, follow: bool) -> int:
         except KeyboardInterrupt:
             return 0
     return 0
+
+
+def show_remote(directory: str, node: str, name: str, lines: int, *, follow: bool) -> int:
+    """Print the last ``lines`` of another node's log; returns the exit code.
+
+    Args:
+        directory: of the node to ask.
+        node: how the id of the other one begins.
+        name: of the log.
+        lines: how many, 10 000 at most.
+        follow: go on as lines are added.
+    """
+    after: list[int] | None = None
+    with Observer(directory) as observer:
+        try:
+            while True:
+                asked = {"node": node, "name": name, "lines": lines, "after": after}
+                _node, inode, end, text = observer.ask("log", **asked)
+                sys.stdout.buffer.write(text)
+                sys.stdout.flush()
+                if not follow:
+                    return 0
+                after = [inode, end]
+                if not text:
+                    time.sleep(_REMOTE_POLL_S)
+        except KeyboardInterrupt:
+            return 0
 
 
 def last_lines(file: BinaryIO, lines: int) -> bytes:

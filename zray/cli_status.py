@@ -1,6 +1,7 @@
 """What `zray-node status` shows.
 
-What    Asks a node its questions and prints the answers as tables, or all of them as JSON.
+What    Asks a node its questions and prints the answers as tables, or all of them as JSON; what is
+        wrong is that of all nodes, of which those that say nothing are named.
 Caller  zray/cli.py.
 Never   computes what the node could have said itself.
 """
@@ -17,20 +18,35 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+PROBLEMS_CODE = 4
 _ROWS_MAX = 20
 _QUESTIONS = ("status", "nodes", "workers", "actors", "tasks", "objects", "jobs")
 
 
-def status(directory: str, *, as_json: bool) -> int:
-    """Print the state of the node in ``directory``; returns the exit code."""
+def status(directory: str, *, as_json: bool, check: bool = False) -> int:
+    """Print the state of a cluster, asked of the node in ``directory``; returns the exit code.
+
+    Args:
+        directory: of the node to ask.
+        as_json: print JSON.
+        check: return PROBLEMS_CODE where something is wrong.
+    """
     with Observer(directory) as observer:
         found = {what: observer.ask(what) for what in _QUESTIONS}
-    report = {**found.pop("status"), **found}
+        everywhere = observer.ask("cluster_status")
+    report = {
+        **found.pop("status"),
+        **found,
+        "problems": everywhere["problems"],
+        "missing": everywhere["missing"],
+        "all_nodes": everywhere["nodes"],
+        "status_of": everywhere["status_of"],
+    }
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         _show(report)
-    return 0
+    return PROBLEMS_CODE if check and report["problems"] else 0
 
 
 def size(nbytes: float) -> str:
@@ -90,18 +106,14 @@ def _show_problems(console: Console, problems: list[str]) -> None:
 
 
 def _show_nodes(console: Console, report: dict[str, Any]) -> None:
-    table = _table("Nodes", "node", "address", "machine", "free of CPUs", "queued", "labels")
-    for row in report["nodes"]:
-        free, total = row["Available"].get("CPU", 0.0), row["Resources"].get("CPU", 0.0)
-        here = " (here)" if row["NodeID"] == report["node"] else ""
-        table.add_row(
-            row["NodeID"],
-            f"{row['NodeManagerAddress']}:{row['NodeManagerPort']}",
-            row["NodeManagerHostname"] + here,
-            f"{free:g} of {total:g}",
-            str(row["QueuedTasks"]),
-            ", ".join(f"{name}={value}" for name, value in sorted(row["Labels"].items())),
-        )
+    columns = ("node", "state", "address", "machine", "free of CPUs", "queued", "store", "labels")
+    table = _table("Nodes", *columns)
+    table.columns[2].no_wrap = True
+    # The dead last, and of those the newest: a cluster that has run for long has many.
+    rows = sorted(report["all_nodes"], key=lambda row: (row["state"] == "DEAD", -_begun(row)))
+    for row in rows[:_ROWS_MAX]:
+        table.add_row(*_node_cells(row, report))
+    _more(table, len(rows))
     console.print(table)
     whole = report["cluster"]["resources"]
     console.print(
@@ -111,6 +123,31 @@ def _show_nodes(console: Console, report: dict[str, Any]) -> None:
             for name, amount in whole["total"].items()
             if name != "memory"
         )
+    )
+
+
+def _begun(row: dict[str, Any]) -> int:
+    begun: int = row["start_time_ms"]
+    return begun if row["state"] == "DEAD" else 0
+
+
+def _node_cells(row: dict[str, Any], report: dict[str, Any]) -> tuple[str, ...]:
+    if row["state"] == "DEAD":
+        return (row["node_id"][:8], "dead", row["address"].removeprefix("tcp://"), row["node_name"])
+    free = row["resources_available"].get("CPU", 0.0)
+    total = row["resources_total"].get("CPU", 0.0)
+    store = report["status_of"].get(row["node_id"], {}).get("store")
+    here = " (here)" if row["node_id"] == report["node"] else ""
+    head = ", head" if row["is_head_node"] else ""
+    return (
+        row["node_id"][:8],
+        row["state"].lower() + head,
+        row["address"].removeprefix("tcp://"),
+        row["node_name"] + here,
+        f"{free:g} of {total:g}",
+        str(row["queued_tasks"]),
+        "" if store is None else f"{size(store['used_bytes'])} of {size(store['capacity_bytes'])}",
+        ", ".join(f"{name}={value}" for name, value in sorted(row["labels"].items())),
     )
 
 

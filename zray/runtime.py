@@ -374,6 +374,7 @@ class Runtime(Client):
                     slots,
                     lambda filled: session.actors.arguments_ready(route, number, filled),
                     lambda found: session.actors.argument_failed(route, number, found),
+                    (number, 1, method, route.actor),
                 )
         self.call_submitted(route)
         return number
@@ -532,8 +533,9 @@ class Runtime(Client):
     def _timed_out(self, keys: list[Key], timeout_s: float | None) -> errors.GetTimeoutError:
         waiting = [key for key in keys if not self.is_ready(key)]
         return errors.GetTimeoutError(
-            f"{len(waiting)} of {len(keys)} objects are not there after {timeout_s} s, the first is"
-            f" {self.session.references.id_of(waiting[0]).hex()}",
+            f"{len(waiting)} of {len(keys)} objects are not there after {timeout_s} s;"
+            f" `zray-node why {self.session.references.id_of(waiting[0]).hex()}` says what the"
+            " first of them waits for",
             timeout_s=timeout_s or 0.0,
         )
 

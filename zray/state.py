@@ -11,17 +11,24 @@ from __future__ import annotations
 from typing import Any
 
 from zray import api
+from zray.observer import Observer
 from zray.protocol import messages
 
 
-def ask(what: str, **arguments: Any) -> Any:
+def ask(what: str, *, address: str | None = None, **arguments: Any) -> Any:
     """Return the node's answer to one question, as plain Python types.
 
     Args:
-        what: status, nodes, resources, actors, workers, tasks, objects, jobs or events.
+        what: status, nodes, resources, actors, workers, tasks, objects, jobs; of all nodes state,
+            summary, cluster_status, why, log.
+        address: the directory of the node to ask, for who is no driver of it; None: this
+            program's node.
         arguments: what the question takes, such as limit=1000 for objects.
     """
-    return api.runtime().request(messages.INSPECT, what, arguments)
+    if address is None:
+        return api.runtime().request(messages.INSPECT, what, arguments)
+    with Observer(address) as observer:
+        return observer.ask(what, **arguments)
 
 
 def nodes() -> list[dict[str, Any]]:

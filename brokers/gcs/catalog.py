@@ -250,7 +250,7 @@ class Catalog:
     def tasks_finished(
         self, worker: bytes, pid: int, reports: list[list[Any]], functions: list[str]
     ) -> None:
-        """Record what a worker has executed: one event a report, not a task."""
+        """Record what a worker has executed: one event a report, and one for each that failed."""
         now = time.time()
         name = worker.hex()
         self.events.record_batch(
@@ -264,16 +264,25 @@ class Catalog:
                         name,
                         now - busy_us / 1e6,
                         busy_us / 1e6,
-                        None,
+                        any(failed),
                         high - low,
                         pid,
                     )
-                    for (client, first, low, high, busy_us), function in zip(
+                    for (client, first, low, high, busy_us, *failed), function in zip(
                         reports, functions, strict=True
                     )
                 ]
             )
         )
+        for (client, first, _low, _high, _busy_us, *failed), function in zip(
+            reports, functions, strict=True
+        ):
+            for item in failed[0] if failed else ():
+                self.task_failed(client, first + item, function, "it raised")
+
+    def task_failed(self, client: bytes, number: int, function: str, reason: str) -> None:
+        """Record that a task has ended with an error."""
+        self.events.record("task_failed", time.time(), object_id(client, number), function, reason)
 
     def ran(self, worker: bytes, pid: int, packed: bytes, dropped: int) -> None:
         """Record what a worker says it ran: events as it packed them, and how many are in none.
@@ -292,11 +301,6 @@ class Catalog:
         if dropped:
             self.events_unsent += dropped
             self.events.record("events_dropped", time.time(), worker.hex(), pid, dropped)
-
-    def events_since(self, limit: int, now: float) -> list[list[Any]]:
-        """Return the newest events as [kind, time, values]."""
-        self.events.flush(now)
-        return [[event.kind, event.at_s, event.fields] for event in self.events.select(limit=limit)]
 
     # -- key-value ---------------------------------------------------------------------------------
 

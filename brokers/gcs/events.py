@@ -43,8 +43,8 @@ _EXECUTED = (
 )
 """Of one task or call, or of ``count`` that ran one after the other, ``task`` being the first.
 
-``failed`` is null where the node scheduled them: their callers know, the node does not. Workers
-pack these themselves (actors/events.py), in this order.
+``failed``: whether one of them raised; of those that the node scheduled, each that did is a
+task_failed besides. Workers pack these themselves (actors/events.py), in this order.
 """
 
 EVENT_FIELDS: Mapping[str, tuple[str, ...]] = {

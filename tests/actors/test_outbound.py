@@ -49,7 +49,7 @@ def test_several_results_are_several_messages_and_one_report(runtime, outbound):
     assert [(peer, fields) for peer, _kind, fields, _payloads in left] == [
         (CALLER, [100, 0, 1, False]),
         (OTHER, [200, 4, 1, True]),
-        (NODE, [[[CALLER, 100, 0, 1, 1], [OTHER, 200, 4, 5, 2]]]),
+        (NODE, [[[CALLER, 100, 0, 1, 1], [OTHER, 200, 4, 5, 2, [4]]]]),
     ]
 
 

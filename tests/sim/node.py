@@ -19,10 +19,13 @@ from zray.brokers.allocator import Allocator
 from zray.brokers.directory import Directory
 from zray.brokers.dispatcher import Dispatcher
 from zray.brokers.event_queries import EventQueries
+from zray.brokers.health import Health
 from zray.brokers.node import Node
 from zray.brokers.node_commands import perform_all
 from zray.brokers.node_outcomes import error_outcome
 from zray.brokers.peers import Processes
+from zray.brokers.process_questions import ProcessQuestions
+from zray.brokers.queries import Queries
 from zray.brokers.reception import Reception
 from zray.brokers.resources import ResourceSet
 from zray.brokers.scheduler import Scheduler
@@ -371,6 +374,9 @@ class SimNode(Node):
         self.early = []
         self.releases = []
         self.event_queries = EventQueries(self)
+        self.process_questions = ProcessQuestions(self)
+        self.queries = Queries(self, {})
+        self.health = Health(self)
         self.looking_again = False
         self.streams: dict[int, Stream | SimListener] = {}
         self.workers = SimWorkers(world, start_worker)  # type: ignore[assignment]

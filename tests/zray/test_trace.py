@@ -126,3 +126,20 @@ def test_a_worker_that_packs_nonsense_spoils_nobody_elses_trace():
 
 def test_no_events_make_a_trace_with_nothing_in_it():
     assert {each["ph"] for each in trace_events([])} == {"M"}
+
+
+def test_each_node_is_a_process_and_a_lent_worker_is_its_own_nodes():
+    near, far = "aaaaaaaa00000000", "bbbbbbbb00000000"
+    worker = "bbbbbbbb00000007"
+    trace = trace_events(
+        [
+            ["node_started", 1.0, {"node": near, "resources": "{}"}, near],
+            [*executed(worker, 2.0, 0.1), near],
+            [*called(worker, 3.0, 0.1), far],
+        ]
+    )
+    names = {e["pid"]: e["args"]["name"] for e in trace if e["name"] == "process_name"}
+    assert set(names.values()) == {f"node {near}", f"node {far}"}
+    spans = [each for each in trace if each["ph"] == "X"]
+    assert [names[each["pid"]] for each in spans] == [f"node {far}"] * 2
+    assert len({each["tid"] for each in spans}) == 1

@@ -60,6 +60,11 @@ def guest_id(node: NodeId, random: bytes) -> ProcessId:
     return process_id(node, bytes((random[0] | 0x80, *random[1:])))
 
 
+def is_guest(identity: ProcessId) -> bool:
+    """Return whether this is the id of a process that connected by itself: a driver, no worker."""
+    return bool(identity[NODE_PREFIX_BYTES] & 0x80)
+
+
 def object_id(process: ProcessId, number: int) -> ObjectId:
     """Join the owner's 8 bytes and the object's number into the 16-byte id."""
     return process + number.to_bytes(8, "big")

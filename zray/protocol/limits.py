@@ -167,6 +167,31 @@ EVENTS_BATCH_BYTES_MAX = 1024 * 1024
 EVENTS_ANSWER_S = 0.25
 """Whoever asks for events waits at most this long for workers that do not answer."""
 
+QUERY_ANSWER_S = 2.0
+"""Whoever asks about the cluster waits at most this long for a node that says nothing; the answer
+names it."""
+
+QUERY_TIMEOUT_S = 30.0
+"""The answer to such a question is given by then, however many pages it has."""
+
+QUERIES_MAX = 256
+"""Such questions that a node has open at a time, and answers that it keeps for others to fetch."""
+
+QUERY_PAGE_BYTES = 256 * 1024
+"""Rows of an answer that go over a link in one message."""
+
+QUERY_ROWS_MAX = 100_000
+"""Rows of one answer, whatever limit was asked for."""
+
+PROCESS_STATE_S = 0.5
+"""A process that has not said by then what runs in it is said not to answer."""
+
+PROCESS_STATE_BYTES_MAX = 256 * 1024
+"""What a process says of itself: stacks are cut to fit."""
+
+WHY_STEPS_MAX = 64
+"""Steps that the answer to `why` has."""
+
 assert BATCH_BYTES_MAX >= INLINE_BYTES_MAX, "one task must fit into a batch"
 assert MAILBOX_MESSAGE_BYTES_MAX > BATCH_BYTES_MAX + INLINE_BYTES_MAX
 assert BATCH_TASKS_MAX <= MAP_CHUNK_TASKS <= WORKER_BACKLOG_TASKS_MAX
@@ -174,5 +199,6 @@ assert QUIET_US < LINGER_US < WORKER_BACKLOG_US
 assert EVENTS_BATCH_MAX * 1024 < EVENTS_BATCH_BYTES_MAX, "a name of 200 characters and 100 bytes"
 assert EVENTS_BATCH_MAX <= EVENTS_UNSENT_MAX < EVENTS_MAX
 assert CHANNEL_MESSAGE_BYTES_MAX < ANSWERS_BYTES_MAX, "who asks once reads one answer"
+assert EVENTS_ANSWER_S < PROCESS_STATE_S < QUERY_ANSWER_S < QUERY_TIMEOUT_S
 assert RECONCILE_GRACE_S < 0.1, "a lost task is late by at most 100 ms"
 assert FUNCTION_BYTES_WARN < FUNCTION_BYTES_MAX <= CHANNEL_MESSAGE_BYTES_MAX

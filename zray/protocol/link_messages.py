@@ -44,6 +44,9 @@ OUTPUT = 140
 JOB_ENDED = 150
 SUSPECTED = 151
 STOPPED = 152
+QUERY = 160
+QUERY_ROWS = 161
+QUERY_NEXT = 162
 
 _N = "link"
 
@@ -171,6 +174,20 @@ LINK_MESSAGES: tuple[Message, ...] = (
         ("objects",),
         "We have no copy of these any more, or could not get one.",
     ),
+    _row(
+        QUERY,
+        "QUERY",
+        ("request", "what", "arguments"),
+        "A question of somebody here about your node: tasks, actors, why something waits, a log.",
+    ),
+    _row(
+        QUERY_ROWS,
+        "QUERY_ROWS",
+        ("request", "rows", "more", "error", "received_at", "sent_at"),
+        "A page of the answer; more: QUERY_NEXT gets the next one. The times are of your clock, in"
+        " seconds since 1970, for the difference between the clocks.",
+    ),
+    _row(QUERY_NEXT, "QUERY_NEXT", ("request",), "The next page; none is sent unasked."),
 )
 
 AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
@@ -179,6 +196,7 @@ UNFENCED = frozenset(
     (
         *(LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
+        *(QUERY, QUERY_ROWS, QUERY_NEXT),
     )
 )
 """Nobody gives up a reference because of these: they need not wait until HOLDs are counted."""

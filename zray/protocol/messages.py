@@ -84,6 +84,7 @@ GOODBYE = 61
 FORWARD = 64
 EVENTS = 62
 ACTOR_ARGUMENTS = 63
+STATE = 65
 # -- lifeline (node to process) ------------------------------------------------------------------
 WELCOME = 80
 ANSWER = 81
@@ -96,6 +97,7 @@ LOG = 87
 END_ACTOR = 88
 RECLAIM_STORE = 89
 EVENTS_WANTED = 90
+STATE_WANTED = 93
 # -- zygote ----------------------------------------------------------------------------------------
 FORK = 96
 FORKED = 97
@@ -164,7 +166,7 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         "node",
         ("reports",),
-        "Reports [client, first, low, high, busy_us]: these items are done.",
+        "Reports [client, first, low, high, busy_us, items that failed]: these items are done.",
     ),
     Message(
         CALL,
@@ -564,6 +566,7 @@ MESSAGES: tuple[Message, ...] = (
         " packed array for the ring of events, or nothing; dropped: how many runs are in none;"
         " question: the EVENTS_WANTED that all of them answer, or null.",
     ),
+    Message(STATE, "STATE", _C, "process", "node", ("question", "state"), "Answers STATE_WANTED."),
     Message(
         WELCOME,
         "WELCOME",
@@ -654,6 +657,9 @@ MESSAGES: tuple[Message, ...] = (
         "worker",
         ("question",),
         "Somebody asks what ran: send EVENTS now, the last of them with this number.",
+    ),
+    Message(
+        STATE_WANTED, "STATE_WANTED", _L, "node", "process", ("question", "about"), "What runs?"
     ),
     Message(
         FORK,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import msgpack
 
 from zray.protocol import messages, outcome
-from zray.protocol.ids import ProcessId, return_number
+from zray.protocol.ids import ProcessId, number_of, return_number
 from zray.protocol.purposes import Purpose
 
 from .actors import DEAD, ActorCall, ActorCalls, ActorRoute
@@ -25,12 +25,14 @@ from .tasks import TaskBatch, TaskClass, Tasks
 
 Complete = Callable[[bytes], None]
 ErrorOutcome = Callable[[str, str], bytes]
+Whose = tuple[int, int, str | bytes, bytes]
+"""Of calls that wait: the number of the first, how many, what is called, and the actor if any."""
 
 
 class HeldCall:
     """A task or call that waits for outcomes it takes as arguments."""
 
-    __slots__ = ("blob", "complete", "fail", "filled", "slots")
+    __slots__ = ("blob", "complete", "fail", "filled", "slots", "whose")
 
     def __init__(
         self,
@@ -39,12 +41,14 @@ class HeldCall:
         filled: dict[Any, Any],
         complete: Complete,
         fail: Complete | None,
+        whose: Whose,
     ) -> None:
         self.blob = blob
         self.slots = slots
         self.filled = filled
         self.complete = complete
         self.fail = fail
+        self.whose = whose
 
 
 class Watch:
@@ -129,14 +133,15 @@ class Session:
         slots: dict[Key, list[int | str]],
         complete: Complete,
         fail: Complete | None,
+        whose: Whose = (0, 0, "", b""),
     ) -> bool:
         """Fill references into arguments: complete(arguments) now or when all have arrived.
 
         ``slots`` maps a key to the positions and names that take its value; ``fail`` gets the
-        outcome of an argument that is an error (None: errors are filled in like values). Returns
-        False where it has to wait.
+        outcome of an argument that is an error (None: errors are filled in like values); ``whose``
+        is for people who ask what waits. Returns False where it has to wait.
         """
-        held = HeldCall(blob, dict(slots), {}, complete, fail)
+        held = HeldCall(blob, dict(slots), {}, complete, fail, whose)
         for key in slots:
             if self._fill(held, key) is False:
                 self.held.setdefault(key, []).append(held)
@@ -249,7 +254,7 @@ class Session:
                     self.references.arrived(return_number(number, index), found)
 
         self.held_tasks[number] = fail
-        self.resolve(blob, slots, complete, fail)
+        self.resolve(blob, slots, complete, fail, (number, 1, task_class.spec[1], b""))
 
     def arguments_now(self, blob: bytes, slots: dict[Key, list[int | str]] | None) -> bytes | None:
         """Return complete arguments; None where an outcome is an error, or not here yet."""
@@ -276,7 +281,8 @@ class Session:
             self.outbox.call(messages.ACTOR_ARGUMENTS, route.actor, None, found)
             self.actors.state_changed(route.actor, DEAD, None, None, 0, found)
 
-        self.resolve(blob, slots, complete, fail)
+        whose = (number_of(route.actor), 1, "__init__", route.actor)
+        self.resolve(blob, slots, complete, fail, whose)
 
     def cancel_unsent(self, number: int, found: bytes) -> bool:
         """End a task or call that has not left this process; False: it has."""
@@ -309,7 +315,7 @@ class Session:
             self.tasks.submit_batch(batch)
 
         # An item that is an error travels on: it must not end the others of its batch.
-        self.resolve(data, slots, complete, None)
+        self.resolve(data, slots, complete, None, (batch.first, count, task_class.spec[1], b""))
         return batch
 
     def statistics(self) -> dict[str, int]:

@@ -529,7 +529,7 @@ class Tasks:
         return [
             [batch.first, low, high]
             for batch in self.batches.values()
-            if batch.target is None and batch not in self._parked.values()
+            if batch.target is None and not self.is_parked(batch)
             for low, high in batch.missing()
         ]
 
@@ -537,6 +537,10 @@ class Tasks:
     def awaits_lease(self) -> bool:
         """Whether a task waits for the node's answer: somebody must read it."""
         return bool(self._parked)
+
+    def is_parked(self, batch: TaskBatch) -> bool:
+        """Whether a batch waits for the answer to a LEASE."""
+        return batch in self._parked.values()
 
     def cancel_parked(self, number: int, found: bytes) -> bool:
         """End a task that waits for the answer to a LEASE; False: none does."""

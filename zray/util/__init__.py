@@ -5,6 +5,7 @@ What    actor_pool       ActorPool: spread calls over a few actors
         multiprocessing  Pool: multiprocessing.Pool on actors
         completion       as_completed and map_unordered: results in the order they come
         naming           list_named_actors
+        state            what the cluster has, and why something waits: list, get, summarize, why
         kv               the key-value table of the GCS
         scheduling_strategies  which node a task or an actor goes to
 Caller  users; the names are Ray's.
@@ -58,7 +59,7 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _NOT_HERE:
         raise AttributeError(f"zray.util has no {name}: {_NOT_HERE[name]}")
-    if name in ("actor_pool", "completion", "multiprocessing", "naming", "queue"):
+    if name in ("actor_pool", "completion", "multiprocessing", "naming", "queue", "state"):
         return importlib.import_module(f"zray.util.{name}")
     raise AttributeError(f"module 'zray.util' has no attribute {name!r}")
 
