@@ -60,6 +60,8 @@ Among other nodes:
     gcs_connection.py S this node's session with the GCS process
     gcs_tables.py   S  the shared tables, asked of the GCS
     link_rules.py   S  rules of messages from other nodes
+    link_roles.py   P  what clients and gateways may say on links
+    refusals.py     S  who is not let in, by us or by others, and why
     borrowing.py    P  workers of other nodes that run this node's tasks and actors
     lending.py      P  workers of this node that work for others
     loans.py        S  workers lent and borrowed, as messages

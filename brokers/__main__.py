@@ -50,9 +50,12 @@ def main() -> int:
         return 1
     for path in node_directory.dead_files(arguments.dir):
         os.unlink(path)  # Of a node that was killed here.
-    from .workers import Zygote
+    from .workers import NoZygote, Zygote
 
-    zygote = Zygote(arguments.dir)  # First: it imports for 0.2 s, and so does the node.
+    cluster = arguments.settings.get("cluster") or {}
+    runs_work = cluster.get("role", "node") == "node"
+    # First: it imports for 0.2 s, and so does the node.
+    zygote = Zygote(arguments.dir) if runs_work else NoZygote()
     from .node_process import serve
 
     status = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)

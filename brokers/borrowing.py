@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .load import LoadTable, NodeLoad, estimate_wait_us
+from .load import ALIVE, DRAINING, LoadTable, NodeLoad, estimate_wait_us
 from .placement import ANYWHERE, DEFAULT, SPREAD, Where, choose
 from .scheduling import (
     RUNNING,
@@ -110,6 +110,7 @@ class Borrowing:
             self.labels,
             scheduler.queues.task_count,
             int(min(1e12, self._wait_us(now))),
+            state=ALIVE if scheduler.runs_work else DRAINING,
         )
         self.table.changed_here(row)
         return row
@@ -188,6 +189,8 @@ class Borrowing:
 
     def may_run_here(self, where: Where, amounts: Mapping[str, int]) -> bool:
         """Return whether this node is one that was asked for, if it were idle."""
+        if not self.scheduler.runs_work:
+            return False
         is_elsewhere = where.node not in (b"", self.table.own)
         # Soft affinity to a node that is gone: here is as good as anywhere.
         if is_elsewhere and (not where.soft or where.node in self.table.rows):

@@ -118,7 +118,13 @@ class Bulk:
     # -- nodes -----------------------------------------------------------------------------------
 
     def connect(
-        self, peer: Peer, endpoint: str, server_key: bytes = b"", keys: Iterable[bytes] = ()
+        self,
+        peer: Peer,
+        endpoint: str,
+        server_key: bytes = b"",
+        keys: Iterable[bytes] = (),
+        *,
+        is_source: bool = True,
     ) -> None:
         """A node has joined: what it asks for is answered, and it can be a source.
 
@@ -127,9 +133,12 @@ class Bulk:
             endpoint: of its bulk port.
             server_key: its public key (Z85), where the cluster has keys.
             keys: public keys that who says it is this node must show one of; empty: not looked at.
+            is_source: False: no chunk is taken from it, asked for or not.
         """
         shown = list(keys)
         self._order(lambda: self._loop.link.connect(peer, endpoint, server_key, shown))
+        if not is_source:
+            self._order(lambda: self._loop.no_sources.add(peer))
 
     def disconnect(self, peer: Peer) -> None:
         """A node is dead or has left: it is asked no more, what it says is not heard."""
@@ -248,6 +257,8 @@ class _Loop:
         self.segment = segment
         self.wake_node = wake_node
         self.now = time.monotonic()
+        self.no_sources: set[Peer] = set()
+        """Peers that no chunk is taken from."""
         self.counts = {"received_bytes": 0, "sent_bytes": 0, "refused_messages": 0}
         self._on_its_way = 0
         self._next_tick = 0.0
@@ -333,6 +344,7 @@ class _Loop:
         """Forget a node."""
         self.transfer.node_died(peer)
         self.link.disconnect(peer)
+        self.no_sources.discard(peer)
 
     # -- chunks ----------------------------------------------------------------------------------
 
@@ -361,7 +373,7 @@ class _Loop:
             message = unpack(header) if peer else None
         except RemoteProtocolError:
             message = None
-        if isinstance(message, Chunk) and has_payload:
+        if isinstance(message, Chunk) and has_payload and peer not in self.no_sources:
             self._receive_chunk(peer, message)
             return True
         if has_payload:

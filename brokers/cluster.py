@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.net import mailbox
-from zray.net.curve import ClusterKeys, Role
+from zray.net.curve import ClusterKeys
 from zray.net.deliveries import Deliveries
 from zray.net.link_inbox import LinkInbox, Payload, Sender
 from zray.net.links import Links, LinkState
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
 from zray.protocol.limits import LINEAGE_COPIES
+from zray.protocol.roles import Role
 
 from . import deaths
 from .gcs_connection import GcsConnection
@@ -34,6 +35,7 @@ from .membership import Membership
 from .node_outcomes import error_outcome
 from .objects_elsewhere import ObjectsElsewhere
 from .peers import Process
+from .refusals import Refusals
 
 if TYPE_CHECKING:
     from .node import Node
@@ -54,6 +56,7 @@ class Member:
     """What Links knows it by: the address, where we dialled before we knew who is there."""
     stream: bytes = b""
     """Of the link it sends on: what comes on an older one is of an earlier life."""
+    role: Role = Role.NODE
 
 
 class Cluster:
@@ -64,6 +67,7 @@ class Cluster:
         keys: of the cluster's members; None: on this machine only.
         host: to bind, port: 0 for a free one, advertise: see LinkInbox.
         bulk_port: of object transfers; 0: a free one.
+        role: of this node among the others; key_role: of the key it shows them.
     """
 
     def __init__(
@@ -75,9 +79,13 @@ class Cluster:
         port: int = 0,
         advertise: str | None = None,
         bulk_port: int = 0,
+        role: Role = Role.NODE,
+        key_role: Role = Role.NODE,
     ) -> None:
         self.node = node
         self.keys = keys
+        self.role = role
+        self.key_role = key_role
         self.membership = Membership(node.process)
         self.gcs: GcsConnection | None = None
         """None where the cluster has no GCS process, or this node does not know it yet."""
@@ -86,8 +94,10 @@ class Cluster:
         self.losses = 0
         """How often a node was lost: who greets us after that has to begin anew with us."""
         self.context = mailbox.new_context()
-        self.inbox = LinkInbox(self.context, keys, host=host, port=port, advertise=advertise)
-        self.links = Links(self.context, node.process, keys, Role.NODE)
+        self.inbox = LinkInbox(
+            self.context, keys, host=host, port=port, advertise=advertise, role=key_role
+        )
+        self.links = Links(self.context, node.process, keys, key_role)
         for descriptor in (*self.inbox.descriptors, self.links.descriptor):
             node.watch(descriptor, self._readable)
         self.deliveries = Deliveries(node.process, node.secret)
@@ -95,8 +105,7 @@ class Cluster:
         self.members: dict[bytes, Member] = {}
         self.joining: dict[bytes, str] = {}
         """Addresses that we dial without knowing who is there."""
-        self.join_refused: dict[str, str] = {}
-        """Of these, who has refused us last, and why."""
+        self.refusals = Refusals(self)
         self.loans = Loans(self)
         self.borrowed = self.loans.borrowed
         self.overflowed: set[bytes] = set()
@@ -106,10 +115,12 @@ class Cluster:
         self.places: dict[bytes, set[bytes]] = {}
         """Foreign workers, and the local processes that were told an actor lives there."""
         self.objects = ObjectsElsewhere(self, keys, host=host, port=bulk_port)
+        is_node = role is Role.NODE
         self.lineage = LineageCopies(
             self,
             os.path.join(node.directory, "copies"),
-            copies=node.settings.get("lineage_copies", LINEAGE_COPIES),
+            # What a driver's node has submitted is of no use to anybody when it is gone.
+            copies=node.settings.get("lineage_copies", LINEAGE_COPIES) if is_node else 0,
         )
         self.code_asked: dict[bytes, set[tuple[bytes, str]]] = {}
         """Functions that others have asked for, with which of their nodes and for which job."""
@@ -142,9 +153,9 @@ class Cluster:
             if event.state is LinkState.DISCONNECTED:
                 self._disconnected(event.peer)
             elif event.state is LinkState.REFUSED:
-                if event.peer in self.joining:
-                    self.join_refused[self.joining[event.peer]] = event.reason
-                print(f"the link to {event.peer.hex()} was refused: {event.reason}", flush=True)
+                self.refusals.refused_us(event.peer, event.reason)
+            elif event.peer in self.joining:
+                self.refusals.let_us_in(event.peer)
         if self.gcs is not None:
             self.gcs.serve()
         if self.gcs_process is not None:
@@ -191,6 +202,7 @@ class Cluster:
                 self._fetch_shared_code(function, job)
         self.objects.sweep()
         self.lineage.sweep()
+        self.refusals.sweep()
 
     # -- who is there ----------------------------------------------------------------------------
 
@@ -206,10 +218,23 @@ class Cluster:
 
     @property
     def is_settled(self) -> bool:
-        """Whether what is shared is found from here: no join is under way."""
+        """Whether what is shared is found from here, or nobody lets us in."""
+        if self.refusals.by_address:
+            return True
         if self.gcs is not None:
-            return self.gcs.is_joined
+            # A client has nobody but the others: it waits until it sees all of them.
+            return self.gcs.is_joined and (self.role is Role.NODE or self.membership.is_whole)
         return not self.joining
+
+    @property
+    def nodes(self) -> list[Member]:
+        """The members that lend and run: neither clients nor gateways."""
+        return [each for each in self.members.values() if each.role is Role.NODE]
+
+    def role_of(self, identity: bytes) -> Role:
+        """Return the role of a node that is there, as its link or the GCS says."""
+        known = self.members.get(identity) or self.membership.living.get(identity)
+        return Role.NODE if known is None else known.role
 
     def dial(self, address: str) -> None:
         """Join whoever listens at an address."""
@@ -238,6 +263,7 @@ class Cluster:
             "to": peer.decode(),
             "answers": answers,
             "gcs": None if self.gcs is None else self.gcs.endpoint,
+            "role": self.role,
             "incarnation": self.membership.incarnation,
             "losses": self.losses,
             "bulk": self.objects.greeting,
@@ -246,12 +272,15 @@ class Cluster:
             "directory": node.directory,
             "hostname": os.uname().nodename,
             "labels": node.settings.get("labels", {}),
-            "members": [[each.node, each.address] for each in self.members.values()],
+            "members": [[each.node, each.address] for each in self.nodes],
         }
         self.links.send(peer, frames.pack(link_messages.LINK_HELLO, details))
 
     def welcome(self, sender: Sender, details: dict[str, Any]) -> None:
         """LINK_HELLO: somebody is there; we greet it back, and whom it knows."""
+        if "refused" in details:
+            self.refusals.heard(details)
+            return
         identity, address = details["node"], details["address"]
         if identity == self.node.process:
             self.stop_dialling(details["to"])
@@ -261,7 +290,8 @@ class Cluster:
             raise errors.RemoteProtocolError(
                 f"LINK_HELLO of incarnation {incarnation} of a node that is dead, or another one"
             )
-        if details["gcs"] is not None:
+        role = self.refusals.check_role(sender, details)
+        if details["gcs"] is not None and role is Role.NODE:
             self.use_gcs(details["gcs"])
         known = self.members.get(identity)
         if known is not None and details["losses"] <= known.details["losses"]:
@@ -273,15 +303,20 @@ class Cluster:
         dialled = details["answers"].encode()
         link = dialled if dialled in self.joining else address.encode()
         if self.joining.pop(link, None) is None:
-            self.links.connect(link, address)
+            # The keys of nodes are known; those of others are on the lists of few.
+            shown = [sender.key] if sender.key and role is not Role.NODE else []
+            self.links.connect(link, address, shown)
             self._greet(link, details["to"])
+        self.refusals.silent.discard(link.decode())
         self.membership.linked_to(identity, incarnation)
-        self.members[identity] = Member(identity, address, details, link, sender.stream)
-        self.objects.node_joined(identity, details["bulk"], sender.key)
-        self.node.scheduler.borrowing.heard(read_load(details["load"]))
+        self.members[identity] = Member(identity, address, details, link, sender.stream, role)
+        self.objects.node_joined(identity, details["bulk"], sender.key, role)
+        if role is Role.NODE:
+            self.node.scheduler.borrowing.heard(read_load(details["load"]))
         self.loans.tell_all()
-        self.lineage.node_joined(identity)
-        print(f"node {identity.hex()} at {address} is there", flush=True)
+        if role is Role.NODE:
+            self.lineage.node_joined(identity)
+        print(f"{role} {identity.hex()} at {address} is there", flush=True)
         for other, where in details["members"] if self.gcs is None else ():
             if other != self.node.process and other not in self.members:
                 self.dial(where)
@@ -300,13 +335,15 @@ class Cluster:
         """A node is gone, and all its processes."""
         if identity not in self.members:
             return
-        self.links.drop(self.members.pop(identity).link)
+        member = self.members.pop(identity)
+        self.links.drop(member.link)
         node = self.node
         self.losses += 1
-        node.health.node_lost(identity, reason)
+        if member.role is Role.NODE:  # Drivers come and go.
+            node.health.node_lost(identity, reason)
         node.queries.node_lost(identity, reason)
         self.membership.link_lost(identity, node.now)
-        print(f"node {identity.hex()} is gone: {reason}", flush=True)
+        print(f"{member.role} {identity.hex()} is gone: {reason}", flush=True)
         for worker in node.scheduler.borrowing.node_lost(identity):
             self.loans.worker_lost(worker, f"its node is gone: {reason}")
         node.scheduler.lending.node_lost(identity)
@@ -388,8 +425,8 @@ class Cluster:
 
     def job_ended(self, job: str) -> None:
         """A driver of ours is gone: its job has workers elsewhere, perhaps."""
-        for member in self.members:
-            self.send(member, link_messages.JOB_ENDED, job)
+        for member in self.nodes:
+            self.send(member.node, link_messages.JOB_ENDED, job)
 
     def is_elsewhere(self, job: str) -> bool:
         """Return whether another node is the home of a job, and its code can be asked for."""
@@ -489,7 +526,7 @@ class Cluster:
                 "directory": each.details["directory"],
                 "hostname": each.details["hostname"],
             }
-            for each in self.members.values()
+            for each in self.nodes
         ]
 
     def close(self) -> None:

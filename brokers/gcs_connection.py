@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.net.gcs_link import GcsPeer
+from zray.protocol.roles import Role
 
 from .gcs.client import GcsSession
 from .gcs.client_ranges import RangeUpdate
@@ -50,7 +51,7 @@ class GcsConnection:
         self.is_joined = False
         self._cluster = cluster
         self._node = node
-        self._link = GcsPeer(endpoint, node.process, cluster.keys)
+        self._link = GcsPeer(endpoint, node.process, cluster.keys, cluster.key_role)
         self._more = True
         self._tick_at = node.now
         self._dialled_at = node.now
@@ -82,6 +83,7 @@ class GcsConnection:
             labels=dict(node.settings.get("labels") or {}),
             host=os.uname().nodename,
             pid=os.getpid(),
+            role=cluster.role,
         )
 
     def _joined(self, incarnation: Any, error: Exception | None) -> None:
@@ -200,7 +202,8 @@ def _row(change: Change) -> NodeRow | None:
         return None
     record = NodeRecord.unpack(change.value)
     address = record.addresses.get("links", "")
-    return NodeRow(record.node_id, record.epoch, address, record.state == "alive")
+    alive = record.state == "alive"
+    return NodeRow(record.node_id, record.epoch, address, alive, Role(record.role))
 
 
 def enter(cluster: Cluster, settings: dict[str, Any]) -> None:

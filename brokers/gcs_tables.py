@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from zray import errors
 from zray.protocol.ids import ActorId, NodeId, ProcessId, node_of
 from zray.protocol.packing import packb, unpackb
+from zray.protocol.roles import Role
 
 from .gcs.actor_table import ActorRecord
 from .gcs.catalog import STATES
 from .gcs.client import ASK_TIMEOUT_S, GcsSession
 from .gcs.commands import PAGE_LEN_MAX, Command
+from .gcs.permissions import may_ask
 from .gcs.rules import job_place
 from .scheduling import JOB_VARIABLE
 from .shared_tables import Done, living_actor
@@ -70,6 +72,9 @@ class GcsTables:
         """What the GCS was to be told and could not be, where nobody waits for an answer."""
 
     def _ask(self, name: str, *fields: Any, done: Done, timeout_s: float = ASK_TIMEOUT_S) -> None:
+        if not may_ask(self._cluster.role, name):
+            done(None, errors.SecurityError(f"a {self._cluster.role} may not ask for {name}"))
+            return
         try:
             self._session.ask(Command(name, fields), done, timeout_s=timeout_s)
         except errors.ZrayError as error:
@@ -179,12 +184,20 @@ class GcsTables:
             if record is None or record.state == "dead":
                 done(None, error)
                 return
+            if self._is_out_of_reach(node_of(record.actor_id)):
+                done(None, errors.ClusterError(_OF_ANOTHER_DRIVER.format(name=name)))
+                return
             found = [record.actor_id, dict(record.options)]
             until = self._node.now + _HOME_TIMEOUT_S
             self._awaited.append(_Awaited(node_of(record.actor_id), found, done, until))
             self.tick(self._node.now)
 
         self._ask("NAME_LOOKUP", namespace, name, done=took_holder)
+
+    def _is_out_of_reach(self, home: NodeId) -> bool:
+        """Whether both ends are drivers elsewhere, which have no link to each other."""
+        row = self._cluster.membership.living.get(home)
+        return row is not None and Role.NODE not in (row.role, self._cluster.role)
 
     def actor_names(self, namespace: str | None, done: Done) -> None:
         """Find all names; `done` gets [namespace, name] of each."""
@@ -283,13 +296,15 @@ class GcsTables:
             "started_at": now,
         }
         self._tell("JOB_START", record)
-        put = ["put", "cluster", job_place(driver), packb(details)]
-        self._tell("TRANSACT", [], [put], [])
+        if self._cluster.role is not Role.GATEWAY:  # Whose code no worker ever runs.
+            put = ["put", "cluster", job_place(driver), packb(details)]
+            self._tell("TRANSACT", [], [put], [])
 
     def job_ended(self, driver: ProcessId, state: str, now: float) -> None:
         """Tell the GCS that a driver has gone."""
         self._tell("JOB_FINISH", driver, state, now, "")
-        self._tell("TRANSACT", [], [["delete", "cluster", job_place(driver)]], [])
+        if self._cluster.role is not Role.GATEWAY:
+            self._tell("TRANSACT", [], [["delete", "cluster", job_place(driver)]], [])
 
     # -- as time goes ----------------------------------------------------------------------------
 
@@ -334,6 +349,12 @@ def _unreachable(home: NodeId) -> str:
         f"node {home.hex()}, where the actor lives, is alive and was not reached within"
         f" {_HOME_TIMEOUT_S} s; look at the network between the nodes, then try again"
     )
+
+
+_OF_ANOTHER_DRIVER = (
+    "actor {name!r} was made by another driver elsewhere, and such drivers do not reach each other:"
+    ' make it with lifetime="detached", or from a task, and it belongs to a node of the cluster'
+)
 
 
 def _ignore(_result: Any, _error: Exception | None) -> None:

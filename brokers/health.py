@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from zray.protocol.roles import Role
 from zray.protocol.units import RESOURCE_UNITS
 
 from .placement import shortage
@@ -132,7 +133,7 @@ class Health:
     def _cluster(self, cluster: Cluster) -> Iterator[str]:
         if not cluster.members:
             for address in cluster.joining.values():
-                why = cluster.join_refused.get(address, "nobody answers there")
+                why = cluster.refusals.by_address.get(address, "nobody answers there")
                 yield f"it has not joined {address.removeprefix('tcp://')}: {why}"
         now = time.time()
         for at, node, reason in self._losses:
@@ -143,8 +144,9 @@ class Health:
             _messages, queued = cluster.links.queued(member.link)
             if queued > _LINK_QUEUED_BYTES:
                 yield f"{queued} bytes wait for node {member.node.hex()}: it reads too slowly"
-        for node in cluster.membership.living:
-            if cluster.membership.is_on_its_way(node) and node != self._node.process:
+        for node, row in cluster.membership.living.items():
+            is_awaited = row.role is Role.NODE and node != self._node.process
+            if is_awaited and cluster.membership.is_on_its_way(node):
                 yield f"node {node.hex()} is alive, and there is no link to it"
         refused = cluster.inbox.refused
         if refused.total():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray.errors import RemoteProtocolError
 from zray.protocol.ids import node_of
+from zray.protocol.roles import Role
 from zray.protocol.units import RESOURCE_UNITS
 
 from .load import DEAD, NodeLoad
@@ -68,9 +69,15 @@ def _cluster(node: Node, _arguments: dict[str, Any]) -> dict[str, Any] | None:
         "address": cluster.inbox.address,
         "bulk_address": cluster.objects.address,
         "keys": node.settings["cluster"].get("keys"),
-        "nodes": 1 + len(_others(node)),
+        "role": cluster.role,
+        # A node can go on among others without a GCS, and a driver's could not.
+        "has_joined": bool(cluster.nodes) and (cluster.role is Role.NODE or cluster.is_settled),
+        "gcs": None if cluster.gcs is None else cluster.gcs.endpoint.removeprefix("tcp://"),
+        "nodes": (cluster.role is Role.NODE) + len(_others(node)),
+        "drivers_elsewhere": len(cluster.members) - len(cluster.nodes),
         "joining": sorted(cluster.joining.values()),
-        "refused": dict(cluster.join_refused),
+        "refused": dict(cluster.refusals.by_address),
+        "silent": sorted(cluster.refusals.silent),
         "transfers": cluster.objects.statistics(),
         "lineage": cluster.lineage.statistics(),
         "resources": _resources(node, {}),
@@ -91,7 +98,9 @@ def _nodes(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
     others = [] if node.cluster is None else sorted(node.cluster.rows(), key=itemgetter("node"))
     # A node that has not yet told what it has is not counted: no work can go there.
     known = [(row, table.rows[row["node"]]) for row in others if row["node"] in table.rows]
-    return [_node_row(row, load) for row, load in [(own, load), *known]]
+    if node.role is Role.NODE:
+        known.insert(0, (own, load))
+    return [_node_row(row, load) for row, load in known]
 
 
 def _node_row(row: dict[str, Any], load: NodeLoad) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Lending:
                 or bool(scheduler.queues.task_count)
                 or not (scheduler.resources.fits(placement) and scheduler.resources.fits(resources))
             )
-        if refused or scheduler.is_stopping:
+        if refused or scheduler.is_stopping or not scheduler.runs_work:
             scheduler.commands.append(Lend(borrower, number, None))
             return
         name = borrower + number.to_bytes(8, "big")

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
-from zray.net.curve import Role
 from zray.net.link_inbox import Payload, Sender
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
+from zray.protocol.roles import Role, may_claim
 
+from . import link_roles
+from .link_roles import RoleError
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
 from .queries import QUERY_RULES
@@ -30,22 +32,46 @@ Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]
 def handle(cluster: Cluster, sender: Sender, header: bytes, payloads: list[Payload]) -> None:
     """Obey one message; what is malformed is counted, never fatal."""
     try:
-        message = frames.unpack(header)
+        message = _unpacked(cluster, sender, header)
+        if message is None:
+            return
         rule = LINK_RULES.get(message[1])
-        if rule is None or message[2] != len(payloads) or sender.role is not Role.NODE:
+        if rule is None or message[2] != len(payloads):
             raise errors.RemoteProtocolError("not a message of a node for a node")
         if message[1] == link_messages.LINK_HELLO:
             cluster.welcome(sender, message[3])
             return
-        if sender.peer not in cluster.members:
+        member = cluster.members.get(sender.peer)
+        if member is None:
             raise errors.RemoteProtocolError("a message of a node that is not a member")
+        if member.role is not Role.NODE or sender.role is not Role.NODE:
+            _check_role(member.role, sender, message)
         rule(cluster, sender.peer, message, payloads)
+    except RoleError as error:
+        cluster.refused += 1
+        cluster.refusals.shut_out(sender, str(error))
     except Exception as error:  # A broken node must not end this one.
         cluster.refused += 1
         if cluster.refused < 100:
             print(f"refused a message of node {sender.peer.hex()}: {error!r}", flush=True)
             if not isinstance(error, errors.ZrayError):
                 traceback.print_exception(error)
+
+
+def _unpacked(cluster: Cluster, sender: Sender, header: bytes) -> list[Any] | None:
+    """Return a header's fields, None of a greeting in another version: that was answered."""
+    try:
+        return frames.unpack(header)
+    except errors.RemoteProtocolError:
+        if cluster.refusals.read_other_version(sender, header):
+            return None
+        raise
+
+
+def _check_role(role: Role, sender: Sender, message: list[Any]) -> None:
+    if not may_claim(sender.role, role):
+        raise RoleError(f"the key of a {sender.role} speaks for a {role}")
+    link_roles.check(role, sender.peer, message)
 
 
 def _hello(_cluster: Cluster, _peer: bytes, _message: list[Any], _frames: list[Payload]) -> None:
@@ -56,6 +82,9 @@ def _relay(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Pay
     destination, source = message[3:5]
     if node_of(source) != peer:
         raise errors.RemoteProtocolError("RELAY of a process of another node")
+    is_of_gateway = cluster.members[peer].role is Role.GATEWAY
+    if is_of_gateway and cluster.refusals.refuse_calls(destination, source, payloads):
+        return
     cluster.hand_over(destination, source, payloads)
 
 

@@ -80,7 +80,9 @@ class Loans:
         scheduler, now = self.node.scheduler, self.node.now
         scheduler.lending.tick(now)
         scheduler.borrowing.seek(now)
-        if self.cluster.members and now >= self._load_at + _LOAD_SOON_S:
+        if not scheduler.runs_work:
+            scheduler.borrowing.sweep(now)
+        elif self.cluster.members and now >= self._load_at + _LOAD_SOON_S:
             self._tell_load(now)
 
     def _tell_load(self, now: float) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zray.protocol.ids import NodeId
+from zray.protocol.roles import Role
 
 FENCE_S = 10.0
 """A lease may be over for so long before its node ends itself: the GCS process may be starting
@@ -66,12 +67,14 @@ class NodeRow:
         incarnation: counts its lives, from 1.
         address: of its links, "tcp://HOST:PORT".
         alive: False: this incarnation, and all before it, are dead for ever.
+        role: a client or gateway is not dialled: it comes by itself, to nodes alone.
     """
 
     node: NodeId
     incarnation: int
     address: str
     alive: bool
+    role: Role = Role.NODE
 
 
 class Membership:
@@ -151,6 +154,12 @@ class Membership:
         if node in self.living:
             self._dial_at[node] = now + REDIAL_S
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every node that is alive has a link to this one."""
+        nodes = {node for node, row in self.living.items() if row.role is Role.NODE}
+        return nodes - {self.own} <= self.linked.keys()
+
     def is_on_its_way(self, node: NodeId) -> bool:
         """Return whether a node is alive, and only the link to it is missing."""
         return node in self.living and node not in self.linked
@@ -158,6 +167,8 @@ class Membership:
     def _dial(self, node: NodeId, now: float) -> None:
         row = self.living[node]
         if node == self.own or node in self.linked or now < self._dial_at[node]:
+            return
+        if row.role is not Role.NODE:
             return
         self._dial_at[node] = now + REDIAL_S
         self.commands.append(Dial(node, row.address))

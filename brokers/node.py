@@ -32,6 +32,7 @@ from zray.protocol.limits import (
     WORKER_IDLE_S,
     WORKER_START_TIMEOUT_S,
 )
+from zray.protocol.roles import Role
 from zray.serialization.exceptions import encode_exception
 from zray.store.segment import default_capacity_bytes
 
@@ -57,7 +58,7 @@ from .scheduling import JOB_VARIABLE, job_of
 from .shared_tables import OwnTables, SharedTables
 from .store import Store
 from .validation import check_fields
-from .workers import WorkerProcess, Workers, Zygote, describe_exit
+from .workers import NoZygote, WorkerProcess, Workers, Zygote, describe_exit
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -81,7 +82,7 @@ class Node:
         zygote: the process that forks workers.
     """
 
-    def __init__(self, directory: str, settings: dict[str, Any], zygote: Zygote) -> None:
+    def __init__(self, directory: str, settings: dict[str, Any], zygote: Zygote | NoZygote) -> None:
         self.directory = directory
         self.settings = settings
         self.embedded = bool(settings.get("embedded"))
@@ -139,12 +140,14 @@ class Node:
             object_store_bytes=capacity,
         )
         self.resources = ResourceSet(found.total, found.gpu_ids)
+        self.role = Role((settings.get("cluster") or {}).get("role", Role.NODE))
         cpus = max(1, found.total.get("CPU", 0) // 10000)
         self.scheduler = Scheduler(
             self.resources,
-            pool_size=min(cpus, 64),
+            pool_size=min(cpus, 64) if self.role is Role.NODE else 0,
             node=self.process,
             labels=settings.get("labels"),
+            runs_work=self.role is Role.NODE,
         )
         self.dispatcher = Dispatcher(shared_hosts=cpus)
         self.objects = Directory(b"" if settings.get("cluster") is None else self.process)
@@ -342,6 +345,8 @@ class Node:
 
     def _is_ready(self, now: float) -> bool:
         """Whether a driver finds a worker here, and what the cluster shares."""
+        if self.role is not Role.NODE:
+            return True  # No worker is to come, and who waits asks whether it has joined.
         if self.cluster is not None and not self.cluster.is_settled and now < self._join_by:
             return False
         return bool(self.scheduler.idle) or now > self._ready_by
@@ -401,6 +406,7 @@ class Node:
             "capacity": self.store.segment.capacity_bytes,
             "resources": self.resources.total,
             "directory": self.directory,
+            "role": self.role,
         }
         stream.queue(frames.pack(messages.WELCOME, welcome), descriptors)
         self.watch(stream.fileno(), lambda: self._read_lifeline(process))

@@ -17,12 +17,15 @@ import time
 from typing import Any
 
 from zray import errors
+from zray.protocol.roles import Role
 
 from .node import Node
-from .workers import Zygote
+from .workers import NoZygote, Zygote
 
 
-def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote) -> int:
+def serve(
+    directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote | NoZygote
+) -> int:
     """Run a node until it is stopped; report on ready_fd first. Returns the exit status."""
     try:
         node = Node(directory, settings, zygote)
@@ -43,6 +46,7 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
         "node": node.process.hex(),
         "started_at": node.started_at,
         "temporary": temporary,
+        "role": node.role,
         "address": None if node.cluster is None else node.cluster.inbox.address,
     }
     with open(os.path.join(directory, "node.json"), "w") as file:
@@ -77,6 +81,8 @@ def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
         port=settings.get("port", 0),
         advertise=settings.get("advertise"),
         bulk_port=settings.get("bulk_port", 0),
+        role=node.role,
+        key_role=Role(settings.get("key_role", node.role)),
     )
     enter(node.cluster, settings)
 

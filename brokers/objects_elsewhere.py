@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.net import addresses
-from zray.net.curve import ClusterKeys, Role, ZapHandler, secure_client, secure_server
+from zray.net.curve import ClusterKeys, ZapHandler, secure_client, secure_server
 from zray.net.link_inbox import Payload
 from zray.protocol import link_messages, messages
 from zray.protocol.ids import NodeId, ObjectId, node_of
+from zray.protocol.roles import Role
 
 from . import sharing, transferring
 from .allocator import Extent
@@ -68,7 +69,7 @@ class ObjectsElsewhere:
         self.node = node
         self.own = node.process + os.urandom(8)
         """Our name among bulk peers: of this life alone."""
-        server, client = _hooks(keys)
+        server, client = _hooks(keys, cluster.key_role)
         where = addresses.endpoint("127.0.0.1" if host == "localhost" else host, port)
         self.bulk = Bulk(
             node.store.segment,
@@ -109,11 +110,18 @@ class ObjectsElsewhere:
 
     # -- who is there ----------------------------------------------------------------------------
 
-    def node_joined(self, node: NodeId, greeting: list[Any], key: bytes) -> None:
-        """A node is a member now; ``key`` is the public key it has shown."""
+    def node_joined(
+        self, node: NodeId, greeting: list[Any], key: bytes, role: Role = Role.NODE
+    ) -> None:
+        """A node is a member now; ``key`` is the public key it has shown.
+
+        What a gateway has is not pulled: bytes that it sends could be a pickle.
+        """
         address, peer = greeting
         self.peers[node] = peer
-        self.bulk.connect(peer, address, key, [key] if key else [])
+        self.bulk.connect(
+            peer, address, key, [key] if key else [], is_source=role is not Role.GATEWAY
+        )
         if self._dying.pop(node, None) is not None:
             self.node.objects.bury(node)
         self.node.objects.node_joined(node)
@@ -246,7 +254,7 @@ class ObjectsElsewhere:
         match command:
             case sharing.Pull(identity, nbytes, sources, purpose):
                 self._no_room.pop(identity, None)
-                known = [self.peers[node] for node in sources if node in self.peers]
+                known = [self.peers[node] for node in sources if self._may_send(node)]
                 self._pulls[Priority(purpose)] += 1
                 self.bulk.want(identity, nbytes, known, Priority(purpose))
                 if identity in self._expected:
@@ -288,6 +296,11 @@ class ObjectsElsewhere:
                 case transferring.Unpin(_identity, offset):
                     self.node.store.unpin(offset)
 
+    def _may_send(self, node: NodeId) -> bool:
+        """Whether a node is a source."""
+        member = self.cluster.members.get(node)
+        return node in self.peers and member is not None and member.role is not Role.GATEWAY
+
     def _is_expected(self, identity: ObjectId) -> bool:
         """Whether the home named us as a source, and its word to us is still under way."""
         entry = self.node.objects.entries.get(identity)
@@ -322,16 +335,18 @@ class ObjectsElsewhere:
         self.bulk.close()
 
 
-def _hooks(keys: ClusterKeys | None) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
+def _hooks(
+    keys: ClusterKeys | None, role: Role
+) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
     """Return what makes the bulk sockets show and ask for keys."""
     if keys is None:
         return None, None
 
     def server(socket: Any) -> ZapHandler:
-        secure_server(socket, keys.pair(Role.NODE))
+        secure_server(socket, keys.pair(role))
         return ZapHandler(socket.context, keys)
 
     def client(socket: Any, server_key: bytes) -> None:
-        secure_client(socket, keys.pair(Role.NODE), server_key)
+        secure_client(socket, keys.pair(role), server_key)
 
     return server, client

@@ -66,7 +66,10 @@ class Scheduler:
         pool_size: int,
         node: bytes = bytes(8),
         labels: Mapping[str, str] | None = None,
+        runs_work: bool = True,
     ) -> None:
+        self.runs_work = runs_work
+        """False on a driver's node: all that is submitted there runs elsewhere."""
         self.resources = resources
         self.pool_size = pool_size
         self.commands: list[Command] = []
@@ -149,7 +152,7 @@ class Scheduler:
         self.fork_again_at = float("inf")
 
     def _fork(self, env: tuple[tuple[str, str], ...], count: int) -> None:
-        if self.now < self.fork_again_at:
+        if self.now < self.fork_again_at or not self.runs_work:
             return
         have = len(self.workers) - len(self.borrowing.borrowed) + sum(self.forking.values())
         count = min(count, WORKERS_MAX - have)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zray import errors
 from zray.protocol.ids import NodeId, node_of
 from zray.protocol.limits import QUERY_ROWS_MAX, WHY_STEPS_MAX
+from zray.protocol.roles import Role
 
 from . import gcs_rows, inspection
 from .gathering import Gathered
@@ -58,7 +59,10 @@ def everybody(node: Node) -> list[NodeId]:
     cluster = node.cluster
     if cluster is None:
         return [node.process]
-    others = {*cluster.members, *cluster.membership.living} - {node.process}
+    # Drivers elsewhere know nodes only; what they have themselves they are asked by those.
+    living = cluster.membership.living.items()
+    nodes = {each for each, row in living if row.role is Role.NODE}
+    others = {*cluster.members, *nodes} - {node.process}
     return [node.process, *sorted(others)]
 
 
@@ -165,6 +169,16 @@ def _complete_nodes(node: Node, rows: dict[str, dict[str, Any]], found: Gathered
             rows[source.hex()] = inspection.silent_node_row(node, source, reason)
     for row in found.rows.get(gcs_rows.SOURCE, ()):
         rows.setdefault(row["node_id"], row)
+    for identity, row in list(rows.items()):
+        role = row.pop("role", None) or _role_of(node, bytes.fromhex(identity))
+        if role != Role.NODE:
+            del rows[identity]
+
+
+def _role_of(node: Node, identity: NodeId) -> Role:
+    if identity == node.process or node.cluster is None:
+        return node.role
+    return node.cluster.role_of(identity)
 
 
 def _summary(node: Node, arguments: dict[str, Any], done: Done) -> None:

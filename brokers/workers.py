@@ -75,6 +75,27 @@ class Zygote:
         self.channel = Channel(ours)
 
 
+class NoProcess:
+    """In the place of a process that was never started."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return at once."""
+        return 0
+
+    def kill(self) -> None:
+        """Do nothing."""
+
+
+class NoZygote:
+    """Of a node that runs no work: nothing is forked, and nothing ends."""
+
+    def __init__(self) -> None:
+        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        self.process = NoProcess()
+        self.channel = Channel(ours)
+
+
 class Workers:
     """The zygote and the processes it has forked.
 
@@ -88,7 +109,7 @@ class Workers:
 
     def __init__(
         self,
-        zygote: Zygote,
+        zygote: Zygote | NoZygote,
         *,
         node: bytes,
         on_lines: Callable[[WorkerProcess, bool, list[str]], None],

@@ -14,14 +14,15 @@ What    The public names, imported when first used, so that `import zray` costs 
             util/              pools, queues, waiting, serializers
             exceptions         errors under Ray's names; errors is the tree itself
             signatures         (.pyi) what type checkers see
-            options, option_checks, option_placement, option_feasibility, configuration, launch
+            options, option_checks, option_placement, option_feasibility, configuration
+            launch, launch_driver  nodes as processes; where a driver goes
             detect, logs
             testing, pytest_plugin: several nodes on one machine, and a fixture of them
             node_directory, node_address, observer
             cli, and what its commands do: cli_node, cli_cluster, cli_status, cli_logs, cli_doctor,
                  cli_bench, cli_why
             runtime_state       what a process says of itself when its node asks
-            runtime, client, objects, session/, net/, protocol/, serialization/, store/
+            runtime, gateway, client, objects, session/, net/, protocol/, serialization/, store/
             brokers/, actors/  the node's processes and the workers', seen through links
 Caller  users.
 Never   imports zmq, numpy or cloudpickle itself.

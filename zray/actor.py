@@ -125,6 +125,8 @@ class ActorClass:
         if runtime is None or runtime is not self._runtime:
             runtime = self._prepare()
         options, details = self._options, self._details
+        if details["detached"] and runtime.is_elsewhere:
+            return self._remote_at_a_node(args, kwargs)
         if options.get_if_exists:
             found = named_handle(options.name or "", options.namespace)
             if found is not None:
@@ -143,6 +145,22 @@ class ActorClass:
                 raise
             return found
         return ActorHandle(runtime, ref, self.__name__, details["methods"], route)
+
+    def _remote_at_a_node(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
+        """Create a detached actor of a driver whose own node ends with it: in a task."""
+        from zray.options import TaskOptions
+        from zray.remote_function import RemoteFunction
+
+        options = TaskOptions.parse({"num_cpus": 0, "max_retries": 0, "name": "create_detached"})
+        try:
+            handle: ActorHandle = api.get(
+                RemoteFunction(_create, options).remote(self, list(args), kwargs)
+            )
+        except errors.TaskError as error:
+            if isinstance(error.cause, errors.ZrayError):
+                raise error.cause from None
+            raise
+        return handle
 
     def _prepare(self) -> Runtime:
         runtime = api.runtime()
@@ -177,6 +195,10 @@ class ActorClass:
 
     def __repr__(self) -> str:
         return f"<actor class {self.__name__}>"
+
+
+def _create(actor: ActorClass, args: list[Any], kwargs: dict[str, Any]) -> ActorHandle:
+    return actor.remote(*args, **kwargs)
 
 
 class Actor:

@@ -93,10 +93,12 @@ def connect(
     details: dict[str, Any] | None = None,
 ) -> Runtime:
     """Connect this process as a driver to the node in ``directory``."""
-    from zray.node_directory import new_process
+    from zray.node_directory import new_process, report
     from zray.runtime import Runtime as Runtime_
 
     process = new_process(directory)
+    if report(directory).get("role") == "gateway":
+        from zray.gateway import GatewayRuntime as Runtime_
     entry = " ".join(sys.argv)[:500]
     namespace = namespace or f"job-{process.hex()}"
     made = Runtime_(
@@ -164,18 +166,20 @@ def init(
     spill_directory: str | None = None,
     runtime_env: dict[str, Any] | None = None,
     logging_level: int | str | None = None,
+    labels: dict[str, str] | None = None,
+    keys: str | None = None,
     _temp_dir: str | None = None,
-    **unsupported: Any,
+    **others: Any,
 ) -> Context:
     """Connect to a node, or start one inside this program's life.
 
-    What is not given here is taken from ZRAY_* variables, then from zray.toml or [tool.zray] in
-    pyproject.toml.
+    What is not given here comes from ZRAY_* variables, then from files: see configure.md.
 
     Args:
-        address: None or "local" starts an embedded node that ends with this process (None takes
-            ZRAY_ADDRESS first); "auto" is the last node started by ``zray-node start``; else
-            the node's directory.
+        address: "zray://HOST:PORT" is the cluster of the node there; "local" starts an embedded
+            node that ends with this process; "auto" is the last one that ``zray-node start`` has
+            started and that runs; else a node's directory. None is "auto" where such a node runs
+            and nothing of a node is given here, such as num_cpus; else it is "local".
         num_cpus: CPUs the node offers; None: what the cgroup and affinity allow.
         num_gpus: GPUs the node offers; None: those found.
         memory: bytes offered as resource "memory"; None: what the cgroup allows.
@@ -186,14 +190,17 @@ def init(
         log_to_driver: print what workers print; None: yes.
         spill_directory: where objects go when the store is full; None: the node's directory.
         runtime_env: ``{"env_vars": {...}}``: the environment of every task and actor.
-        logging_level: level of the logger "zray" in this process.
+        logging_level: level of the logger "zray" in this process; INFO tells what was chosen.
+        labels: what the embedded node is called by, name to value.
+        keys: folder of the keys for zray://; None: ~/.zray/cluster; "none": it has no keys.
         _temp_dir: folder for the node's directory; a short path, since sockets lie in it.
-        unsupported: other options of Ray's init() pass if they ask for nothing, such as
-            include_dashboard=False.
+        others: driver_host, driver_port, driver_bulk_port and driver_advertise, how the nodes
+            reach a driver at zray://; options of Ray's init() that ask for nothing.
 
     Raises:
         OptionError: an option that zray does not honour.
-        NodeStartError: the node did not come up, or there is none at the address.
+        NodeStartError: none at the address, or it does not come up, or lets this driver in.
+        SecurityError: there are no keys, or others can read them.
     """
     of_node = {
         "num_cpus": num_cpus,
@@ -202,18 +209,24 @@ def init(
         "resources": resources,
         "object_store_memory": object_store_memory,
         "spill_directory": spill_directory,
+        "labels": labels,
     }
     of_driver = {"address": address, "namespace": namespace, "log_to_driver": log_to_driver}
     with _lock:
         if not is_initialized():
-            return _init(of_node, of_driver, runtime_env, logging_level, _temp_dir, unsupported)
+            of_driver["keys"] = keys
+            return _init(of_node, of_driver, runtime_env, logging_level, _temp_dir, others)
         if ignore_reinit_error or in_worker:
             return _context()
-        raise errors.OptionError(
-            "zray.init() was called before: call zray.shutdown() first,"
-            " or pass ignore_reinit_error=True",
-            option="address",
-        )
+    raise _was_called_before()
+
+
+def _was_called_before() -> errors.OptionError:
+    return errors.OptionError(
+        "zray.init() was called before: call zray.shutdown() first, or pass"
+        " ignore_reinit_error=True",
+        option="address",
+    )
 
 
 def _init(
@@ -222,24 +235,25 @@ def _init(
     runtime_env: dict[str, Any] | None,
     logging_level: int | str | None,
     base: str | None,
-    unsupported: dict[str, Any],
+    others: dict[str, Any],
 ) -> Context:
     global _forked
-    from zray import configuration, node_address
+    import logging
 
-    configuration.refuse_unsupported(unsupported)
+    from zray import configuration, launch_driver
+
+    others = dict(others)
+    of_driver |= {name: others.pop(name, None) for name in configuration.OF_DRIVER_ELSEWHERE}
+    configuration.refuse_unsupported(others)
     env_vars = configuration.session_env(runtime_env)
     settings = configuration.resolve({**of_driver, **of_node})
+    log = logging.getLogger("zray")
     if logging_level is not None:
-        import logging
-
-        logging.getLogger("zray").setLevel(logging_level)
+        log.setLevel(logging_level)
     _forked = None
-    where = node_address.resolve_address(settings.values.get("address"))
-    if where is None:
-        where = _start_node(settings.node(), base)
-    else:
-        configuration.refuse_node_settings({**of_node, "_temp_dir": base}, where)
+    place = launch_driver.find(settings, {**of_node, "_temp_dir": base})
+    log.info("this driver uses %s", place.why)
+    where = place.directory or _start_node(place.settings, base)
     try:
         set_runtime(
             connect(

@@ -291,6 +291,7 @@ def keygen(
 
     zray-node run train.py --epochs 3
     zray-node run --embedded train.py
+    zray-node run --address zray://10.0.0.7:6380 train.py
     zray-node run -m package.module --verbose
 """,
 )
@@ -302,12 +303,27 @@ def run(
         bool, typer.Option("--embedded", help="With a node of its own, whatever runs.")
     ] = False,
     directory: Dir = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="zray://HOST:PORT", help="A node of a cluster, on any machine."),
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(metavar="DIR", help="That cluster's keys, or none.")
+    ] = None,
 ) -> None:
     """Run a program against the node that was started last, or with one of its own if none runs.
 
     The program takes this command's place: its exit code and the signals it gets are its own.
     """
-    cli_node.run(program, arguments or [], module=module, embedded=embedded, directory=directory)
+    cli_node.run(
+        program,
+        arguments or [],
+        module=module,
+        embedded=embedded,
+        directory=directory,
+        address=address,
+        keys=keys,
+    )
 
 
 @app.command(

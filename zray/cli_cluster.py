@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zray import errors, node_directory
-
-NO_KEYS = "none"
-"""Instead of a folder: everybody on this machine may join, and nobody from elsewhere."""
+from zray.launch_driver import NO_KEYS
 
 
 def keygen(directory: str | None, *, as_json: bool) -> int:
@@ -104,6 +102,11 @@ def join_command(address: str, keys: str | None) -> str:
     """
     option = f" --keys {NO_KEYS}" if keys is None else _keys_option(keys)
     return f"zray-node start --join {address.removeprefix('tcp://')}{option}"
+
+
+def driver_address(address: str) -> str:
+    """Return what zray.init() takes on another machine, of a node at "tcp://HOST:PORT"."""
+    return f"zray://{address.removeprefix('tcp://')}"
 
 
 def _keys_option(directory: str) -> str:

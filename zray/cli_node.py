@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
-from zray import cli_cluster, configuration, errors, node_address, node_directory
+from zray import cli_cluster, configuration, errors, launch_driver, node_address, node_directory
 from zray.protocol.limits import SHUTDOWN_GRACE_S
 
 _STOP_TIMEOUT_S = SHUTDOWN_GRACE_S + 10.0
@@ -42,8 +42,21 @@ def chosen(directory: str | None) -> str:
         return os.path.abspath(directory)
     address = configuration.resolve({}).values.get("address")
     if isinstance(address, str) and address not in ("auto", "local"):
-        return os.path.abspath(address)
+        return _chosen_by(address)
     return node_address.remembered() or node_directory.default_directory()
+
+
+def _chosen_by(address: str) -> str:
+    joins = node_address.cluster_of(address)
+    if joins is None:
+        return os.path.abspath(address)
+    found = launch_driver.member_here(joins)
+    if found is None:
+        raise NoNodeError(
+            f"no node of the cluster at {address} runs on this machine: ask on a machine that has"
+            " one, or name a node of yours with --dir"
+        )
+    return found
 
 
 def running(directory: str | None) -> str:
@@ -104,6 +117,7 @@ def _announce(where: str, pid: int, *, as_json: bool) -> None:
             report["address"] = address.removeprefix("tcp://")
             report["nodes"] = cluster["nodes"]
             report["join"] = cli_cluster.join_command(address, keys)
+            report["driver"] = cli_cluster.driver_address(address)
         print(json.dumps(report), flush=True)
         return
     offered = ", ".join(f"{amount:g} {name}" for name, amount in total.items() if name != "memory")
@@ -117,6 +131,8 @@ def _announce(where: str, pid: int, *, as_json: bool) -> None:
     ]
     if cluster is not None:
         lines[1:1] = [f"It is one of {cluster['nodes']} of a cluster."] * (cluster["nodes"] > 1)
+        elsewhere = cli_cluster.driver_address(cluster["address"])
+        lines.insert(-3, f'  elsewhere      zray.init("{elsewhere}")')
         lines += ["", cli_cluster.invitation(cluster["address"], cluster["keys"])]
     print("\n".join(lines), flush=True)
 
@@ -222,25 +238,37 @@ def _lives(process: Any) -> bool:
 
 
 def run(
-    program: str, arguments: list[str], *, module: bool, embedded: bool, directory: str | None
+    program: str,
+    arguments: list[str],
+    *,
+    module: bool,
+    embedded: bool,
+    directory: str | None,
+    address: str | None = None,
+    keys: str | None = None,
 ) -> NoReturn:
     """Become a Python process that runs ``program``; never returns.
 
     Raises OptionError for a script that is not there, NoNodeError where --dir has no node.
     """
-    if embedded and directory is not None:
-        raise errors.OptionError("--embedded and --dir exclude each other", option="dir")
+    places = {"--embedded": embedded, "--dir": directory, "--address": address}
+    said = [option for option, value in places.items() if value]
+    if len(said) > 1:
+        raise errors.OptionError(f"{' and '.join(said)} exclude each other", option="dir")
     if not module and not os.path.isfile(program):
         raise errors.OptionError(f"there is no script {shlex.quote(program)}", option="program")
     environment = dict(os.environ)
+    if keys is not None:
+        environment["ZRAY_KEYS"] = keys if keys == launch_driver.NO_KEYS else os.path.abspath(keys)
     if embedded:
         environment["ZRAY_ADDRESS"] = "local"
+    elif address is not None:
+        node_address.cluster_of(address)  # Refused here, where the option is.
+        environment["ZRAY_ADDRESS"] = address
     elif directory is not None:
         environment["ZRAY_ADDRESS"] = running(directory)
     elif "address" not in configuration.resolve({}).values:
-        last = node_address.remembered()
-        alive = last is not None and node_directory.holder_pid(last) is not None
-        environment["ZRAY_ADDRESS"] = last if last is not None and alive else "local"
+        environment["ZRAY_ADDRESS"] = next(iter(node_address.living()), "local")
     command = [sys.executable, *(["-m"] if module else []), program, *arguments]
     sys.stdout.flush()
     os.execve(sys.executable, command, environment)

@@ -1,7 +1,8 @@
 """Settings of a driver and a node: arguments, ZRAY_* variables and files, in this order.
 
 What    One table of settings. resolve() fills what the code and the command line leave open from
-        the environment, then from zray.toml or [tool.zray] of pyproject.toml, and checks all.
+        the environment, then from zray.toml or [tool.zray] of pyproject.toml, then from the user's
+        own file, and checks all.
 Caller  zray/api.py, zray/cli.py.
 Never   starts anything, or passes over a name it does not know.
 Spec    docs/how-to/configure.md.
@@ -161,9 +162,19 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
-    "address": Setting(text, "driver", "node to connect to: local, auto, or its directory"),
+    "address": Setting(
+        text, "driver", "where to connect: local, auto, zray://HOST:PORT, or a node's directory"
+    ),
     "namespace": Setting(text, "driver", "where a driver's named actors live"),
     "log_to_driver": Setting(_boolean, "driver", "print what workers print"),
+    "driver_host": Setting(
+        text, "driver", "IP address at which the nodes reach a driver elsewhere"
+    ),
+    "driver_port": Setting(_port, "driver", "TCP port of such a driver; 0: any"),
+    "driver_bulk_port": Setting(_port, "driver", "TCP port that objects are sent to; 0: any"),
+    "driver_advertise": Setting(
+        _advertised, "driver", "HOST or HOST:PORT to tell the nodes, where it differs"
+    ),
     "num_cpus": Setting(_amount, "node", "CPUs the node offers"),
     "num_gpus": Setting(_amount, "node", "GPUs the node offers"),
     "memory": Setting(byte_count, "node", "bytes offered as resource memory"),
@@ -185,6 +196,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "keys": Setting(text, "cluster", "folder of the cluster's keys, or none"),
 }
+OF_DRIVER_ELSEWHERE = ("driver_host", "driver_port", "driver_bulk_port", "driver_advertise")
 NODE_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.of == "node")
 CLUSTER_SETTINGS = tuple(name for name, row in SETTINGS.items() if row.of == "cluster")
 
@@ -201,6 +213,10 @@ class Resolved:
     def node(self) -> dict[str, Any]:
         """Return those of a node, with the names a node knows."""
         return {name: self.values[name] for name in NODE_SETTINGS if name in self.values}
+
+    def is_typed(self, name: str) -> bool:
+        """Return whether a setting comes from the code or the command line."""
+        return name in self.values and self._rank(name) == 0
 
     def cluster(self) -> dict[str, Any] | None:
         """Return those of a node among others; None for a node that stays alone.
@@ -242,7 +258,7 @@ def resolve(
     folder: str | None = None,
     called: str = "zray.init()",
 ) -> Resolved:
-    """Return every setting by precedence: given, ZRAY_* variables, file.
+    """Return every setting by precedence: given, ZRAY_* variables, project's file, user's file.
 
     Args:
         given: what code or command line say; None stands for nothing.
@@ -259,6 +275,7 @@ def resolve(
         (called, {name: value for name, value in given.items() if value is not None}),
         ("environment", _variables(environ)),
         _file_settings(environ, folder),
+        _user_settings(environ),
     ]
     for origin, settings in sources:
         for name, value in settings.items():
@@ -323,6 +340,21 @@ def _file_settings(environ: Mapping[str, str], folder: str | None) -> tuple[str,
         at = above
 
 
+def user_file(environ: Mapping[str, str]) -> str | None:
+    """Return the path of the user's own settings; None where nothing says where that would be."""
+    base = environ.get("XDG_CONFIG_HOME")
+    if not base and environ.get("HOME"):
+        base = os.path.join(environ["HOME"], ".config")
+    return os.path.join(base, "zray", "zray.toml") if base else None
+
+
+def _user_settings(environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    path = user_file(environ)
+    if environ.get("ZRAY_CONFIG") or path is None or not os.path.isfile(path):
+        return "no file of the user", {}
+    return path, _read(path)
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
@@ -352,9 +384,10 @@ def _read(path: str) -> dict[str, Any]:
 # -- what init() does not honour ---------------------------------------------------------------
 
 _REFUSED = {
-    "labels": "labels are a node's: `zray-node start --labels zone=a`",
     **dict.fromkeys(
-        CLUSTER_SETTINGS, "a node that others join is started by `zray-node start --head`"
+        (name for name in CLUSTER_SETTINGS if name != "keys"),
+        "a node that others join is started by `zray-node start --head`; where the nodes reach a"
+        " driver elsewhere is said by driver_host, driver_port and the like",
     ),
     "include_dashboard": "there is no dashboard",
     "dashboard_host": "there is no dashboard",
@@ -408,7 +441,7 @@ def refuse_node_settings(given: Mapping[str, Any], where: str) -> None:
         if value is not None:
             raise errors.OptionError(
                 f"zray.init({name}={value!r}) connects to the node at {where}, which has its"
-                " settings already: give this one to `zray-node start`, or leave out the address"
-                " to start a node of your own",
+                " settings already: give this one to `zray-node start`, or pass address='local' to"
+                " start a node of your own",
                 option=name,
             )

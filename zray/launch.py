@@ -92,9 +92,9 @@ def launch_node(
     try:
         meanwhile()
         _wait_ready(ready_read, process, log_path)
-        join = (settings.get("cluster") or {}).get("join")
-        if join:
-            _wait_joined(directory, join)
+        cluster = settings.get("cluster") or {}
+        if cluster.get("join"):
+            _wait_joined(directory, cluster)
     except BaseException:
         if process.poll() is None:
             process.kill()
@@ -127,24 +127,46 @@ def _wait_ready(descriptor: int, process: subprocess.Popen[bytes], log_path: str
         raise errors.NodeStartError(report["error"])
 
 
-def _wait_joined(directory: str, addresses: list[str]) -> None:
+def _wait_joined(directory: str, cluster: dict[str, Any]) -> None:
     from zray.observer import Observer  # An embedded node starts without it.
 
     deadline = time.monotonic() + NODE_JOIN_TIMEOUT_S
+    is_driver = cluster.get("role", "node") != "node"
     with Observer(directory) as observer:
-        while (found := observer.ask("cluster"))["nodes"] < 2:
+        while not (found := observer.ask("cluster"))["has_joined"]:
             for address, why in found["refused"].items():
+                who = "driver" if is_driver else "node"
+                keys = "keys=, ZRAY_KEYS" if is_driver else "--keys"
                 raise errors.NodeStartError(
-                    f"{address.removeprefix('tcp://')} does not let this node join: {why}. Do both"
-                    " have the same keys (--keys)?"
+                    f"{address.removeprefix('tcp://')} does not let this {who} join: {why}. Do both"
+                    f" have keys of the same cluster ({keys}), and run the same release of zray?"
                 )
             if time.monotonic() > deadline:
-                asked = ", ".join(each.removeprefix("tcp://") for each in addresses)
-                raise errors.NodeStartError(
-                    f"nobody at {asked} has answered for {NODE_JOIN_TIMEOUT_S:g} s: does a node run"
-                    " there (`zray-node status` shows its address), and may this machine connect?"
-                )
+                raise errors.NodeStartError(_why_alone(found, cluster["join"], is_driver=is_driver))
             time.sleep(_POLL_S)
+
+
+def _why_alone(found: dict[str, Any], addresses: list[str], *, is_driver: bool) -> str:
+    """Say what a node has waited for in vain, and what to look at."""
+    waited = f"{NODE_JOIN_TIMEOUT_S:g} s"
+    asked = ", ".join(each.removeprefix("tcp://") for each in addresses)
+    if found["silent"]:
+        option = "driver_host, driver_advertise" if is_driver else "--host, --advertise"
+        here, bulk = (found[name].removeprefix("tcp://") for name in ("address", "bulk_address"))
+        return (
+            f"{asked} lets this machine in, and has not answered for {waited}: its nodes must be"
+            f" able to connect to {here} and {bulk} here. Open the ports, or say how this machine"
+            f" is reached ({option})"
+        )
+    if found["nodes"] > 1 or (is_driver and found["nodes"]):
+        return (
+            f"the GCS of the cluster of {asked}, at {found['gcs']}, has not answered for {waited}:"
+            " may this machine connect to it?"
+        )
+    return (
+        f"nobody at {asked} has answered for {waited}: does a node run there (`zray-node status`"
+        " shows its address), and may this machine connect?"
+    )
 
 
 def _tail(path: str) -> str:

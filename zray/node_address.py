@@ -1,8 +1,9 @@
-"""Which node an address means: an embedded one, the last one started, or a directory.
+"""Which node an address means: an embedded one, the last one started, a directory, a cluster's.
 
-What    A file of the user's remembers the nodes that ``zray-node start`` started: the last one is
-        address "auto".
-Caller  zray/api.py, zray/cli*.py.
+What    A file of the user's remembers the nodes that ``zray-node start`` started: the last one that
+        lives is address "auto". It is of this machine, as the nodes are, and not in the user's
+        home, which many machines may share.
+Caller  zray/launch_driver.py, zray/cli*.py.
 Never   starts a node, or believes a file that another user could have written.
 """
 
@@ -10,10 +11,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from typing import Any
 
 from zray import errors, node_directory
+from zray.configuration import SETTINGS
+from zray.option_checks import WrongValueError
+
+_PLACE = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9.-]+):\d{1,5}")
 
 
 def context_path() -> str:
@@ -67,11 +73,43 @@ def remembered_all() -> list[str]:
         return []
 
 
+def living() -> list[str]:
+    """Return the directories of the remembered nodes that run, the last one started first."""
+    return [each for each in remembered_all() if node_directory.holder_pid(each) is not None]
+
+
+def cluster_of(address: str) -> list[str] | None:
+    """Return the "tcp://HOST:PORT" of the nodes that an address names, None where it names none.
+
+    Args:
+        address: "zray://HOST:PORT", several with commas between them, IPv6 in brackets; the scheme
+            may be left out.
+
+    Raises OptionError where the address has another scheme, or no port.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        is_place = _PLACE.fullmatch(address) is not None and not os.path.isdir(address)
+        return [f"tcp://{address}"] if is_place else None
+    try:
+        if scheme not in ("zray", "tcp"):
+            raise WrongValueError(f"there is no scheme {scheme}://")
+        found: list[str] = SETTINGS["join"].check("address", rest)
+    except WrongValueError as error:
+        raise errors.OptionError(
+            f"address {address!r}: {error}. Say zray://HOST:PORT of any node of the cluster, as"
+            " `zray-node start --head` prints it",
+            option="address",
+        ) from None
+    return found
+
+
 def resolve_address(address: str | None) -> str | None:
     """Return the directory of the node to connect to, None for an embedded one.
 
     Args:
-        address: None or "local": embedded; "auto": the last node started; else a directory.
+        address: None or "local": embedded; "auto": the last node started that runs; else a
+            directory.
 
     Raises:
         NodeStartError: there is no node, or its directory is not to be trusted.
@@ -80,21 +118,15 @@ def resolve_address(address: str | None) -> str | None:
     if address is None or address == "local":
         return None
     if address == "auto":
-        directory = remembered()
-        if directory is None:
+        last = remembered()
+        if last is None:
             raise errors.NodeStartError(
                 "address 'auto': no node was started by this user: run `zray-node start`"
             )
-        if node_directory.holder_pid(directory) is None:
-            raise errors.NodeStartError(
-                f"address 'auto': the last node, at {directory}, is gone: run `zray-node start`"
-            )
-        return directory
-    if "://" in address:
-        raise errors.OptionError(
-            f"address {address!r}: this release connects to nodes on this machine only, by the"
-            " directory that `zray-node start` prints",
-            option="address",
+        for each in living():
+            return each
+        raise errors.NodeStartError(
+            f"address 'auto': the last node, at {last}, is gone: run `zray-node start`"
         )
     directory = os.path.abspath(address)
     if node_directory.holder_pid(directory) is None:

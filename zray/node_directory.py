@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import tempfile
+from typing import Any
 
 from zray import errors
 from zray.protocol.ids import NODE_PREFIX_BYTES, guest_id
@@ -23,19 +24,29 @@ _LONGEST_NAME_BYTES = len("/0123456789abcdef.e")
 """Of a mailbox in the directory: a process id in hex, and its edges' suffix."""
 
 
-def new_process(directory: str) -> bytes:
-    """Return an id for a process that is to connect to the node in ``directory``.
+def report(directory: str) -> dict[str, Any]:
+    """Return what the node in ``directory`` has told of itself: its id, address, role.
 
-    Raises NodeStartError where no node has told of itself there.
+    Raises NodeStartError where none has.
     """
     try:
         with open(os.path.join(directory, "node.json")) as file:
-            node = bytes.fromhex(json.load(file)["node"])
+            found: dict[str, Any] = json.load(file)
+            bytes.fromhex(found["node"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.NodeStartError(
             f"no node answers at {directory} ({error}): start one with `zray-node start --dir"
             f" {directory}`"
         ) from None
+    return found
+
+
+def new_process(directory: str) -> bytes:
+    """Return an id for a process that is to connect to the node in ``directory``.
+
+    Raises NodeStartError where no node has told of itself there.
+    """
+    node = bytes.fromhex(report(directory)["node"])
     return guest_id(node, os.urandom(NODE_PREFIX_BYTES))
 
 

@@ -65,6 +65,8 @@ class Runtime(Client):
         self.abandoned_batches: deque[tuple[list[TaskBatch], frozenset[int]]] = deque()
         self.before_flush: Callable[[], None] | None = None
         """In a worker: turns finished work into messages."""
+        self.is_elsewhere = role == "driver" and self.welcome["role"] == "client"
+        """Whether its node is its own, and ends with it, while the cluster goes on."""
         self.namespace = ""
         self.env_vars: dict[str, str] = {}
         """What zray.init(runtime_env=...) sets for every task and actor of the job."""

@@ -88,6 +88,11 @@ class Cluster:
             raise errors.NodeStartError("the cluster has no node: call add_node() first")
         return living[0].directory
 
+    @property
+    def keys(self) -> str | None:
+        """Folder of the keys of its nodes, which a driver at zray:// needs; None: it has none."""
+        return self._keys
+
     # -- nodes -----------------------------------------------------------------------------------
 
     def add_node(

@@ -188,6 +188,7 @@ class GcsSession:
         labels: Mapping[str, str],
         host: str = "",
         pid: int = 0,
+        role: str = "node",
     ) -> None:
         """Make this session that of a node; `done` gets its new incarnation.
 
@@ -206,7 +207,7 @@ class GcsSession:
                 self._next_beat = self._now
             done(result, error)
 
-        fields = (node_id, dict(addresses), dict(resources), dict(labels), host, pid)
+        fields = (node_id, dict(addresses), dict(resources), dict(labels), host, pid, role)
         self.ask(Command("JOIN", fields), joined)
 
     def set_load(self, load: Mapping[str, Any]) -> None:

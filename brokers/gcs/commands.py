@@ -20,6 +20,7 @@ from typing import Any, Literal
 from zray.errors import GcsError, RemoteProtocolError
 from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES
 from zray.protocol.packing import packb
+from zray.protocol.roles import Role
 
 from .actor_table import ActorRecord
 from .rules import CHUNK_BYTES_MAX, FUNCTION_CHUNKS_MAX, RULES, Applied, Rule, State
@@ -261,6 +262,7 @@ _NODE: dict[str, Check] = {
     "labels": _dict_of(_text, _text),
     "host": _text,
     "pid": _count,
+    "role": lambda value: value in tuple(Role),
 }
 _ACTOR: dict[str, Check] = {"record": _some_of(_ACTOR_FIELDS, frozenset(("actor_id", "class_id")))}
 _CHANGE: dict[str, Check] = {
@@ -290,6 +292,7 @@ _TRANSACTION: dict[str, Check] = {
 _ROWS: tuple[tuple[str, Effect, Mapping[str, Check], str], ...] = (
     ("SESSION_OPEN", "write", {"client": _text}, "begins a session: its command 1"),
     ("NOOP", "write", {}, "takes the place of a command that was given up"),
+    ("REFUSED", "write", {"why": _text}, "takes the place of one that its sender may not ask for"),
     ("JOIN", "write", _NODE, "a node is there; its new incarnation, which binds the session"),
     ("LEAVE", "write", _OWN, "a node ends in order; whether it was alive"),
     ("NODE_DIED", "internal", {**_OWN, "cause": _text}, "its lease or its connection has ended"),

@@ -20,6 +20,7 @@ from zray.errors import GcsUnavailableError, RemoteProtocolError
 from .commands import Command, check_command
 from .machine import Request, Session, StateMachine
 from .store import Change, Store
+from .tables import NodeRecord
 from .watchers import Send, Watchers
 from .wire import (
     COMMANDS,
@@ -118,6 +119,14 @@ class Replica:
         except RemoteProtocolError:
             self.malformed += 1
             raise
+
+    def speaker(self, session: bytes) -> tuple[bytes, str]:
+        """Return the node that a session speaks for, b"" for none, and the role it joined with."""
+        known = self.machine.sessions.get(session)
+        if known is None or not known.node:
+            return b"", ""
+        entry = self._store.get("nodes", known.node)
+        return known.node, "" if entry is None else NodeRecord.unpack(entry.value).role
 
     def _heard(self, peer: bytes, session: bytes, now: float) -> None:
         self._heard_peers[peer] = now

@@ -64,6 +64,10 @@ def _nothing(_state: State, _fields: Any, _now: float) -> Applied:
     return None, []
 
 
+def _refused(_state: State, fields: Any, _now: float) -> Applied:
+    raise GcsError(fields[0])
+
+
 RecordT = TypeVar("RecordT", bound=Record)
 
 
@@ -73,7 +77,10 @@ def _record(state: State, table: str, key: bytes, kind: type[RecordT]) -> Record
 
 
 def _join(state: State, fields: Any, now: float) -> Applied:
-    node_id, addresses, resources, labels, host, pid = fields
+    node_id, addresses, resources, labels, host, pid, role = fields
+    former = _record(state, "nodes", node_id, NodeRecord)
+    if former is not None and former.role != role:
+        raise GcsError(f"{node_id.hex()} is the id of a {former.role}: a {role} can't take it")
     before = state.get("epochs", node_id)
     incarnation = 1 if before is None else int.from_bytes(before.value, "big") + 1
     record = NodeRecord(
@@ -85,6 +92,7 @@ def _join(state: State, fields: Any, now: float) -> Applied:
         pid=pid,
         started_at=now,
         epoch=incarnation,
+        role=role,
     )
     return incarnation, [
         Put("epochs", node_id, incarnation.to_bytes(8, "big")),
@@ -458,6 +466,7 @@ def _session_end(state: State, fields: Any, _now: float) -> Applied:
 RULES: dict[str, Rule] = {
     "SESSION_OPEN": _nothing,
     "NOOP": _nothing,
+    "REFUSED": _refused,
     "JOIN": _join,
     "LEAVE": _leave,
     "NODE_DIED": _node_died,

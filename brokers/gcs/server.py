@@ -30,7 +30,7 @@ from zray.net.wake import Wake
 
 from .engine import LmdbStore
 from .environment import Durability
-from .permissions import check_allowed
+from .permissions import Permissions
 from .replica import Replica
 
 _BATCH_MESSAGES = 4000
@@ -114,6 +114,7 @@ class GcsServer:
         )
         self.boot = os.urandom(8)
         self.replica = Replica(self._store, boot=self.boot, now=time.monotonic())
+        self._permissions = Permissions(self.replica.speaker)
         self._poller = new_poller()
         for descriptor in (*link.descriptors, self.wake.fileno()):
             self._poller.register(descriptor, READABLE)
@@ -175,8 +176,8 @@ class GcsServer:
             if message is None:
                 break
             try:
-                check_allowed(link.role(message[0]), message[1])
-                replica.received(*message, now)
+                peer, frame = message
+                replica.received(peer, self._permissions.screened(link.role(peer), frame), now)
             except errors.RemoteProtocolError as error:
                 self._note(f"{message[0].hex()} sent a malformed message: {error}")
         replica.run(now, time.time(), link.send)

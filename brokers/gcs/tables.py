@@ -177,6 +177,8 @@ class NodeRecord(Record):
     started_at: float = 0.0
     state: str = "alive"
     epoch: int = 0
+    role: str = "node"
+    """Of whoever is no node, a driver's: zray/protocol/roles.py."""
 
 
 class NodeTable(RecordTable):

@@ -21,11 +21,11 @@ from zray.brokers.cluster import Cluster, Member
 from zray.brokers.directory import Directory
 from zray.brokers.link_rules import handle
 from zray.brokers.node_commands import perform_objects
-from zray.net.curve import Role
 from zray.net.link_inbox import Sender
 from zray.protocol import messages, outcome
 from zray.protocol.ids import node_id, node_of, object_id, process_id
 from zray.protocol.packing import packb, unpackb
+from zray.protocol.roles import Role
 
 LOST, OWNER_DIED = b"\x02lost", b"\x02owner"
 HOME_DIED, COPIES_DIED = b"\x02home", b"\x02copies"
@@ -46,7 +46,7 @@ class Bulk:
         self.refused: list[int] = []
         self.has_room = True
 
-    def connect(self, *_arguments: Any) -> None:
+    def connect(self, *_arguments: Any, is_source: bool = True) -> None:
         return
 
     def disconnect(self, _peer: bytes) -> None:
@@ -145,6 +145,7 @@ class Books(Cluster):
         self.node = node  # type: ignore[assignment]
         self.links = Links(world, node.process)  # type: ignore[assignment]
         self.members = {}
+        self.key_role = Role.NODE
         self.refused = 0
         self.inbox = type("Inbox", (), {"address": "tcp://127.0.0.1:1"})()
         with patch.object(objects_elsewhere, "Bulk", Bulk):

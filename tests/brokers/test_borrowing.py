@@ -21,8 +21,13 @@ LENT = b"OTHR0001"
 class Home:
     """A scheduler of one CPU with one worker, beside another node of two CPUs."""
 
-    def __init__(self, *, others: int = 1, cpus: int = 1, pool: int = 1) -> None:
-        self.scheduler = Scheduler(ResourceSet({"CPU": cpus * ONE}), pool_size=pool, node=OWN)
+    def __init__(
+        self, *, others: int = 1, cpus: int = 1, pool: int = 1, runs_work: bool = True
+    ) -> None:
+        total = {"CPU": cpus * ONE} if cpus else {}
+        self.scheduler = Scheduler(
+            ResourceSet(total), pool_size=pool, node=OWN, runs_work=runs_work
+        )
         self.borrowing = self.scheduler.borrowing
         self.lending = self.scheduler.lending
         self.now = 1.0
@@ -475,3 +480,57 @@ def test_a_grant_for_another_node_is_of_this_one() -> None:
     assert lent(home).worker == b"NODE0000"
     grant = home.scheduler.workers[b"NODE0000"].grant
     assert isinstance(grant, Grant)
+
+
+# -- a driver's node, which runs no work -----------------------------------------------------------
+
+
+def driver() -> Home:
+    return Home(cpus=0, pool=0, runs_work=False)
+
+
+def test_a_drivers_node_asks_at_once_for_what_it_would_itself_have_room_for() -> None:
+    home = driver()
+    home.submit(2, nothing=0)
+    (asked, *_more) = home.seek()
+    assert asked.node == OTHER
+    home.submit(1)
+    assert {each.node for each in home.seek()} == {OTHER}
+
+
+def test_a_drivers_node_forks_nothing_and_keeps_no_actor() -> None:
+    home = driver()
+    home.scheduler.claim(Claim(b"actor", {}, {}, (), None))
+    home.scheduler.start_pool()
+    home.scheduler.tick(home.now)
+    home.scheduler.retire(home.now, 0.0)
+    assert not [each for each in home.take() if isinstance(each, scheduling.Fork)]
+    (asked,) = home.seek()
+    home.borrowing.lent(OTHER, asked.request, LENT, (), home.now)
+    claimed = [each for each in home.take() if isinstance(each, scheduling.Claimed)]
+    assert [each.worker for each in claimed] == [LENT]
+
+
+def test_a_drivers_node_lends_nothing() -> None:
+    home = driver()
+    for patient in (False, True):
+        home.lending.borrow(OTHER, 1, {}, {}, (), for_actor=False, patient=patient, now=home.now)
+        (answer,) = home.take()
+        assert answer == scheduling.Lend(OTHER, 1, None)
+
+
+def test_a_drivers_node_is_no_candidate_and_deals_itself_nothing() -> None:
+    home = driver()
+    assert home.borrowing.table.candidates == [OTHER]
+    home.submit(4, ["SPREAD", b"", False, {}])
+    assert {each.node for each in home.seek()} == {OTHER}
+
+
+def test_a_drivers_node_refuses_leases() -> None:
+    home = driver()
+    home.submit(1, nothing=0)
+    home.take()
+    home.scheduler.lease(CLIENT, 0)
+    (granted,) = home.take()
+    assert isinstance(granted, scheduling.Granted)
+    assert granted.worker is None

@@ -359,6 +359,30 @@ def test_strangers_and_nonsense_are_counted_and_change_nothing(ends):
         context.destroy(0)
 
 
+@pytest.mark.parametrize("is_source", [True, False])
+def test_no_chunk_is_taken_from_who_is_no_source(ends, is_source):
+    """A gateway's chunk could be of a pickle, and it need not be asked to send one."""
+    source, puller = ends(2)
+    source.store(OBJECT, 2 * MIB)
+    source.keeps_locates = []
+    puller.bulk.want(OBJECT, 2 * MIB, [source.name], Priority.GET)
+    settle([source, puller], lambda: source.keeps_locates, "the question")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.ROUTING_ID, b"gateway")
+        puller.bulk.connect(b"gateway", "tcp://127.0.0.1:1", is_source=is_source)
+        socket.connect(puller.bulk.endpoint)
+        socket.send_multipart([pack(Chunk(1, 0)), bytes(MIB)])
+        counts = puller.bulk.statistics
+        counted = "received_bytes" if is_source else "refused_messages"
+        settle([source, puller], lambda: counts()[counted], "the chunk")
+    source.locate(OBJECT)
+    settle([source, puller], lambda: OBJECT in puller.ended, "the object")
+    if not is_source:
+        assert counts()["received_bytes"] == 2 * MIB
+        assert puller.bytes_of(OBJECT) == source.bytes_of(OBJECT)
+
+
 @pytest.mark.parametrize("payload", [[b"short"], [bytes(MIB + 1)], [bytes(MIB), b"third"]])
 def test_a_source_that_sends_a_chunk_of_another_length_is_left(ends, payload):
     source, puller = ends(2)

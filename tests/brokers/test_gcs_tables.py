@@ -25,6 +25,7 @@ from zray.brokers.membership import Membership, NodeRow
 from zray.brokers.scheduling import JOB_VARIABLE
 from zray.errors import ClusterError, GcsError, GcsUnavailableError
 from zray.protocol.ids import object_id, process_id
+from zray.protocol.roles import Role
 
 A, B = b"AAAA" + bytes(4), b"BBBB" + bytes(4)
 
@@ -45,7 +46,9 @@ class Side:
             dispatcher=Dispatcher(shared_hosts=1),
             processes=SimpleNamespace(jobs={self.driver.hex(): job}, drivers={}),
         )
-        cluster: Any = SimpleNamespace(node=self.node, members={}, membership=Membership(node))
+        cluster: Any = SimpleNamespace(
+            node=self.node, members={}, membership=Membership(node), role=Role.NODE
+        )
         self.cluster: Any = cluster
         self.tables = GcsTables(cast(Cluster, cluster), self.client.session)
         self.client.join(node)

@@ -20,6 +20,7 @@ from zray.brokers.membership import (
     Membership,
     NodeRow,
 )
+from zray.protocol.roles import Role
 
 OWN, A, B = (bytes([each]) * 4 + bytes(4) for each in (1, 2, 3))
 
@@ -176,3 +177,24 @@ def test_whatever_comes_in_whatever_order_the_dead_stay_dead(
                 assert command.node != OWN
                 assert command.node in membership.living
                 assert command.node not in membership.linked
+
+
+def test_clients_are_not_dialled_and_not_waited_for() -> None:
+    membership = Membership(OWN)
+    client = NodeRow(A, 1, "tcp://2", alive=True, role=Role.CLIENT)
+    membership.table_read([row(OWN), client, row(B)], 0.0)
+    assert taken(membership) == [Dial(B, "tcp://3")]
+    whole = [membership.is_whole]
+    membership.linked_to(B, 1)
+    whole.append(membership.is_whole)
+    assert whole == [False, True]
+    membership.tick(REDIAL_S, 10.0)
+    assert taken(membership) == []
+    # It comes by itself; when it is dead it is lost like others.
+    membership.linked_to(A, 1)
+    membership.link_lost(A, 2.0)
+    membership.tick(2.0 + REDIAL_S, 10.0)
+    assert taken(membership) == []
+    membership.linked_to(A, 1)
+    membership.table_changed(NodeRow(A, 1, "tcp://2", alive=False, role=Role.CLIENT), 5.0)
+    assert [type(each) for each in taken(membership)] == [Lost]

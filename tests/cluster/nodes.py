@@ -98,7 +98,7 @@ class Place:
     ) -> subprocess.Popen[str]:
         """Run a driver of the node (or one with a node of its own) in a session of its own."""
         path = self.program(text, f"driver{len(self.children)}.py", folder)
-        address = {} if embedded else {"ZRAY_ADDRESS": str(self.node)}
+        address = {"ZRAY_ADDRESS": "local" if embedded else str(self.node)}
         child = subprocess.Popen(
             [sys.executable, str(path), *arguments],
             # Unbuffered, print() writes a line and its end apart: a task's line may come between.

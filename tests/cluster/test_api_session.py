@@ -134,7 +134,9 @@ def test_options_of_a_running_node_are_refused_when_joining_it():
         ({"runtime_env": {"pip": ["x"]}}, "runtime_env"),
         ({"address": "ray://somewhere:10001"}, "address"),
         ({"_system_config": {"x": 1}}, "_system_config"),
-        ({"labels": {"zone": "a"}}, "labels"),
+        ({"labels": {"zone": 1}}, "labels"),
+        ({"head": True}, "head"),
+        ({"driver_port": 70000}, "driver_port"),
     ],
 )
 def test_init_refuses_what_it_does_not_honour_and_names_the_option(options, option):

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("zray.launch*",),
     (
         *("zray.api*", "zray.remote*", "zray.runtime*", "zray.signatures*", "zray.actor"),
-        *("zray.context", "zray.state", "zray.trace", "zray.waits", "zray.why"),
+        *("zray.context", "zray.gateway", "zray.state", "zray.trace", "zray.waits", "zray.why"),
     ),
     ("zray.util*", "zray.testing*", "zray.pytest*", "zray.cli*", "zray"),
 )
@@ -58,6 +58,7 @@ PURE = (
     "zray.brokers.hold_fence",
     "zray.brokers.lending",
     "zray.brokers.lineage_copying",
+    "zray.brokers.link_roles",
     "zray.brokers.load",
     "zray.brokers.membership",
     "zray.brokers.membership",

@@ -128,6 +128,52 @@ def test_an_unknown_key_of_a_file_is_refused_with_a_suggestion(project: Path) ->
     assert str(project / "zray.toml") in str(caught.value)
 
 
+def test_the_users_own_file_is_the_last_to_be_asked(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "zray").mkdir()
+    (tmp_path / "zray" / "zray.toml").write_text('num_cpus = 1\nkeys = "mine"\nport = 7\n')
+    (project / "zray.toml").write_text("num_cpus = 2\n")
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    found = _resolve(project, environ=environ)
+    assert found.values == {"num_cpus": 2, "keys": "mine", "port": 7}
+    assert found.origins["keys"] == str(tmp_path / "zray" / "zray.toml")
+    assert _resolve(project, environ={"HOME": str(tmp_path / "nobody")}).values == {"num_cpus": 2}
+    (tmp_path / "named.toml").write_text("")
+    named = {**environ, "ZRAY_CONFIG": str(tmp_path / "named.toml")}
+    assert _resolve(project, environ=named).values == {}, "the file that is named is the only one"
+    (tmp_path / "zray" / "zray.toml").write_text("num_cpu = 1\n")
+    with pytest.raises(OptionError, match="did you mean num_cpus"):
+        _resolve(project, environ=environ)
+
+
+EVERY: list[tuple[str, Any, Any]] = [
+    ("address", "zray://a:1", "zray://a:1"),
+    ("driver_host", "10.0.0.9", "10.0.0.9"),
+    ("driver_port", "7000", 7000),
+    ("driver_bulk_port", "0", 0),
+    ("driver_advertise", "b:2", "b:2"),
+    ("keys", "/k", "/k"),
+    ("host", "::1", "::1"),
+    ("port", "6380", 6380),
+    ("bulk_port", "6381", 6381),
+    ("advertise", "b", "b"),
+    ("labels", "zone=a", {"zone": "a"}),
+    ("head", "yes", True),
+    ("join", "a:1", ["tcp://a:1"]),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), EVERY)
+def test_every_setting_of_a_cluster_is_taken_from_every_layer(
+    project: Path, name: str, text: str, value: Any
+) -> None:
+    assert _resolve(project, {name: text}).values == {name: value}
+    assert _resolve(project, environ={f"ZRAY_{name.upper()}": text}).values == {name: value}
+    (project / "zray.toml").write_text(f'{name} = "{text}"\n')
+    if name != "head":  # In a file it is true or false.
+        assert _resolve(project).values == {name: value}
+    assert _resolve(project, {name: text}).is_typed(name)
+
+
 def test_a_wrong_value_is_refused_even_where_a_stronger_one_hides_it(project: Path) -> None:
     (project / "zray.toml").write_text("num_cpus = -1\n")
     with pytest.raises(OptionError, match="num_cpus=-1"):
@@ -148,6 +194,11 @@ def test_a_file_that_is_not_toml_is_refused(project: Path) -> None:
         ({"local_mode": True}, "__wrapped__"),
         ({"object_store_memory": 100}, "1 MiB"),
         ({"num_cpus": True}, "number"),
+        ({"driver_prot": 1}, "did you mean driver_port"),
+        ({"host": "10.0.0.7"}, "driver_host"),
+        ({"address": "ray://host:10001"}, "zray://HOST:PORT"),
+        ({"address": "zray://host"}, "HOST:PORT"),
+        ({"address": "zray://host:0"}, "HOST:PORT"),
         ({"runtime_env": {"pip": ["x"]}}, "env_vars"),
     ],
 )
@@ -290,8 +341,6 @@ def test_a_stale_context_file_says_that_the_node_is_gone(context: Path, tmp_path
 def test_addresses(tmp_path: Path) -> None:
     assert node_address.resolve_address(None) is None
     assert node_address.resolve_address("local") is None
-    with pytest.raises(OptionError, match="this machine only"):
-        node_address.resolve_address("ray://host:10001")
     with pytest.raises(NodeStartError, match="there is no node"):
         node_address.resolve_address(str(tmp_path))
     held = node_directory.hold(str(tmp_path))

@@ -97,6 +97,7 @@ class LinkInbox:
         port: 0: one that is free.
         advertise: "HOST" or "HOST:PORT" that others reach it by, where that is not what is bound.
         connections_max: TCP connections open at a time.
+        role: whose key to show.
 
     Raises SecurityError where others than this machine could reach a port without keys; OSError
     (zmq.ZMQError's errno) where the address cannot be bound.
@@ -111,11 +112,13 @@ class LinkInbox:
         port: int = 0,
         advertise: str | None = None,
         connections_max: int = CONNECTIONS_MAX,
+        role: Role = Role.NODE,
     ) -> None:
         check_binding(host, keys)
         self._keys = keys
+        self._role = role
         self._keys_revision = 0 if keys is None else keys.revision
-        self.server_key = b"" if keys is None else keys.pair(Role.NODE).public
+        self.server_key = b"" if keys is None else keys.pair(role).public
         """What peers pass to Links.connect(): the same for as long as this inbox lives."""
         # Before the bind: RFC 27 asks for it, and nobody may slip through in between.
         self._zap = None if keys is None else ZapHandler(context, keys)
@@ -155,7 +158,7 @@ class LinkInbox:
         # have ended whole processes by an assertion. Leases tell of the dead, TCP of the reset.
         keep_alive(socket)
         if self._keys is not None:
-            secure_server(socket, self._keys.pair(Role.NODE))
+            secure_server(socket, self._keys.pair(self._role))
         return socket
 
     # -- receiving ---------------------------------------------------------------------------------
@@ -240,6 +243,12 @@ class LinkInbox:
             sender = inbound.sender
             if sender is not None and sender.peer == peer and not self._is_expected(sender):
                 self._refuse(inbound, "name of another")
+
+    def refuse(self, sender: Sender, reason: str) -> None:
+        """Cut a connection whose sender has broken a rule of the caller's."""
+        inbound = self._inbound.get(sender.stream)
+        if inbound is not None and inbound.sender is sender:
+            self._refuse(inbound, reason)
 
     def forget(self, peer: bytes) -> None:
         """Expect nothing of this peer any more."""

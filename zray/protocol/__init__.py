@@ -1,7 +1,8 @@
 """The floor of zray: names, numbers and messages that every process shares.
 
 What    ids.py (who and which), messages.py (the table of messages on one node),
-        link_messages.py (between nodes), chunks.py (between their bulk ports), frames.py
+        link_messages.py (between nodes), chunks.py (between their bulk ports), roles.py (who
+        may send which of them), frames.py
         (messages to bytes and back), packing.py (msgpack, typed), outcome.py (what became of a
         task), purposes.py (why an object is asked for), limits.py (every bound), units.py
         (amounts of resources), labels.py (of nodes, and what selects by them), state_classes.py

@@ -27,6 +27,23 @@ def pack(kind: int, *fields: Any, payloads: int = 0) -> bytes:
     return packb((PROTOCOL_VERSION, kind, payloads, *fields))
 
 
+def other_version(header: bytes) -> tuple[int, int, dict[str, Any]] | None:
+    """Return (version, kind, details) of a greeting in another version; None: it is none.
+
+    Greetings of all versions are [version, kind, 0, details], with which one can answer.
+    """
+    try:
+        message = _unpack(header, strict_map_key=False)
+    except Exception:  # msgpack raises a dozen types for malformed input
+        return None
+    if type(message) is not list or len(message) != 4 or message[0] == PROTOCOL_VERSION:
+        return None
+    version, kind, count, details = message
+    if type(version) is not int or type(kind) is not int or count != 0 or type(details) is not dict:
+        return None
+    return version, kind, details
+
+
 def unpack(header: bytes) -> list[Any]:
     """Return [version, kind, payload_count, *fields] of a well-formed header.
 

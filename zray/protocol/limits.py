@@ -138,6 +138,9 @@ ANSWERS_BYTES_MAX = 512 * 1024 * 1024
 LIFELINE_BACKLOG_BYTES_MAX = 1024 * 1024
 """Of a lifeline that is not read; beyond it requests that will be repeated are not sent."""
 
+GATEWAY_CALL_BYTES_MAX = 16 * 1024 * 1024
+"""Arguments of one call of a gateway: they go with the message, never over the bulk port."""
+
 LINEAGE_BYTES_MAX = 1 << 30
 """Lineage kept per job, unless a setting says otherwise; beyond it the oldest segment is dropped
 and counted."""

@@ -23,6 +23,14 @@ _HOLDING, _ARGUMENTS = bytes([HOLDING]), bytes([ARGUMENTS])
 ELSEWHERE_OUTCOME = bytes([ELSEWHERE])
 """The value exists, ask the node where."""
 
+DATA_HEAD = bytes([BLOB, 1, 4])
+"""How a blob begins whose codec is data: nothing in it is a pickle (zray/serialization/data.py)."""
+
+
+def is_data(blob: bytes) -> bool:
+    """Return whether the reader of these bytes unpickles nothing, whatever they hold."""
+    return blob[:3] == DATA_HEAD
+
 
 def error(encoded_exception: bytes) -> bytes:
     """Outcome of a task that raised."""

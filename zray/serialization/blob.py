@@ -6,7 +6,7 @@ What    A value without large buffers is its pickle (protocol 5, first byte 0x80
             in-band bytes, u64 length of each buffer, buffers
         little-endian, each buffer at a multiple of 64 bytes from the blob's start.
         Codec 0 is a pickle with its out-of-band buffers, 1 a plain C-contiguous ndarray,
-        2 bytes, 3 bytearray.
+        2 bytes, 3 bytearray, 4 data without any pickle (data.py).
 Caller  zray/client.py, actors/executor.py.
 Never   copies a large buffer on the way in (Encoded refers to the value's own memory) or on the
         way out (arrays are read-only views of the blob), unless asked to.
@@ -44,7 +44,7 @@ data is in the processor's cache and the thread's start eats the gain."""
 
 _TAG = 0x01  # zray/protocol/outcome.py tells a blob by it.
 _VERSION = 1
-_PICKLED, _NDARRAY, _BYTES, _BYTEARRAY = range(4)
+_PICKLED, _NDARRAY, _BYTES, _BYTEARRAY, _DATA = range(5)
 _PICKLE_TAG = 0x80
 _GLOBAL_OPCODE = 0x93
 """STACK_GLOBAL: a pickle without this byte names no class and no function. Looking for one byte
@@ -362,6 +362,10 @@ def _decode_parts(view: memoryview, writable: bool) -> Any:
         buffers.append(view[start:end])
     if end > len(view):
         raise SerializationError(f"a blob of {end} bytes was cut off at {len(view)}")
+    if codec == _DATA:
+        from .data import decode_data
+
+        return decode_data(inband, buffers, writable=writable)
     if codec == _BYTES:
         return bytes(buffers[0])
     if codec == _BYTEARRAY:

@@ -21,7 +21,8 @@ FOREIGN = b"elsedriv" + bytes(8)
 GOOD = {
     "SESSION_OPEN": ["me"],
     "NOOP": [],
-    "JOIN": [NODE, {"control": "tcp://a:1"}, {"CPU": 2.0}, {"zone": "a"}, "host", 7],
+    "REFUSED": ["it is not for a gateway"],
+    "JOIN": [NODE, {"control": "tcp://a:1"}, {"CPU": 2.0}, {"zone": "a"}, "host", 7, "node"],
     "LEAVE": [NODE, 1],
     "NODE_DIED": [NODE, 1, "silence"],
     "PRUNE": [],
@@ -70,7 +71,7 @@ NEVER: tuple[object, ...] = (
     [[]],
     {"no such": 1},
 )
-TAKES_ANY_TEXT = {"client", "host", "cause", "namespace", "name", "message", "state"}
+TAKES_ANY_TEXT = {"why", "client", "host", "cause", "namespace", "name", "message", "state"}
 TAKES_ANY_BYTES = {"value", "chunk", "job_id"}
 
 
