@@ -26,7 +26,7 @@ from zray.protocol.limits import LINEAGE_COPIES
 
 from . import deaths
 from .gcs_connection import GcsConnection
-from .gcs_process import GcsProcess
+from .gcs_relay import GcsRelay
 from .lineage_copies import LineageCopies
 from .load import read_load
 from .loans import Loans
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .node import Node
 
 _BATCH_MESSAGES = 1000
+_CLOGGED_MESSAGES = 100
+_CLOGGED_BYTES = 1 << 20
 _CODE_S = 1.0
 """A job's home that has not sent code after so long is passed by."""
 
@@ -81,7 +83,7 @@ class Cluster:
         self.membership = Membership(node.process)
         self.gcs: GcsConnection | None = None
         """None where the cluster has no GCS process, or this node does not know it yet."""
-        self.gcs_process: GcsProcess | None = None
+        self.gcs_relay: GcsRelay | None = None
         """In the head node."""
         self.losses = 0
         """How often a node was lost: who greets us after that has to begin anew with us."""
@@ -131,7 +133,7 @@ class Cluster:
         due = self.loans.due_s
         if self.gcs is not None:
             due = min(due, self.gcs.due_s)
-        return due if self.gcs_process is None else min(due, self.gcs_process.due_s)
+        return due if self.gcs_relay is None else min(due, self.gcs_relay.due_s)
 
     def serve(self) -> None:
         """Handle what other nodes have sent."""
@@ -145,10 +147,10 @@ class Cluster:
                 if event.peer in self.joining:
                     self.join_refused[self.joining[event.peer]] = event.reason
                 print(f"the link to {event.peer.hex()} was refused: {event.reason}", flush=True)
+        if self.gcs_relay is not None:
+            self.gcs_relay.serve()
         if self.gcs is not None:
             self.gcs.serve()
-        if self.gcs_process is not None:
-            self.gcs_process.tick(self.node.now)
         if not self._more:
             return
         for _ in range(_BATCH_MESSAGES):
@@ -194,12 +196,12 @@ class Cluster:
 
     # -- who is there ----------------------------------------------------------------------------
 
-    def use_gcs(self, endpoint: str) -> None:
-        """Share the tables of a GCS process from now on; whoever is there hears of it."""
+    def use_gcs(self, head: bytes, address: str) -> None:
+        """Share the tables of the GCS beside this head from now on; whoever is there hears of it."""
         if self.gcs is not None:
             return
-        print(f"the cluster's GCS is at {endpoint}", flush=True)
-        self.gcs = GcsConnection(self, endpoint)
+        print(f"the cluster's GCS is at node {head.hex()}, {address}", flush=True)
+        self.gcs = GcsConnection(self, head, address)
         self.node.shared_tables = self.gcs.tables
         for member in self.members.values():
             self._greet(member.link)
@@ -237,7 +239,7 @@ class Cluster:
             "address": self.inbox.address,
             "to": peer.decode(),
             "answers": answers,
-            "gcs": None if self.gcs is None else self.gcs.endpoint,
+            "gcs": None if self.gcs is None else [self.gcs.head, self.gcs.address],
             "incarnation": self.membership.incarnation,
             "losses": self.losses,
             "bulk": self.objects.greeting,
@@ -258,11 +260,15 @@ class Cluster:
             return
         incarnation = details["incarnation"]
         if identity != sender.peer or not self.membership.admits(identity, incarnation):
+            if identity == sender.peer and self.gcs_relay is not None:
+                self.gcs_relay.visited(sender, address)
             raise errors.RemoteProtocolError(
                 f"LINK_HELLO of incarnation {incarnation} of a node that is dead, or another one"
             )
         if details["gcs"] is not None:
-            self.use_gcs(details["gcs"])
+            self.use_gcs(*details["gcs"])
+            if self.gcs is not None and details["gcs"][0] == identity:
+                self.gcs.moved(*details["gcs"])
         known = self.members.get(identity)
         if known is not None and details["losses"] <= known.details["losses"]:
             known.stream = sender.stream
@@ -277,6 +283,8 @@ class Cluster:
             self._greet(link, details["to"])
         self.membership.linked_to(identity, incarnation)
         self.members[identity] = Member(identity, address, details, link, sender.stream)
+        if self.gcs_relay is not None:
+            self.gcs_relay.welcomed(identity)
         self.objects.node_joined(identity, details["bulk"], sender.key)
         self.node.scheduler.borrowing.heard(read_load(details["load"]))
         self.loans.tell_all()
@@ -295,16 +303,21 @@ class Cluster:
         member = self.members.get(sender.peer)
         if member is not None and member.stream == sender.stream:
             self.lost(sender.peer, "its connection ended")
+        elif self.gcs_relay is not None:
+            self.gcs_relay.departed(sender)
 
     def lost(self, identity: bytes, reason: str) -> None:
         """A node is gone, and all its processes."""
         if identity not in self.members:
             return
-        self.links.drop(self.members.pop(identity).link)
+        member = self.members.pop(identity)
+        self.links.drop(member.link)
         node = self.node
         self.losses += 1
         node.health.node_lost(identity, reason)
         node.queries.node_lost(identity, reason)
+        if self.gcs_relay is not None:
+            self.gcs_relay.link_ended(identity, member.address)
         self.membership.link_lost(identity, node.now)
         print(f"node {identity.hex()} is gone: {reason}", flush=True)
         for worker in node.scheduler.borrowing.node_lost(identity):
@@ -354,6 +367,17 @@ class Cluster:
             self.overflowed.add(node)
             self._more = True
         return sent
+
+    def send_by(
+        self, link: bytes, kind: int, *fields: Any, payloads: tuple[Payload, ...] = ()
+    ) -> bool:
+        """Send by a link to whoever is there, member or not; False where it is full, or gone."""
+        return self.links.send(link, frames.pack(kind, *fields, payloads=len(payloads)), payloads)
+
+    def is_clogged(self, link: bytes) -> bool:
+        """Return whether so much waits for a link already that what can wait should."""
+        messages_len, nbytes = self.links.queued(link)
+        return messages_len > _CLOGGED_MESSAGES or nbytes > _CLOGGED_BYTES
 
     def forward(self, source: bytes, destination: bytes, payloads: list[bytes]) -> None:
         """A process of ours says something to one of another node."""
@@ -496,8 +520,8 @@ class Cluster:
         """Leave; the head takes the GCS with it."""
         if self.gcs is not None:
             self.gcs.close()
-        if self.gcs_process is not None:
-            self.gcs_process.stop()
+        if self.gcs_relay is not None:
+            self.gcs_relay.close()
         self.objects.close()
         self.lineage.close()
         self.deliveries.close()

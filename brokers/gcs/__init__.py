@@ -28,6 +28,7 @@ The GCS of a cluster is a process of its own; nodes drive a session with it:
     watchers.py     P  who watches which range, and what each was told
     replica.py      P  leases of nodes, their loads, the machine and the watchers together
     server.py       S  the process: poll loop round the replica
+    relayed.py      P  who speaks to it: by a connection of its own, or brought by the head's node
     permissions.py  P  what the key of a client or a gateway may ask
     client.py       P  GcsSession: asks, repeats, beats, for a node's poll loop
     client_ranges.py P ranges that a session follows without a gap

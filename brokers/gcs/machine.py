@@ -32,6 +32,9 @@ ANSWERS_LEN_MAX = 8192
 
 ANSWERS_BYTES_MAX = 16 << 20
 
+_OF_ONE_NODE = ("JOIN", "LEAVE")
+"""What a node says of itself alone; its id is the first field."""
+
 _TABLE = "answers"
 _SCHEMA = 1
 _SCAN_STEP = 500
@@ -42,6 +45,7 @@ class Request:
     """Commands of one session in their order, as they came: `packed` has one command each.
 
     `acknowledged`: every answer to a lower number has arrived. `first` is the number of packed[0].
+    `node` is the node it comes from, b"" where nobody but the peer itself says which.
     """
 
     peer: bytes
@@ -49,6 +53,7 @@ class Request:
     acknowledged: int
     first: int
     packed: Sequence[bytes]
+    node: bytes = b""
 
 
 @dataclass(slots=True)
@@ -320,15 +325,18 @@ class _Batch:
             )
             if full and number >= session.next:
                 break
-            answers.append(self._answer(request.session, session, number, packed))
+            answers.append(self._answer(request, session, number, packed))
         if answers:
             self._reply(request, ANSWERS, [start, answers])
 
     def _reply(self, request: Request, kind: int, fields: list[Any]) -> None:
         self.round.replies.append((request.peer, kind, [request.session, *fields]))
 
-    def _answer(self, name: bytes, session: Session, number: int, packed: bytes) -> list[Any]:
+    def _answer(
+        self, request: Request, session: Session, number: int, packed: bytes
+    ) -> list[Any]:
         """Return the answer to one command, which is filled after the commit if it reads."""
+        name = request.session
         self.round.commands += 1
         remembered = session.answers.get(number)
         if remembered is not None:
@@ -351,6 +359,8 @@ class _Batch:
             return [False, ["malformed", f"number {number} was a read, and is now {row.name}"]]
         if self._machine.is_fenced(session):
             return self._keep(name, session, number, _fenced(session))
+        if request.node and command.name in _OF_ONE_NODE and command.fields[0] != request.node:
+            return self._keep(name, session, number, _not_its_own(command, request.node))
         return self._keep(name, session, number, self._write(session, command))
 
     def _keep(self, name: bytes, session: Session, number: int, answer: list[Any]) -> list[Any]:
@@ -434,6 +444,11 @@ def _fenced(session: Session) -> list[Any]:
         "its actors and join again"
     )
     return [False, ["fenced", text]]
+
+
+def _not_its_own(command: Command, node: bytes) -> list[Any]:
+    text = f"{command.name} of node {command.fields[0].hex()} is refused to node {node.hex()}"
+    return [False, ["refused", text]]
 
 
 def _failed(error: Exception) -> list[Any]:

@@ -1,7 +1,6 @@
 """What the holder of a key may ask of the GCS.
 
 What    A node may do all. A client reads, and writes the key-value table; a gateway only reads.
-        Whether a session belongs to its sender is not asked: its name is a secret of 16 bytes.
 Caller  server.py, for messages of peers that are no nodes.
 Never   does what was asked; opens a node's message.
 """
@@ -9,7 +8,7 @@ Never   does what was asked; opens a node's message.
 from __future__ import annotations
 
 from zray.errors import RemoteProtocolError
-from zray.net.curve import Role
+from zray.protocol.roles import Role
 
 from .commands import COMMANDS
 from .wire import unpack, unpack_plain

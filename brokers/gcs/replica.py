@@ -89,6 +89,9 @@ class Replica:
         self._heard_sessions = dict.fromkeys(self.machine.sessions, now)
         self._peer_of_session: dict[bytes, bytes] = {}
         self._ran_at = now
+        self._relay_heard_at: float | None = None
+        self._unheard_s = 0.0
+        """The longest silence, since the last run, of who brings the frames of other nodes."""
         self._loads: dict[bytes, dict[str, Any]] = {}
         self._loads_number = 0
         self._loads_changed = False
@@ -102,17 +105,24 @@ class Replica:
 
     # ----------------------------------------------------------------------------------- hearing
 
-    def received(self, peer: bytes, frame: bytes, now: float) -> None:
+    def received(self, peer: bytes, frame: bytes, now: float, node: bytes = b"") -> None:
         """Take one message of a peer; what it asks happens in run().
 
+        Args:
+            peer: whom to answer.
+            frame: as it came.
+            now: monotonic time in seconds.
+            node: id of the node that has sent it, where somebody else than itself says so.
+
         Raises:
-            RemoteProtocolError: the message is malformed, and ignored.
+            RemoteProtocolError: the message is malformed, or in another peer's session, and
+                ignored.
         """
         try:
             kind, fields = unpack(frame, to_gcs=True)
             if kind == COMMANDS:
                 self._heard(peer, fields[0], now)
-                self._gather(Request(peer, *fields), len(frame))
+                self._gather(Request(peer, *fields, node), len(frame))
             else:
                 self._soft(peer, fields, now)
         except RemoteProtocolError:
@@ -120,6 +130,8 @@ class Replica:
             raise
 
     def _heard(self, peer: bytes, session: bytes, now: float) -> None:
+        if self._peer_of_session.get(session, peer) != peer:
+            raise RemoteProtocolError("a message in the session of another peer")
         self._heard_peers[peer] = now
         if session in self.machine.sessions:
             self._heard_sessions[session] = now
@@ -182,8 +194,18 @@ class Replica:
         else:
             self._watchers.remove(peer, table, prefix)
 
+    def relay_heard(self, now: float) -> None:
+        """Who brings the frames of other nodes was heard: while it is silent all of them are."""
+        if self._relay_heard_at is not None:
+            self._unheard_s = max(self._unheard_s, now - self._relay_heard_at)
+        self._relay_heard_at = now
+
+    def unlinked(self, peer: bytes) -> None:
+        """The way to a peer is cut: its watches end. It may come back, and sets them again."""
+        self._forget_peer(peer)
+
     def disconnected(self, peer: bytes) -> None:
-        """The connection of a peer broke: its watches end, and the nodes it spoke for are dead."""
+        """A peer is not there any more: its watches end, and the nodes it spoke for are dead."""
         self._forget_peer(peer)
         for name in [name for name, one in self._peer_of_session.items() if one == peer]:
             del self._peer_of_session[name]
@@ -269,12 +291,21 @@ class Replica:
     # ------------------------------------------------------------------------------ as time goes
 
     def _expire(self, now: float) -> None:
-        stalled_s, self._ran_at = now - self._ran_at, now
-        if stalled_s > _STALL_S:
-            # This process stood still (SIGSTOP, a slow disk), and what the nodes have said
-            # meanwhile may not be read yet: its own silence is not theirs.
+        # This process stood still (SIGSTOP, a slow disk), or the one that brings the nodes'
+        # frames did: what they have said meanwhile may not be read yet, and is no silence of theirs.
+        deaf_s = max(now - self._ran_at, self._unheard_s)
+        self._ran_at, self._unheard_s = now, 0.0
+        if deaf_s > _STALL_S:
             for node in self._deadlines:
-                self._deadlines[node] += stalled_s
+                self._deadlines[node] += deaf_s
+        relay_heard_at = now if self._relay_heard_at is None else self._relay_heard_at
+        if now - relay_heard_at <= _STALL_S:
+            self._end_leases(now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self._sweep(now)
+
+    def _end_leases(self, now: float) -> None:
         for node, deadline in list(self._deadlines.items()):
             incarnation = self.machine.alive.get(node)
             if incarnation is None:
@@ -282,9 +313,6 @@ class Replica:
             elif deadline <= now:
                 cause = f"it has not renewed its lease of {NODE_LEASE_S} s"
                 self._declare_dead(node, incarnation, cause)
-        if now >= self._next_sweep:
-            self._next_sweep = now + _SWEEP_S
-            self._sweep(now)
 
     def _sweep(self, now: float) -> None:
         for peer in [one for one, at in self._heard_peers.items() if now - at > PEER_SILENT_S]:

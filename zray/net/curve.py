@@ -10,7 +10,6 @@ Never   lets in what it cannot look up; writes a secret where others can read it
 from __future__ import annotations
 
 import contextlib
-import enum
 import fcntl
 import json
 import os
@@ -25,6 +24,7 @@ import zmq
 from zmq.utils import z85
 
 from zray.errors import SecurityError
+from zray.protocol.roles import Role as Role
 
 ZAP_DOMAIN = b"zray"
 PUBLIC_KEY_BYTES = 40
@@ -34,14 +34,6 @@ _FILE = "keys.json"
 _FORMAT = 1
 _FILE_BYTES_MAX = 16 * 1024 * 1024
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-
-
-class Role(enum.StrEnum):
-    """What the holder of a key may do."""
-
-    NODE = "node"
-    CLIENT = "client"
-    GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, slots=True)

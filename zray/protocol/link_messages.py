@@ -47,6 +47,8 @@ STOPPED = 152
 QUERY = 160
 QUERY_ROWS = 161
 QUERY_NEXT = 162
+GCS_CALL = 170
+GCS_ANSWER = 171
 
 _N = "link"
 
@@ -188,6 +190,20 @@ LINK_MESSAGES: tuple[Message, ...] = (
         " seconds since 1970, for the difference between the clocks.",
     ),
     _row(QUERY_NEXT, "QUERY_NEXT", ("request",), "The next page; none is sent unasked."),
+    _row(
+        GCS_CALL,
+        "GCS_CALL",
+        ("offset", "nbytes"),
+        "To the head: what our session says to the GCS; a frame of so many bytes, from here on.",
+        payload="a piece of the frame (brokers/gcs/wire.py)",
+    ),
+    _row(
+        GCS_ANSWER,
+        "GCS_ANSWER",
+        ("offset", "nbytes"),
+        "From the head: what the GCS says to your session; a frame of so many bytes, from here on.",
+        payload="a piece of the frame (brokers/gcs/wire.py)",
+    ),
 )
 
 AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
@@ -195,6 +211,7 @@ AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 UNFENCED = frozenset(
     (
         *(LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
+        *(GCS_CALL, GCS_ANSWER),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),
     )
