@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.net import mailbox
-from zray.net.curve import ClusterKeys, Role
+from zray.net.curve import ClusterKeys
 from zray.net.deliveries import Deliveries
 from zray.net.link_inbox import LinkInbox, Payload, Sender
 from zray.net.links import Links, LinkState
@@ -65,7 +65,7 @@ class Cluster:
         node: whose loop this is a part of.
         keys: of the cluster's members; None: on this machine only.
         host: to bind, port: 0 for a free one, advertise: see LinkInbox.
-        bulk_port: of object transfers; 0: a free one.
+        bulk_port: of object transfers; 0: a free one. bulk_advertise: see ObjectsElsewhere.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Cluster:
         port: int = 0,
         advertise: str | None = None,
         bulk_port: int = 0,
+        bulk_advertise: str | None = None,
     ) -> None:
         self.node = node
         self.keys = keys
@@ -89,7 +90,7 @@ class Cluster:
         """How often a node was lost: who greets us after that has to begin anew with us."""
         self.context = mailbox.new_context()
         self.inbox = LinkInbox(self.context, keys, host=host, port=port, advertise=advertise)
-        self.links = Links(self.context, node.process, keys, Role.NODE)
+        self.links = Links(self.context, node.process, keys, ipv6_names=":" in host)
         for descriptor in (*self.inbox.descriptors, self.links.descriptor):
             node.watch(descriptor, self._readable)
         self.deliveries = Deliveries(node.process, node.secret)
@@ -107,7 +108,9 @@ class Cluster:
         """Local processes that watch an actor whose home is elsewhere."""
         self.places: dict[bytes, set[bytes]] = {}
         """Foreign workers, and the local processes that were told an actor lives there."""
-        self.objects = ObjectsElsewhere(self, keys, host=host, port=bulk_port)
+        self.objects = ObjectsElsewhere(
+            self, keys, host=host, port=bulk_port, advertise=bulk_advertise
+        )
         self.lineage = LineageCopies(
             self,
             os.path.join(node.directory, "copies"),

@@ -11,6 +11,7 @@ Never   waits for the GCS; decides who is a member (brokers/membership.py).
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
@@ -22,7 +23,8 @@ from .gcs.client_ranges import RangeUpdate
 from .gcs.commands import Command
 from .gcs.store import Change
 from .gcs.tables import NodeRecord
-from .gcs_frames import Assembly, pieces
+from .gcs.wire import is_soft
+from .gcs_frames import PIECE_BYTES, Assembly, pieces
 from .gcs_relay import GcsRelay
 from .gcs_tables import GcsTables
 from .membership import Dial, End, Forget, Lost, NodeRow
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 _TICK_S = 0.1
+_PIECE_S = 0.005
+"""Between two looks at a link that had no room for more of a large frame."""
 _DIAL_S = 1.5
 """A head that has not greeted us for so long is dialled anew: TCP and libzmq wait ever longer between
 their own attempts, and the lease does not."""
@@ -53,6 +57,10 @@ class GcsConnection:
         self._cluster = cluster
         self._node = node
         self._incoming = Assembly()
+        self._large: deque[tuple[int, bytes]] = deque()
+        """What is left of a frame that is larger than what one message carries."""
+        self._large_bytes = 0
+        self._large_link = b""
         self._tick_at = node.now
         self._dial_at = node.now
         relay = cluster.gcs_relay
@@ -77,11 +85,24 @@ class GcsConnection:
         link = self.address.encode() if member is None else member.link
         if (member is None and link not in cluster.joining) or cluster.is_clogged(link):
             return False
+        if self._large and not is_soft(frame):
+            return False
+        if len(frame) > PIECE_BYTES:
+            self._large.extend(pieces(frame))
+            self._large_bytes, self._large_link = len(frame), link
+            self._send_large()
+            return True
         kind, nbytes = link_messages.GCS_CALL, len(frame)
-        return all(
-            cluster.send_by(link, kind, offset, nbytes, payloads=(piece,))
-            for offset, piece in pieces(frame)
-        )
+        return cluster.send_by(link, kind, 0, nbytes, payloads=(frame,))
+
+    def _send_large(self) -> None:
+        """Send on, as the link has room: beats and what else it carries go in between."""
+        cluster, link = self._cluster, self._large_link
+        while self._large and not cluster.is_clogged(link):
+            offset, piece = self._large.popleft()
+            message = (link_messages.GCS_CALL, offset, self._large_bytes)
+            if not cluster.send_by(link, *message, payloads=(piece,)):
+                self._large.clear()  # The session will repeat it.
 
     def take(self, offset: int, nbytes: int, piece: bytes) -> None:
         """GCS_ANSWER: a piece of what the GCS says.
@@ -190,11 +211,14 @@ class GcsConnection:
     @property
     def due_s(self) -> float:
         """In how many seconds serve() wants to be called, whatever is readable."""
-        return max(0.0, self._tick_at - self._node.now)
+        due_s = max(0.0, self._tick_at - self._node.now)
+        return min(due_s, _PIECE_S) if self._large else due_s
 
     def serve(self) -> None:
         """Do what is due."""
         now = self._node.now
+        if self._large:
+            self._send_large()
         if now >= self._tick_at:
             self._tick_at = now + _TICK_S
             self._reach_head(now)

@@ -43,8 +43,7 @@ class Assembly:
             RemoteProtocolError: no frame is as large, or has such a piece.
         """
         if offset == 0 and len(piece) == nbytes:
-            self._forget()
-            return piece
+            return piece  # It may overtake one that is under way.
         is_whole = type(offset) is int and type(nbytes) is int and 0 < nbytes <= FRAME_BYTES_MAX
         if not is_whole or not piece or not 0 <= offset <= nbytes - len(piece):
             self._forget()

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _BATCH_FRAMES = 1000
 _UNHEARD_BYTES_MAX = 64 << 20
 """So much is sent to a GCS that says nothing; what comes then is dropped, and repeated later."""
-_SLOW_S = 0.02
-"""Between two looks at a link that has not taken all yet."""
+_SLOW_S = 0.005
+"""Between two looks at a link that had no room for more."""
 _UNTOLD_MAX = 1000
 _VISITORS_MAX = 256
 _LINGER_MS = 200
@@ -86,8 +86,8 @@ class GcsRelay:
         self._visitors: dict[NodeId, _Visitor] = {}
         self._incoming: dict[NodeId, Assembly] = {}
         self._taken: dict[NodeId, _Taken] = {}
-        self._slow: set[NodeId] = set()
-        """Nodes whose links have much that is to be told of, and were not ready for more."""
+        self._waiting: dict[NodeId, deque[tuple[int, int, bytes]]] = {}
+        """What the GCS has said to nodes whose links had no room: a window at the most."""
         self._untold: deque[tuple[bytes, bytes]] = deque(maxlen=_UNTOLD_MAX)
         """News that the GCS could not be given yet; a new GCS misses nothing by the oldest."""
         self._unheard_bytes = 0
@@ -180,7 +180,7 @@ class GcsRelay:
         """The link to a node is gone, and what was on its way there; is the node, too?"""
         self._incoming.pop(peer, None)
         self._taken.pop(peer, None)
-        self._slow.discard(peer)
+        self._waiting.pop(peer, None)
         self._tell(UNLINKED, peer)
         self._prober.ask(peer, address)
 
@@ -193,7 +193,7 @@ class GcsRelay:
         if self._more or self._peer.has_message():
             self._more = True
             return 0.0
-        return min(self.process.due_s, _SLOW_S if self._slow or self._untold else 60.0)
+        return min(self.process.due_s, _SLOW_S if self._waiting or self._untold else 60.0)
 
     def serve(self) -> None:
         """Hand on what the GCS has said, and tell it what has become of links."""
@@ -211,10 +211,8 @@ class GcsRelay:
                 self._heard(frames)
             else:
                 self._more = True
-        for peer in list(self._slow):
-            link = self._link_of(peer)
-            if link is not None:
-                self._tell_taken(peer, link)
+        for peer in list(self._waiting):
+            self._send_waiting(peer)
 
     def _heard(self, frames: list[bytes]) -> None:
         self._unheard_bytes = 0
@@ -225,29 +223,28 @@ class GcsRelay:
             gcs.received(frames[0])
 
     def _answer(self, peer: NodeId, frame: bytes) -> None:
-        link = self._link_of(peer)
-        if link is None:
+        if self._link_of(peer) is None:
             return  # The GCS has been told, or is about to be, that it has ended.
-        for offset, piece in pieces(frame):
-            message = (link_messages.GCS_ANSWER, offset, len(frame))
-            if not self._cluster.send_by(link, *message, payloads=(piece,)):
-                self._cluster.overflowed.add(peer)
-                return
-        taken = self._taken.setdefault(peer, _Taken())
-        taken.frames += 1
-        taken.nbytes += len(frame)
-        if taken.is_much:
-            self._tell_taken(peer, link)
+        waiting = self._waiting.setdefault(peer, deque())
+        waiting.extend((offset, len(frame), piece) for offset, piece in pieces(frame))
+        self._send_waiting(peer)
 
-    def _tell_taken(self, peer: NodeId, link: bytes) -> None:
-        """Let the GCS send more to a node whose link is not clogged."""
-        if self._cluster.is_clogged(link):
-            self._slow.add(peer)
-            return
-        self._slow.discard(peer)
-        taken = self._taken.pop(peer, None)
-        if taken is not None:
-            self._tell(TAKEN, peer, taken)
+    def _send_waiting(self, peer: NodeId) -> None:
+        """Hand to a link what it has room for; what else it carries goes in between."""
+        cluster, link = self._cluster, self._link_of(peer)
+        waiting = self._waiting[peer]
+        taken = self._taken.setdefault(peer, _Taken())
+        while waiting and link is not None and not cluster.is_clogged(link):
+            offset, nbytes, piece = waiting.popleft()
+            message = (link_messages.GCS_ANSWER, offset, nbytes)
+            if not cluster.send_by(link, *message, payloads=(piece,)):
+                cluster.overflowed.add(peer)
+            taken.nbytes += len(piece)
+            taken.frames += offset + len(piece) == nbytes
+        if not waiting:
+            del self._waiting[peer]
+        if taken.is_much:
+            self._tell(TAKEN, peer, self._taken.pop(peer))
 
     def close(self) -> None:
         """Hang up and end the GCS process, in order."""

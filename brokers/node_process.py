@@ -77,6 +77,7 @@ def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
         port=settings.get("port", 0),
         advertise=settings.get("advertise"),
         bulk_port=settings.get("bulk_port", 0),
+        bulk_advertise=settings.get("bulk_advertise"),
     )
     enter(node.cluster, settings)
 

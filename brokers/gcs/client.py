@@ -48,6 +48,9 @@ ASK_TIMEOUT_S = 30.0
 BEAT_S = 0.25
 RESEND_S = 0.5
 RESEND_S_MAX = 4.0
+RESEND_BYTES_PER_S = 16 << 20
+"""What waits for its answer is given so much longer: sent again it would only be slower."""
+
 QUEUE_LEN_MAX = 16_384
 QUEUE_BYTES_MAX = 256 << 20
 WINDOW_LEN_MAX = 4_096
@@ -467,7 +470,8 @@ class GcsSession:
             self._next_expiry = now + _EXPIRE_S
             self._expire(now)
             self._ranges.tick()
-        if self._unsent > self._first and now - self._progress_at >= self._resend_s:
+        patience_s = self._resend_s + self._queue_bytes / RESEND_BYTES_PER_S
+        if self._unsent > self._first and now - self._progress_at >= patience_s:
             # Twice as late each time: a GCS that is slow must not be made slower.
             self._progress_at = now
             self._resend_s = min(self._resend_s * 2, RESEND_S_MAX)

@@ -112,6 +112,12 @@ def pack(kind: int, *fields: Any) -> bytes:
     return packb((VERSION, kind, *fields))
 
 
+def is_soft(frame: bytes) -> bool:
+    """Return whether a frame that pack() has made is SOFT: it may overtake COMMANDS."""
+    # An array of less than 16 has a head of one byte, and so has each of its small numbers.
+    return frame[2] == SOFT
+
+
 def unpack(frame: bytes, *, to_gcs: bool) -> tuple[int, list[Any]]:
     """Return (kind, fields) of a message that travels in this direction.
 

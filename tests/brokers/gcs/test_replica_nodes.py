@@ -7,8 +7,9 @@ import pytest
 from tests.brokers.gcs.gcs_world import Follower, World
 from zray.brokers.gcs import replica
 from zray.brokers.gcs.commands import Command
-from zray.brokers.gcs.wire import EVENTS, NODE_LEASE_S, unpack
-from zray.errors import GcsFencedError
+from zray.brokers.gcs.wire import COMMANDS, EVENTS, NODE_LEASE_S, pack, unpack
+from zray.errors import GcsFencedError, RemoteProtocolError
+from zray.protocol.packing import packb
 
 NODE = b"node" + bytes(4)
 OTHER = b"othr" + bytes(4)
@@ -103,6 +104,91 @@ def test_nobody_dies_because_the_gcs_stood_still(world):
     node.is_connected = False
     world.passes(NODE_LEASE_S + 0.3)
     assert world.replica.machine.alive == {}
+
+
+def test_a_link_that_is_cut_is_no_death_and_watches_are_set_again(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    follower = Follower()
+    node.session.watch("kv", b"", follower)
+    world.settle()
+    node.is_connected = False
+    world.replica.unlinked(b"node")
+    other.ask("KV_PUT", "n", b"k", b"1", True)
+    asked = node.start("KV_PUT", "n", b"mine", b"1", False)
+    world.passes(1.0)
+    node.is_connected = True
+    world.passes(1.0)
+    assert asked == [(True, None)]
+    assert world.replica.machine.alive == {NODE: 1}
+    assert not node.lost
+    assert follower.state == {b"n\0k": b"1", b"n\0mine": b"1"}
+    assert follower.resets == 1, "its place in the history was kept"
+
+
+def test_nobody_dies_while_who_brings_their_frames_is_silent(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    other.join(OTHER)
+    world.replica.relay_heard(world.now)
+    node.is_connected = other.is_connected = False
+    world.passes(20.0)
+    assert world.replica.machine.alive == {NODE: 1, OTHER: 1}
+    other.is_connected = True
+    # It speaks again: whoever is silent from now on is silent by himself.
+    for _ in range(8):
+        world.replica.relay_heard(world.now)
+        world.passes(0.2)
+    assert NODE in world.replica.machine.alive
+    for _ in range(8):
+        world.replica.relay_heard(world.now)
+        world.passes(0.2)
+    assert world.replica.machine.alive == {OTHER: 1}
+
+
+def test_a_gcs_that_stood_still_with_the_head_waits_once_and_not_twice(world):
+    node = world.client(b"node")
+    node.join(NODE)
+    world.replica.relay_heard(world.now)
+    node.is_connected = False
+    world.now += 60.0
+    world.replica.relay_heard(world.now)
+    world.run()
+    assert world.replica.machine.alive == {NODE: 1}
+    for _ in range(12):
+        world.replica.relay_heard(world.now)
+        world.passes(0.2)
+    assert world.replica.machine.alive == {}
+
+
+def test_nobody_speaks_in_another_s_session(world):
+    node, thief = world.client(b"node"), world.client(b"thief")
+    node.join(NODE)
+    thief.ask("NOOP")
+    leave = packb(("LEAVE", (NODE, 1)))
+    with pytest.raises(RemoteProtocolError, match="another peer"):
+        world.arrive(b"thief", pack(COMMANDS, node.session.session, 1, 3, [leave]))
+    world.run()
+    assert world.replica.machine.alive == {NODE: 1}
+
+
+@pytest.mark.parametrize("name", ["JOIN", "LEAVE"])
+def test_a_node_joins_and_leaves_for_itself_alone(world, name):
+    victim = world.client(b"victim")
+    victim.join(NODE)
+    fields = {"JOIN": (NODE, {}, {}, {}, "", 1), "LEAVE": (NODE, 1)}[name]
+    commands = [packb(("SESSION_OPEN", ("",))), packb((name, fields))]
+    frame = pack(COMMANDS, b"s" * 16, 1, 1, commands)
+    world.replica.received(OTHER, frame, world.now, OTHER)
+    world.run()
+    (told,) = [frame for peer, frame in world.coming if peer == OTHER]
+    world.coming = []
+    ok, (code, text) = unpack(told, to_gcs=False)[1][3][1]
+    assert not ok
+    assert code == "refused"
+    assert OTHER.hex() in text
+    assert world.replica.machine.alive == {NODE: 1}
+    assert not victim.lost
 
 
 def test_a_node_that_leaves_is_gone_at_once(world):
