@@ -28,7 +28,6 @@ from . import deaths
 from .gcs_connection import GcsConnection
 from .gcs_relay import GcsRelay
 from .lineage_copies import LineageCopies
-from .load import read_load
 from .loans import Loans
 from .membership import Membership
 from .node_outcomes import error_outcome
@@ -289,8 +288,7 @@ class Cluster:
         if self.gcs_relay is not None:
             self.gcs_relay.welcomed(identity)
         self.objects.node_joined(identity, details["bulk"], sender.key)
-        self.node.scheduler.borrowing.heard(read_load(details["load"]))
-        self.loans.tell_all()
+        self.loans.node_joined(identity, details["load"])
         self.lineage.node_joined(identity)
         print(f"node {identity.hex()} at {address} is there", flush=True)
         for other, where in details["members"] if self.gcs is None else ():

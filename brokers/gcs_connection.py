@@ -73,6 +73,7 @@ class GcsConnection:
         )
         self.tables = GcsTables(cluster, self.session)
         self.session.watch("nodes", b"", self._nodes_changed)
+        self.session.watch_loads(cluster.loans.published)
         self._join()
 
     # -- the way to the GCS ----------------------------------------------------------------------
@@ -155,6 +156,7 @@ class GcsConnection:
         if error is None:
             self.is_joined = True
             self._cluster.membership.joined(incarnation)
+            self._node.scheduler.borrowing.incarnation = incarnation
             self.tables.joined(self._node.now)
         elif isinstance(error, errors.GcsUnavailableError):
             self._join()

@@ -25,6 +25,7 @@ The GCS of a cluster is a process of its own; nodes drive a session with it:
     commands.py     P  the table of commands, with the checks of their fields
     rules.py        P  what each command does: (state, fields, now) -> (result, writes)
     machine.py      P  sessions: batches of commands, each exactly once, one commit a batch
+    loads.py        P  the load table: which rows each who watches it was told of
     watchers.py     P  who watches which range, and what each was told
     replica.py      P  leases of nodes, their loads, the machine and the watchers together
     server.py       S  the process: poll loop round the replica

@@ -22,6 +22,7 @@ from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES
 from zray.protocol.packing import packb
 
 from .actor_table import ActorRecord
+from .loads import ROW_BYTES_MAX
 from .rules import CHUNK_BYTES_MAX, FUNCTION_CHUNKS_MAX, RULES, Applied, Rule, State
 from .store import Entry, Transaction
 from .tables import JobRecord
@@ -142,6 +143,10 @@ def _hash(value: Any) -> bool:
 
 def _chunk(value: Any) -> bool:
     return type(value) is bytes and len(value) <= CHUNK_BYTES_MAX
+
+
+def _load(value: Any) -> bool:
+    return type(value) is bytes and len(value) <= ROW_BYTES_MAX
 
 
 def _page(value: Any) -> bool:
@@ -319,7 +324,8 @@ _ROWS: tuple[tuple[str, Effect, Mapping[str, Check], str], ...] = (
     ("TRANSACT", "write", _TRANSACTION, "[whether all comparisons held, what each get found]"),
     ("GET", "read", {"table": _readable, "key": _key}, "[value, created, modified] or None"),
     ("RANGE", "read", {"table": _readable, "prefix": _short, **_PAGED}, "[revision, rows, more]"),
-    ("RENEW", "soft", {"stamp": _number, "load": _or_none(_plain)}, "a beat: renews the lease"),
+    ("RENEW", "soft", {"stamp": _number, "load": _or_none(_load)}, "a beat: renews the lease"),
+    ("LOAD", "soft", {"load": _load}, "the node's row of the load table, as it is now"),
     ("WATCH", "soft", {**_RANGE, "from_revision": _count}, "replaces a watch of the same range"),
     ("UNWATCH", "soft", _RANGE, "no more of these changes"),
 )

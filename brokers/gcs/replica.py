@@ -18,12 +18,12 @@ from typing import Any
 from zray.errors import GcsUnavailableError, RemoteProtocolError
 
 from .commands import Command, check_command
+from .loads import Loads
 from .machine import Request, Session, StateMachine
 from .store import Change, Store
 from .watchers import Send, Watchers
 from .wire import (
     COMMANDS,
-    LOADS,
     NODE_LEASE_S,
     REFUSED,
     RENEWED,
@@ -33,7 +33,9 @@ from .wire import (
     unpack_plain,
 )
 
-LOADS_EVERY_S = 0.25
+TICK_S = 0.25
+"""run() is called so often, at the least."""
+
 PEER_SILENT_S = 10.0
 """The watches of a peer that said nothing for so long are given up; it renews them."""
 
@@ -43,7 +45,7 @@ BATCH_BYTES_MAX = 64 << 20
 """Requests that wait for one commit; those beyond it are dropped, and will be repeated."""
 
 _SWEEP_S = 1.0
-_STALL_S = 4 * LOADS_EVERY_S
+_STALL_S = 4 * TICK_S
 _PRUNE_S = 60.0
 _LOAD_TABLE = "load"
 
@@ -92,11 +94,7 @@ class Replica:
         self._relay_heard_at: float | None = None
         self._unheard_s = 0.0
         """The longest silence, since the last run, of who brings the frames of other nodes."""
-        self._loads: dict[bytes, dict[str, Any]] = {}
-        self._loads_number = 0
-        self._loads_changed = False
-        self._loads_told: dict[bytes, int] = {}
-        self._next_loads = now
+        self._loads = Loads(boot)
         self._next_sweep = now + _SWEEP_S
         self._next_prune = now + _PRUNE_S
         self._ended_since_prune = 1
@@ -158,6 +156,8 @@ class Replica:
         for command in commands:
             if command.name == "RENEW":
                 self._renew(peer, name, session, command.fields, now)
+            elif command.name == "LOAD":
+                self._set_load(session, *command.fields)
             elif command.name == "WATCH":
                 self._watch(peer, *command.fields)
             else:
@@ -175,22 +175,26 @@ class Replica:
         if session is not None and session.node:
             incarnation = session.incarnation
             self._deadlines[session.node] = now + NODE_LEASE_S
-            if load is not None and self._loads.get(session.node) != load:
-                self._loads[session.node] = load
-                self._loads_changed = True
-        watches = self._watchers.count(peer) + (peer in self._loads_told)
+            if load is not None:
+                self._set_load(session, load)
+        watches = self._watchers.count(peer) + self._loads.is_watched_by(peer)
         reply = (self.boot, name, stamp, incarnation, watches, self._store.revision)
         self._soft_replies.append((peer, pack(RENEWED, *reply)))
 
+    def _set_load(self, session: Session | None, load: bytes) -> None:
+        """A row is the node's whose session it comes in, whatever it says of itself."""
+        if session is not None and self._speaks(session):
+            self._loads.set(session.node, load)
+
     def _watch(self, peer: bytes, table: str, prefix: bytes, from_revision: int) -> None:
         if table == _LOAD_TABLE:
-            self._loads_told[peer] = -1
+            self._loads.watch(peer)
         else:
             self._watchers.add(peer, table, prefix, from_revision)
 
     def _unwatch(self, peer: bytes, table: str, prefix: bytes) -> None:
         if table == _LOAD_TABLE:
-            self._loads_told.pop(peer, None)
+            self._loads.unwatch(peer)
         else:
             self._watchers.remove(peer, table, prefix)
 
@@ -215,7 +219,7 @@ class Replica:
 
     def _forget_peer(self, peer: bytes) -> None:
         self._watchers.forget(peer)
-        self._loads_told.pop(peer, None)
+        self._loads.unwatch(peer)
         self._heard_peers.pop(peer, None)
 
     def _declare_dead(self, node: bytes, incarnation: int, cause: str) -> None:
@@ -242,8 +246,7 @@ class Replica:
             self._send(send, peer, frame)
         if self._watchers.is_behind:
             self._watchers.pump(send)
-        if now >= self._next_loads:
-            self._publish_loads(now, send)
+        self._loads.publish(now, send)
 
     def _commit(self, now: float, wall: float, send: Send) -> None:
         requests, self._requests, self._request_bytes = self._requests, [], 0
@@ -282,8 +285,7 @@ class Replica:
             del self._deadlines[node]
             self.deaths += 1
             self._ended_since_prune += 1
-            if self._loads.pop(node, None) is not None:
-                self._loads_changed = True
+            self._loads.remove(node)
         for change in changes:
             if change.table == "nodes" and change.key in alive:
                 self._deadlines[change.key] = now + NODE_LEASE_S
@@ -341,23 +343,11 @@ class Replica:
         """Whether a session is that of a living node."""
         return bool(session.node) and not self.machine.is_fenced(session)
 
-    def _publish_loads(self, now: float, send: Send) -> None:
-        """Tell the newest loads, whole: whoever missed some of them has missed nothing."""
-        self._next_loads = now + LOADS_EVERY_S
-        if self._loads_changed:
-            self._loads_changed = False
-            self._loads_number += 1
-        behind = [peer for peer, told in self._loads_told.items() if told < self._loads_number]
-        if not behind:
-            return
-        frame = pack(LOADS, self.boot, self._loads_number, self._loads)
-        for peer in behind:
-            if send(peer, frame):
-                self._loads_told[peer] = self._loads_number
-
     def next_deadline(self) -> float:
         """Return the monotonic time at which run() is to be called at the latest."""
-        return min(self._next_loads, self._next_sweep, *self._deadlines.values())
+        tick = self._ran_at + TICK_S
+        due_at = self._loads.due_at(self._ran_at)
+        return min(tick, due_at, self._next_sweep, *self._deadlines.values())
 
     @property
     def has_requests(self) -> bool:
@@ -388,7 +378,8 @@ class Replica:
         self.machine.check()
         self._watchers.check()
         assert self._deadlines.keys() == self.machine.alive.keys(), "a node without a lease"
-        assert self._loads.keys() <= self.machine.alive.keys(), "the load of a dead node"
+        self._loads.check()
+        assert self._loads.nodes <= self.machine.alive.keys(), "the load of a dead node"
 
 
 def _soft_command(packed: bytes) -> Command:

@@ -19,7 +19,6 @@ from zray.protocol.messages import (
 )
 
 LINK_HELLO = 112
-LOAD = 113
 RELAY = 114
 BORROW = 115
 LENT = 116
@@ -65,12 +64,6 @@ LINK_MESSAGES: tuple[Message, ...] = (
         "The first message of a stream: who we are, where we are reached, what we have.",
     ),
     _row(
-        LOAD,
-        "LOAD",
-        ("row",),
-        "Our row of the load table (brokers/load.py); what is free here, and how long tasks wait.",
-    ),
-    _row(
         RELAY,
         "RELAY",
         ("destination", "source"),
@@ -87,8 +80,9 @@ LINK_MESSAGES: tuple[Message, ...] = (
     _row(
         LENT,
         "LENT",
-        ("request", "worker", "pid", "gpus"),
-        "This worker takes its work from you from now on; null: there is none to spare.",
+        ("request", "worker", "pid", "gpus", "load"),
+        "This worker takes its work from you from now on; null: there is none to spare, as our row"
+        " of the load table says.",
     ),
     _row(
         GIVE_BACK,
@@ -210,7 +204,7 @@ AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 """Of calls: what a node may send to another on behalf of its processes."""
 UNFENCED = frozenset(
     (
-        *(LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
+        *(CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
         *(GCS_CALL, GCS_ANSWER),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.brokers.gcs.gcs_world import Follower, World
-from zray.brokers.gcs import replica
+from zray.brokers.gcs import loads, replica
 from zray.brokers.gcs.commands import Command
 from zray.brokers.gcs.wire import COMMANDS, EVENTS, NODE_LEASE_S, pack, unpack
 from zray.errors import GcsFencedError, RemoteProtocolError
@@ -201,36 +201,109 @@ def test_a_node_that_leaves_is_gone_at_once(world):
 # ------------------------------------------------------------------------------------------ loads
 
 
-def test_loads_come_at_most_four_times_a_second_whole_and_only_when_they_change(world):
+class Table:
+    """The rows that a session was told, put together."""
+
+    def __init__(self, session):
+        self.rows = {}
+        self.messages = []
+        session.watch_loads(self)
+
+    def __call__(self, rows):
+        self.messages.append(dict(rows))
+        self.rows.update(rows)
+
+
+def test_rows_are_told_whole_once_and_then_as_they_change(world):
     one, two = world.client(b"one"), world.client(b"two")
     one.join(NODE)
     two.join(OTHER)
-    seen = []
-    two.session.watch_loads(seen.append)
-    for queued in range(20):
-        one.session.set_load({"queued": queued})
-        world.passes(0.1)
-    world.passes(0.6)
-    assert seen[-1] == {NODE: {"queued": 19}}
-    assert len(seen) <= 10
-    count = len(seen)
+    one.session.set_load(b"1")
+    two.session.set_load(b"2")
+    table = Table(two.session)
+    world.passes(0.5)
+    assert table.messages == [{NODE: b"1", OTHER: b"2"}]
+    one.session.set_load(b"3")
+    world.passes(0.5)
+    assert table.messages[1:] == [{NODE: b"3"}]
+    one.session.set_load(b"3")
     world.passes(2.0)
-    assert len(seen) == count
+    assert len(table.messages) == 2, "what has not changed was told again"
     world.open()
     world.passes(1.0)
-    assert seen[-1] == {NODE: {"queued": 19}}
+    # A new GCS knows no rows until the beats repeat them.
+    assert table.rows == {NODE: b"3", OTHER: b"2"}
+    one.session.set_load(b"4")
+    world.passes(0.3)
+    assert table.rows == {NODE: b"4", OTHER: b"2"}
 
 
-def test_the_load_of_a_dead_node_is_gone(world):
+def test_however_often_a_row_changes_it_is_told_a_hundred_times_a_second(world):
     one, two = world.client(b"one"), world.client(b"two")
     one.join(NODE)
-    seen = []
-    two.session.watch_loads(seen.append)
-    one.session.set_load({"queued": 1})
+    table = Table(two.session)
+    for number in range(1000):
+        one.session.set_load(b"%d" % number)
+        world.now += 0.001
+        world.settle()
+    world.passes(0.5)
+    assert table.rows == {NODE: b"999"}
+    assert 50 <= len(table.messages) <= 110
+
+
+def test_what_was_told_over_a_link_that_broke_is_told_again(world):
+    one, two = world.client(b"one"), world.client(b"two")
+    one.join(NODE)
+    table = Table(two.session)
+    one.session.set_load(b"1")
+    world.passes(0.5)
+    two.is_connected = False
+    one.session.set_load(b"2")
+    world.passes(0.1)
+    world.replica.unlinked(b"two")
+    two.is_connected = True
     world.passes(1.0)
+    assert table.rows == {NODE: b"2"}
+
+
+def test_a_watcher_that_takes_no_more_gets_the_newest_when_it_does(world):
+    one, two = world.client(b"one"), world.client(b"two")
+    one.join(NODE)
+    table = Table(two.session)
+    world.passes(0.2)
+    world.takes = lambda peer: peer != b"two"
+    for number in range(5):
+        one.session.set_load(b"%d" % number)
+        world.passes(0.05)
+    assert table.rows == {}
+    world.takes = lambda peer: True
+    world.passes(0.5)
+    assert table.messages == [{NODE: b"4"}]
+
+
+def test_the_row_of_a_dead_node_is_told_to_nobody_who_comes_after(world):
+    one, two, late = world.client(b"one"), world.client(b"two"), world.client(b"late")
+    one.join(NODE)
+    two.join(OTHER)
+    one.session.set_load(b"1")
+    two.session.set_load(b"2")
+    world.passes(0.2)
     one.is_connected = False
     world.passes(NODE_LEASE_S + 1)
-    assert seen[-1] == {}
+    # What it says after its death is nobody's row, either.
+    one.is_connected = True
+    one.session.set_load(b"3")
+    table = Table(late.session)
+    world.passes(0.5)
+    assert table.rows == {OTHER: b"2"}
+
+
+def test_publications_get_rarer_with_what_they_carry():
+    assert loads.spacing_s(3, 500) == loads.SPACING_S
+    assert loads.spacing_s(100, 15_000) == pytest.approx(0.1)
+    # A thousand nodes whose rows all change: no more than the head's link has to spare.
+    nbytes = 150_000
+    assert 1000 * nbytes / loads.spacing_s(1000, nbytes) <= loads.BYTES_PER_S
 
 
 # ---------------------------------------------------------------------------------------- watches
