@@ -55,7 +55,9 @@ QUEUE_LEN_MAX = 16_384
 QUEUE_BYTES_MAX = 256 << 20
 WINDOW_LEN_MAX = 4_096
 WINDOW_BYTES_MAX = 8 << 20
-MESSAGE_BYTES_MAX = 256 << 10
+MESSAGE_BYTES_MAX = 64 << 10
+"""Of several commands. Small, so that the GCS does the first ones while the others are written."""
+
 
 Done = Callable[[Any, GcsError | None], None]
 OnLoads = Callable[[Mapping[bytes, bytes]], None]

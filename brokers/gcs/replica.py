@@ -41,6 +41,9 @@ PEER_SILENT_S = 10.0
 
 SESSION_IDLE_S = 3600.0
 SESSIONS_MAX = 20_000
+UNFINISHED_S = 600.0
+"""A function has to be whole so long after its first chunk."""
+
 BATCH_BYTES_MAX = 64 << 20
 """Requests that wait for one commit; those beyond it are dropped, and will be repeated."""
 
@@ -95,6 +98,8 @@ class Replica:
         self._unheard_s = 0.0
         """The longest silence, since the last run, of who brings the frames of other nodes."""
         self._loads = Loads(boot)
+        self._unfinished = {key: now for key, _entry in store.scan("unfinished").entries}
+        """Functions of which some chunks were put, by their hashes, and since when."""
         self._next_sweep = now + _SWEEP_S
         self._next_prune = now + _PRUNE_S
         self._ended_since_prune = 1
@@ -278,8 +283,20 @@ class Replica:
         for request in requests:
             if request.session in self.machine.sessions:
                 self._heard_sessions[request.session] = now
-        if not any(change.table == "nodes" for change in changes):
-            return
+        changed = {change.table for change in changes}
+        if "unfinished" in changed:
+            self._follow_unfinished(changes, now)
+        if "nodes" in changed:
+            self._follow_nodes(changes, now)
+
+    def _follow_unfinished(self, changes: Sequence[Change], now: float) -> None:
+        for change in changes:
+            if change.table == "unfinished" and change.value is not None:
+                self._unfinished[change.key] = now
+            elif change.table == "unfinished":
+                self._unfinished.pop(change.key, None)
+
+    def _follow_nodes(self, changes: Sequence[Change], now: float) -> None:
         alive = self.machine.alive
         for node in [node for node in self._deadlines if node not in alive]:
             del self._deadlines[node]
@@ -335,6 +352,9 @@ class Replica:
             ended = ended[: len(sessions) - SESSIONS_MAX]
         if ended:
             self._internal.append(Command("SESSION_END", (ended,)))
+        late = [name for name, since in self._unfinished.items() if now - since > UNFINISHED_S]
+        if late:
+            self._internal.append(Command("FUNCTION_DROP", (late,)))
         if now >= self._next_prune and self._ended_since_prune:
             self._next_prune, self._ended_since_prune = now + _PRUNE_S, 0
             self._internal.append(Command("PRUNE"))

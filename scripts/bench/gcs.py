@@ -54,8 +54,8 @@ class Asker:
         self.session.tick(time.monotonic())
         if not self.link.has_message():
             select.select([self.link.descriptor], [], [], 0.05)
-        while (frame := self.link.receive()) is not None:
-            self.session.received(frame, time.monotonic())
+        while (frames := self.link.receive()) is not None:
+            self.session.received(frames[0], time.monotonic())
 
     def ask(self, *asks: Callable[[Callable[[Any, Any], None]], Any]) -> list[Any]:
         """Ask in one go and wait for all answers; raises the first error."""
@@ -87,7 +87,8 @@ def started_gcs(folder: str, durability: str) -> Iterator[str]:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "zray.brokers", "gcs", "--dir", f"{folder}/gcs-{durability}"),
-            *("--bind", "tcp://127.0.0.1:0", "--ready-fd", str(its), "--durability", durability),
+            *("--bind", f"ipc://{folder}/{durability}.sock", "--ready-fd", str(its)),
+            *("--durability", durability),
         ],
         pass_fds=(its,),
         stdout=subprocess.DEVNULL,

@@ -36,6 +36,7 @@ GOOD = {
     "NODE_LIST": [10, b""],
     "FUNCTION_CHUNK": [bytes(16), 1, b"x"],
     "FUNCTION_PUT": [code_hash(b"x"), 1, b"x"],
+    "FUNCTION_DROP": [[bytes(16)]],
     "FUNCTION_GET": [bytes(16), 0],
     "FUNCTION_EXISTS": [bytes(16)],
     "KV_PUT": ["n", b"k", b"v", True],
@@ -93,7 +94,8 @@ def run(store):
         assert (result, writes) == apply(overlay, given, now), "not deterministic"
         assert COMMANDS[name].effect in ("write", "internal") or not writes
         overlay.write(writes)
-        store.transact_many(overlay.transactions)
+        overlay.close()
+        store.commit(overlay.changes)
         assert store.revision == overlay.revision
         return result
 
@@ -194,7 +196,8 @@ def test_a_dead_node_with_more_actors_than_one_transaction_holds_ends_whole(run,
     for number in range(4200):
         record = {"actor_id": DRIVER + number.to_bytes(8, "big"), "class_id": b"c"}
         overlay.write(apply(overlay, Command("ACTOR_REGISTER", (record,)), 0.0)[1])
-    store.transact_many(overlay.transactions)
+    overlay.close()
+    store.commit(overlay.changes)
     assert run("NODE_DIED", NODE, 1, "silence") is True
     states = {ActorRecord.unpack(one.value).state for _, one in store.scan("actors").entries}
     assert states == {"dead"}
