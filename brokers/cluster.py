@@ -199,7 +199,7 @@ class Cluster:
     # -- who is there ----------------------------------------------------------------------------
 
     def use_gcs(self, head: bytes, address: str) -> None:
-        """Share the tables of the GCS beside this head from now on; whoever is there hears of it."""
+        """Share the tables of the GCS beside this head from now on; who is there hears of it."""
         if self.gcs is not None:
             return
         print(f"the cluster's GCS is at node {head.hex()}, {address}", flush=True)

@@ -36,8 +36,8 @@ _TICK_S = 0.1
 _PIECE_S = 0.005
 """Between two looks at a link that had no room for more of a large frame."""
 _DIAL_S = 1.5
-"""A head that has not greeted us for so long is dialled anew: TCP and libzmq wait ever longer between
-their own attempts, and the lease does not."""
+"""A head that has not greeted us for so long is dialled anew: TCP and libzmq wait ever longer
+between their own attempts, and the lease does not."""
 
 
 class GcsConnection:

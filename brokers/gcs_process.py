@@ -44,9 +44,7 @@ class GcsProcess:
         OSError: the directory's path is too long for a socket.
     """
 
-    def __init__(
-        self, directory: str, *, watch: Watch, unwatch: Callable[[int], None]
-    ) -> None:
+    def __init__(self, directory: str, *, watch: Watch, unwatch: Callable[[int], None]) -> None:
         self.directory = directory
         self.endpoint = ipc_endpoint(directory, "gcs.sock")
         """Where this machine reaches it."""

@@ -245,7 +245,10 @@ class LmdbStore:
             self._commit(write)
 
     def _write_rows(
-        self, txn: lmdb.Transaction[bytes], database: lmdb._Database, rows: dict[bytes, bytes | None]
+        self,
+        txn: lmdb.Transaction[bytes],
+        database: lmdb._Database,
+        rows: dict[bytes, bytes | None],
     ) -> None:
         puts = [(key, stored) for key, stored in rows.items() if stored is not None]
         if len(puts) < len(rows):

@@ -330,9 +330,7 @@ class _Batch:
     def _reply(self, request: Request, kind: int, fields: list[Any]) -> None:
         self.round.replies.append((request.peer, kind, [request.session, *fields]))
 
-    def _answer(
-        self, request: Request, session: Session, number: int, packed: bytes
-    ) -> list[Any]:
+    def _answer(self, request: Request, session: Session, number: int, packed: bytes) -> list[Any]:
         """Return the answer to one command, which is filled after the commit if it reads."""
         name = request.session
         self.round.commands += 1

@@ -124,8 +124,10 @@ class Replica:
         try:
             kind, fields = unpack(frame, to_gcs=True)
             if kind == COMMANDS:
-                self._heard(peer, fields[0], now)
-                self._gather(Request(peer, *fields, node), len(frame))
+                session, acknowledged, first, packed = fields
+                self._heard(peer, session, now)
+                request = Request(peer, session, acknowledged, first, packed, node)
+                self._gather(request, len(frame))
             else:
                 self._soft(peer, fields, now)
         except RemoteProtocolError:
@@ -310,8 +312,8 @@ class Replica:
     # ------------------------------------------------------------------------------ as time goes
 
     def _expire(self, now: float) -> None:
-        # This process stood still (SIGSTOP, a slow disk), or the one that brings the nodes'
-        # frames did: what they have said meanwhile may not be read yet, and is no silence of theirs.
+        # This process stood still (SIGSTOP, a slow disk), or the one that brings the nodes' frames
+        # did: what they have said meanwhile may not be read yet, and is no silence of theirs.
         deaf_s = max(now - self._ran_at, self._unheard_s)
         self._ran_at, self._unheard_s = now, 0.0
         if deaf_s > _STALL_S:

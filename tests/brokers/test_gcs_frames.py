@@ -25,8 +25,8 @@ def test_a_frame_is_whole_again_with_its_last_piece(frame: bytes) -> None:
         assert last == frame
 
 
-def test_of_a_frame_that_was_given_up_nothing_is_left(frame: bytes = LARGE) -> None:
-    assembly = Assembly()
+def test_of_a_frame_that_was_given_up_nothing_is_left() -> None:
+    assembly, frame = Assembly(), LARGE
     begun = list(pieces(frame))[:2]
     for offset, piece in begun:
         assert assembly.take(offset, len(frame), piece) is None
@@ -37,8 +37,8 @@ def test_of_a_frame_that_was_given_up_nothing_is_left(frame: bytes = LARGE) -> N
     assert assembly.take(*last_of(frame)) is None, "there is a hole before it"
 
 
-def test_a_short_frame_overtakes_a_long_one(frame: bytes = LARGE) -> None:
-    assembly = Assembly()
+def test_a_short_frame_overtakes_a_long_one() -> None:
+    assembly, frame = Assembly(), LARGE
     *begun, last = pieces(frame)
     for offset, piece in begun:
         assert assembly.take(offset, len(frame), piece) is None

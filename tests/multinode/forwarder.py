@@ -40,9 +40,7 @@ class Forwarder:
         self._loop = asyncio.new_event_loop()
         self._passes = asyncio.Event()
         self._passes.set()
-        self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._connected, host, 0)
-        )
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._connected, host, 0))
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{self._server.sockets[0].getsockname()[1]}"
         self._thread = threading.Thread(target=self._loop.run_forever, name="forwarder")
@@ -72,7 +70,12 @@ class Forwarder:
     def _do(self, step: Callable[[], Any]) -> None:
         """Do something in the loop's thread, and wait until it is done."""
         done = threading.Event()
-        self._loop.call_soon_threadsafe(lambda: (step(), done.set()))
+
+        def do() -> None:
+            step()
+            done.set()
+
+        self._loop.call_soon_threadsafe(do)
         assert done.wait(10)
 
     def cut(self) -> None:

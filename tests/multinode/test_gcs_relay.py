@@ -30,6 +30,8 @@ from zray.testing import Cluster
 from zray.util import kv, list_named_actors
 
 WRITERS = 6
+PULLED_S = 0.7
+"""A cable is pulled for so long: less than a lease lasts, also where the machine is busy."""
 
 
 class Writing:
@@ -128,7 +130,7 @@ def pair(place: Place) -> Iterator[Pair]:
             settings = {"num_cpus": 1, "parent": os.getpid(), "cluster": cluster}
             started.append(launch.launch_node(str(folders[-1]), settings))
             place.children.append(started[-1])  # type: ignore[arg-type]
-        yield Pair(forwarder, back, *map(str, folders), started[1])
+        yield Pair(forwarder, back, str(folders[0]), str(folders[1]), started[1])
         zray.shutdown()
         for process in reversed(started):
             process.terminate()
@@ -175,7 +177,7 @@ def test_a_cable_that_is_pulled_for_a_moment_costs_that_moment(
     at_work.goes_on()
     pair.forwarder.deaf()
     pair.back.deaf()
-    time.sleep(0.7)
+    time.sleep(PULLED_S)
     pair.forwarder.hear()
     pair.back.hear()
     at_work.goes_on()

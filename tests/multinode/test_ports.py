@@ -148,9 +148,7 @@ def test_code_chooses_ports_and_ipv6_as_the_command_line_does(place: Place) -> N
         found = about(str(folder))
         assert found["address"] == f"tcp://{told}"
         assert found["bulk_address"] == f"tcp://[::1]:{ports[1]}", "the host is that of the other"
-        other = start(
-            place, "b", "--join", told, "--keys", "none", "--resources", '{"second": 2}'
-        )
+        other = start(place, "b", "--join", told, "--keys", "none", "--resources", '{"second": 2}')
         works(str(folder))
         assert outside.opened
         assert place.run("stop", "--dir", other["directory"]).returncode == 0
