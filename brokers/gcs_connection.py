@@ -137,6 +137,7 @@ class GcsConnection:
             self._dial_at = now + _DIAL_S
             self._cluster.stop_dialling(self.address)
             self._cluster.dial(self.address)
+            self.session.rerouted()  # It goes behind the greeting.
 
     # -- joining ---------------------------------------------------------------------------------
 

@@ -448,6 +448,11 @@ class GcsSession:
             self._unsent = number
             self.flush()
 
+    def rerouted(self) -> None:
+        """The way to the GCS is a new one: what was sent on the old one may be lost."""
+        self._send_again(self._first)
+        self._watch_again()
+
     def flush(self) -> None:
         """Send what was asked; at the end of a wake, so that asks share messages."""
         window = WINDOW_BYTES_MAX

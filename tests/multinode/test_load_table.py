@@ -96,6 +96,24 @@ def test_work_finds_its_places_while_the_gcs_stands_still(three: Cluster, tmp_pa
         os.kill(gcs_pid(three.nodes[0]), signal.SIGCONT)
 
 
+def test_who_is_refused_learns_what_is_free_there_without_the_gcs(
+    three: Cluster, tmp_path: Path
+) -> None:
+    head, *others = three.nodes
+    assert zray.get(waits_not.remote(), timeout=20)
+    os.kill(gcs_pid(head), signal.SIGSTOP)
+    try:
+        refs = [waits.remote(str(tmp_path)) for _ in range(7)]
+        for node in others:
+            wait_until(lambda node=node: free_here(node) == 0.0, 20)  # type: ignore[misc]
+            # No row of it has been published: it said so when it was asked for one more worker.
+            wait_until(lambda node=node: free_cpus(head, node) == 0.0, 20)  # type: ignore[misc]
+        (tmp_path / "go").touch()
+        assert len(zray.get(refs, timeout=30)) == 7
+    finally:
+        os.kill(gcs_pid(head), signal.SIGCONT)
+
+
 @zray.remote(num_cpus=1)
 def waits_not() -> bool:
     return True
