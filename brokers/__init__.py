@@ -57,6 +57,8 @@ Among other nodes:
     cluster.py      S  the links, and what goes over them for this node's processes
     membership.py   P  who is a member: the GCS's table, the links, this node's own lease
     gcs_process.py  S  the GCS process beside the head node
+    gcs_relay.py    S  the sessions of other nodes, carried between their links and the GCS process
+    gcs_frames.py   P  frames to and from the GCS in pieces that a link carries
     gcs_connection.py S this node's session with the GCS process
     gcs_tables.py   S  the shared tables, asked of the GCS
     link_rules.py   S  rules of messages from other nodes

@@ -25,9 +25,8 @@ def main() -> int:
     parser.add_argument("--dir", required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--settings", type=json.loads, default={})
-    parser.add_argument("--bind", default="tcp://127.0.0.1:0")
+    parser.add_argument("--bind", default="")
     parser.add_argument("--durability", choices=["process", "disk"], default="disk")
-    parser.add_argument("--keys")
     parser.add_argument("--life-fd", type=int)
     arguments = parser.parse_args()
     faulthandler.enable()
@@ -40,7 +39,6 @@ def main() -> int:
             arguments.bind,
             arguments.ready_fd,
             durability=arguments.durability,
-            keys=arguments.keys,
             life_fd=arguments.life_fd,
         )
     try:

@@ -92,6 +92,8 @@ class Borrowing:
         self._waiting_since: dict[Shape | bytes, float] = {}
         self._next = 1
         self._dealt = 0
+        self.incarnation = 0
+        """Of this node, once the GCS has taken it in: an earlier life's rows are older than any."""
         self._revision = 0
         self.report(0.0)
 
@@ -103,7 +105,7 @@ class Borrowing:
         scheduler = self.scheduler
         row = NodeLoad(
             self.table.own,
-            1,
+            self.incarnation,
             self._revision,
             scheduler.resources.total,
             scheduler.resources.available,
@@ -157,7 +159,7 @@ class Borrowing:
         )
 
     def heard(self, row: NodeLoad) -> None:
-        """LOAD: another node's row; with the first one it is there, and lends."""
+        """Another node's row has come from itself; with the first one it is there, and lends."""
         self.in_cluster = True
         self.table.heard(row)
 
@@ -440,6 +442,7 @@ class Borrowing:
 
     def sweep(self, now: float) -> None:
         """Give back what has had nothing to do for a while."""
+        self.table.forget_sent(now)
         for worker in list(self.borrowed.values()):
             if worker.pooled and not worker.outstanding and now - worker.idle_since > _IDLE_S:
                 self._give_back(worker)

@@ -27,9 +27,8 @@ from zray.protocol.roles import Role
 
 from . import deaths
 from .gcs_connection import GcsConnection
-from .gcs_process import GcsProcess
+from .gcs_relay import GcsRelay
 from .lineage_copies import LineageCopies
-from .load import read_load
 from .loans import Loans
 from .membership import Membership
 from .node_outcomes import error_outcome
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
     from .node import Node
 
 _BATCH_MESSAGES = 1000
+_CLOGGED_MESSAGES = 100
+_CLOGGED_BYTES = 1 << 20
 _CODE_S = 1.0
 """A job's home that has not sent code after so long is passed by."""
 
@@ -66,7 +67,7 @@ class Cluster:
         node: whose loop this is a part of.
         keys: of the cluster's members; None: on this machine only.
         host: to bind, port: 0 for a free one, advertise: see LinkInbox.
-        bulk_port: of object transfers; 0: a free one.
+        bulk_port: of object transfers; 0: a free one. bulk_advertise: see ObjectsElsewhere.
         role: of this node among the others; key_role: of the key it shows them.
     """
 
@@ -79,6 +80,7 @@ class Cluster:
         port: int = 0,
         advertise: str | None = None,
         bulk_port: int = 0,
+        bulk_advertise: str | None = None,
         role: Role = Role.NODE,
         key_role: Role = Role.NODE,
     ) -> None:
@@ -89,7 +91,7 @@ class Cluster:
         self.membership = Membership(node.process)
         self.gcs: GcsConnection | None = None
         """None where the cluster has no GCS process, or this node does not know it yet."""
-        self.gcs_process: GcsProcess | None = None
+        self.gcs_relay: GcsRelay | None = None
         """In the head node."""
         self.losses = 0
         """How often a node was lost: who greets us after that has to begin anew with us."""
@@ -97,7 +99,7 @@ class Cluster:
         self.inbox = LinkInbox(
             self.context, keys, host=host, port=port, advertise=advertise, role=key_role
         )
-        self.links = Links(self.context, node.process, keys, key_role)
+        self.links = Links(self.context, node.process, keys, key_role, ipv6_names=":" in host)
         for descriptor in (*self.inbox.descriptors, self.links.descriptor):
             node.watch(descriptor, self._readable)
         self.deliveries = Deliveries(node.process, node.secret)
@@ -114,7 +116,9 @@ class Cluster:
         """Local processes that watch an actor whose home is elsewhere."""
         self.places: dict[bytes, set[bytes]] = {}
         """Foreign workers, and the local processes that were told an actor lives there."""
-        self.objects = ObjectsElsewhere(self, keys, host=host, port=bulk_port)
+        self.objects = ObjectsElsewhere(
+            self, keys, host=host, port=bulk_port, advertise=bulk_advertise
+        )
         is_node = role is Role.NODE
         self.lineage = LineageCopies(
             self,
@@ -142,7 +146,7 @@ class Cluster:
         due = self.loans.due_s
         if self.gcs is not None:
             due = min(due, self.gcs.due_s)
-        return due if self.gcs_process is None else min(due, self.gcs_process.due_s)
+        return due if self.gcs_relay is None else min(due, self.gcs_relay.due_s)
 
     def serve(self) -> None:
         """Handle what other nodes have sent."""
@@ -156,10 +160,10 @@ class Cluster:
                 self.refusals.refused_us(event.peer, event.reason)
             elif event.peer in self.joining:
                 self.refusals.let_us_in(event.peer)
+        if self.gcs_relay is not None:
+            self.gcs_relay.serve()
         if self.gcs is not None:
             self.gcs.serve()
-        if self.gcs_process is not None:
-            self.gcs_process.tick(self.node.now)
         if not self._more:
             return
         for _ in range(_BATCH_MESSAGES):
@@ -206,12 +210,12 @@ class Cluster:
 
     # -- who is there ----------------------------------------------------------------------------
 
-    def use_gcs(self, endpoint: str) -> None:
-        """Share the tables of a GCS process from now on; whoever is there hears of it."""
+    def use_gcs(self, head: bytes, address: str) -> None:
+        """Share the tables of the GCS beside this head from now on; who is there hears of it."""
         if self.gcs is not None:
             return
-        print(f"the cluster's GCS is at {endpoint}", flush=True)
-        self.gcs = GcsConnection(self, endpoint)
+        print(f"the cluster's GCS is at node {head.hex()}, {address}", flush=True)
+        self.gcs = GcsConnection(self, head, address)
         self.node.shared_tables = self.gcs.tables
         for member in self.members.values():
             self._greet(member.link)
@@ -262,7 +266,7 @@ class Cluster:
             "address": self.inbox.address,
             "to": peer.decode(),
             "answers": answers,
-            "gcs": None if self.gcs is None else self.gcs.endpoint,
+            "gcs": None if self.gcs is None else [self.gcs.head, self.gcs.address],
             "role": self.role,
             "incarnation": self.membership.incarnation,
             "losses": self.losses,
@@ -287,12 +291,16 @@ class Cluster:
             return
         incarnation = details["incarnation"]
         if identity != sender.peer or not self.membership.admits(identity, incarnation):
+            if identity == sender.peer and self.gcs_relay is not None:
+                self.gcs_relay.visited(sender, address)
             raise errors.RemoteProtocolError(
                 f"LINK_HELLO of incarnation {incarnation} of a node that is dead, or another one"
             )
         role = self.refusals.check_role(sender, details)
         if details["gcs"] is not None and role is Role.NODE:
-            self.use_gcs(details["gcs"])
+            self.use_gcs(*details["gcs"])
+            if self.gcs is not None and details["gcs"][0] == identity:
+                self.gcs.moved(*details["gcs"])
         known = self.members.get(identity)
         if known is not None and details["losses"] <= known.details["losses"]:
             known.stream = sender.stream
@@ -310,11 +318,11 @@ class Cluster:
         self.refusals.silent.discard(link.decode())
         self.membership.linked_to(identity, incarnation)
         self.members[identity] = Member(identity, address, details, link, sender.stream, role)
+        if self.gcs_relay is not None:
+            self.gcs_relay.welcomed(identity)
         self.objects.node_joined(identity, details["bulk"], sender.key, role)
         if role is Role.NODE:
-            self.node.scheduler.borrowing.heard(read_load(details["load"]))
-        self.loans.tell_all()
-        if role is Role.NODE:
+            self.loans.node_joined(identity, details["load"])
             self.lineage.node_joined(identity)
         print(f"{role} {identity.hex()} at {address} is there", flush=True)
         for other, where in details["members"] if self.gcs is None else ():
@@ -330,6 +338,8 @@ class Cluster:
         member = self.members.get(sender.peer)
         if member is not None and member.stream == sender.stream:
             self.lost(sender.peer, "its connection ended")
+        elif self.gcs_relay is not None:
+            self.gcs_relay.departed(sender)
 
     def lost(self, identity: bytes, reason: str) -> None:
         """A node is gone, and all its processes."""
@@ -342,6 +352,8 @@ class Cluster:
         if member.role is Role.NODE:  # Drivers come and go.
             node.health.node_lost(identity, reason)
         node.queries.node_lost(identity, reason)
+        if self.gcs_relay is not None:
+            self.gcs_relay.link_ended(identity, member.address)
         self.membership.link_lost(identity, node.now)
         print(f"{member.role} {identity.hex()} is gone: {reason}", flush=True)
         for worker in node.scheduler.borrowing.node_lost(identity):
@@ -391,6 +403,17 @@ class Cluster:
             self.overflowed.add(node)
             self._more = True
         return sent
+
+    def send_by(
+        self, link: bytes, kind: int, *fields: Any, payloads: tuple[Payload, ...] = ()
+    ) -> bool:
+        """Send by a link to whoever is there, member or not; False where it is full, or gone."""
+        return self.links.send(link, frames.pack(kind, *fields, payloads=len(payloads)), payloads)
+
+    def is_clogged(self, link: bytes) -> bool:
+        """Return whether so much waits for a link already that what can wait should."""
+        messages_len, nbytes = self.links.queued(link)
+        return messages_len > _CLOGGED_MESSAGES or nbytes > _CLOGGED_BYTES
 
     def forward(self, source: bytes, destination: bytes, payloads: list[bytes]) -> None:
         """A process of ours says something to one of another node."""
@@ -533,8 +556,8 @@ class Cluster:
         """Leave; the head takes the GCS with it."""
         if self.gcs is not None:
             self.gcs.close()
-        if self.gcs_process is not None:
-            self.gcs_process.stop()
+        if self.gcs_relay is not None:
+            self.gcs_relay.close()
         self.objects.close()
         self.lineage.close()
         self.deliveries.close()

@@ -1,8 +1,8 @@
 """The GCS process beside the head node: started, started again when it dies, ended.
 
 What    The two share a socket that nothing is sent on: its end tells either of the other's death
-        at once. The first life chooses the port, and each one after it has the same.
-Caller  brokers/gcs_connection.py, in the head node.
+        at once. Each life is reached at the same place in the directory, by this machine alone.
+Caller  brokers/gcs_relay.py, in the head node.
 Never   speaks with the GCS: that is a session, as every node has one.
 """
 
@@ -16,11 +16,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from zray.errors import NodeStartError
-from zray.net.addresses import advertised, endpoint
+from zray.net.mailbox import ipc_endpoint
 
 _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 3.0
@@ -39,34 +38,19 @@ class GcsProcess:
         directory: its own; made if need be, and what is in it is served again.
         watch: calls back whenever a descriptor is readable.
         unwatch: ends that.
-        host: IP address to bind. port: 0: the one of this directory's last GCS, else any.
-        advertise: "HOST" or "HOST:PORT" of this node, of which only the host counts here.
-        keys: folder of the cluster's keys; None only where host is this machine alone.
 
     Raises:
         NodeStartError: it did not start; the message has its reason.
+        OSError: the directory's path is too long for a socket.
     """
 
-    def __init__(
-        self,
-        directory: str,
-        *,
-        watch: Watch,
-        unwatch: Callable[[int], None],
-        host: str = "127.0.0.1",
-        port: int = 0,
-        advertise: str | None = None,
-        keys: str | None = None,
-    ) -> None:
+    def __init__(self, directory: str, *, watch: Watch, unwatch: Callable[[int], None]) -> None:
         self.directory = directory
+        self.endpoint = ipc_endpoint(directory, "gcs.sock")
+        """Where this machine reaches it."""
         self.starts = 0
         self._watch = watch
         self._unwatch = unwatch
-        # A name would be one of an interface to libzmq.
-        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
-        self._host = str(found[0][4][0])
-        self._port = port
-        self._keys = keys
         self._child: subprocess.Popen[bytes] | None = None
         self._life: socket.socket | None = None
         self._ready = -1
@@ -76,21 +60,12 @@ class GcsProcess:
         self._retry_at: float | None = None
         self._stopping = False
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        report = self._begin(port or _last_port(directory))
-        if report.get("error") and not port:
-            report = self._begin(0)  # Somebody else has taken that port since.
-        if report.get("error"):
-            raise NodeStartError(f"the GCS did not start: {report['error']}")
-        self._port = int(report["endpoint"].rpartition(":")[2])
-        shown = None if advertise is None else _host_of(advertise)
-        self.endpoint = advertised(host, self._port, shown)
-        """Where nodes reach it: the same for as long as this node lives."""
+        self._begin()
 
     # -- the first start -------------------------------------------------------------------------
 
-    def _begin(self, port: int) -> dict[str, Any]:
+    def _begin(self) -> None:
         """Start it and wait for its report."""
-        self._port = port
         self._spawn(0.0)
         line = b""
         while not line.endswith(b"\n"):
@@ -103,9 +78,8 @@ class GcsProcess:
         report: dict[str, Any] = json.loads(line)
         if report.get("error"):
             self._forget_child()
-        else:
-            self._close_ready()
-        return report
+            raise NodeStartError(f"the GCS did not start: {report['error']}")
+        self._close_ready()
 
     # -- lives -----------------------------------------------------------------------------------
 
@@ -114,9 +88,8 @@ class GcsProcess:
         self._ready, ready = os.pipe()
         command = [
             *(sys.executable, "-m", "zray.brokers", "gcs", "--dir", self.directory),
-            *("--bind", endpoint(self._host, self._port)),
+            *("--bind", self.endpoint),
             *("--ready-fd", str(ready), "--life-fd", str(its.fileno())),
-            *(() if self._keys is None else ("--keys", self._keys)),
         ]
         try:
             self._child = subprocess.Popen(
@@ -203,20 +176,3 @@ class GcsProcess:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(_STOP_TIMEOUT_S)
         self._forget_child()
-
-
-def _host_of(advertise: str) -> str:
-    """Return the host of "HOST" or "HOST:PORT", IPv6 in brackets or bare."""
-    name, colon, port = advertise.rpartition(":")
-    if colon and port.isdigit() and (":" not in name or name.endswith("]")):
-        return name
-    return advertise
-
-
-def _last_port(directory: str) -> int:
-    """Return the port of the GCS that was here last, 0 where there was none."""
-    try:
-        report = json.loads(Path(directory, "gcs.json").read_text())
-        return int(str(report["endpoint"]).rpartition(":")[2])
-    except (FileNotFoundError, KeyError, ValueError):
-        return 0

@@ -176,5 +176,6 @@ class Health:
                 f"this node's lease is over since {-left_s:.1f} s: it ends itself"
                 f" {cluster.membership.fence_s:g} s after its end"
             )
-        if cluster.gcs_process is not None and cluster.gcs_process.starts > 1:
-            yield f"the GCS process was started again {cluster.gcs_process.starts - 1} times"
+        relay = cluster.gcs_relay
+        if relay is not None and relay.process.starts > 1:
+            yield f"the GCS process was started again {relay.process.starts - 1} times"

@@ -72,7 +72,7 @@ def _cluster(node: Node, _arguments: dict[str, Any]) -> dict[str, Any] | None:
         "role": cluster.role,
         # A node can go on among others without a GCS, and a driver's could not.
         "has_joined": bool(cluster.nodes) and (cluster.role is Role.NODE or cluster.is_settled),
-        "gcs": None if cluster.gcs is None else cluster.gcs.endpoint.removeprefix("tcp://"),
+        "gcs": None if cluster.gcs is None else cluster.gcs.address.removeprefix("tcp://"),
         "nodes": (cluster.role is Role.NODE) + len(_others(node)),
         "drivers_elsewhere": len(cluster.members) - len(cluster.nodes),
         "joining": sorted(cluster.joining.values()),

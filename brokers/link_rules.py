@@ -2,7 +2,8 @@
 
 What    One function a kind: fields to a machine's method, or on to a process of this node.
 Caller  brokers/cluster.py.
-Never   believes a node that is not a member, or opens what processes say to each other.
+Never   believes a node that is not a member in anything but who it is; opens what processes say to
+        each other, or what the GCS and its sessions do.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]
+OpenRule = Callable[["Cluster", Sender, list[Any], list[Payload]], None]
 
 
 def handle(cluster: Cluster, sender: Sender, header: bytes, payloads: list[Payload]) -> None:
@@ -35,12 +37,15 @@ def handle(cluster: Cluster, sender: Sender, header: bytes, payloads: list[Paylo
         message = _unpacked(cluster, sender, header)
         if message is None:
             return
-        rule = LINK_RULES.get(message[1])
-        if rule is None or message[2] != len(payloads):
+        if message[2] != len(payloads):
             raise errors.RemoteProtocolError("not a message of a node for a node")
-        if message[1] == link_messages.LINK_HELLO:
-            cluster.welcome(sender, message[3])
+        open_rule = OPEN_RULES.get(message[1])
+        if open_rule is not None:
+            open_rule(cluster, sender, message, payloads)
             return
+        rule = LINK_RULES.get(message[1])
+        if rule is None:
+            raise errors.RemoteProtocolError("not a message for a node")
         member = cluster.members.get(sender.peer)
         if member is None:
             raise errors.RemoteProtocolError("a message of a node that is not a member")
@@ -74,8 +79,42 @@ def _check_role(role: Role, sender: Sender, message: list[Any]) -> None:
     link_roles.check(role, sender.peer, message)
 
 
-def _hello(_cluster: Cluster, _peer: bytes, _message: list[Any], _frames: list[Payload]) -> None:
-    return
+# -- of anybody with a key -------------------------------------------------------------------------
+
+
+def _hello(cluster: Cluster, sender: Sender, message: list[Any], _frames: list[Payload]) -> None:
+    cluster.welcome(sender, message[3])
+
+
+def _gcs_call(
+    cluster: Cluster, sender: Sender, message: list[Any], payloads: list[Payload]
+) -> None:
+    if cluster.gcs_relay is None:
+        raise errors.RemoteProtocolError("GCS_CALL to a node that is not the head")
+    (piece,) = payloads
+    cluster.gcs_relay.call(sender, message[3], message[4], bytes(piece))
+
+
+def _gcs_answer(
+    cluster: Cluster, sender: Sender, message: list[Any], payloads: list[Payload]
+) -> None:
+    if cluster.gcs is None or cluster.gcs.head != sender.peer:
+        raise errors.RemoteProtocolError("GCS_ANSWER of a node that is not the head")
+    if sender.role is not Role.NODE:
+        raise RoleError(f"the key of a {sender.role} speaks for the head")
+    (piece,) = payloads
+    cluster.gcs.take(message[3], message[4], bytes(piece))
+
+
+OPEN_RULES: dict[int, OpenRule] = {
+    link_messages.LINK_HELLO: _hello,
+    link_messages.GCS_CALL: _gcs_call,
+    link_messages.GCS_ANSWER: _gcs_answer,
+}
+"""What is heard of who is no member: the GCS says who is one, so it speaks with all."""
+
+
+# -- of members ------------------------------------------------------------------------------------
 
 
 def _relay(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Payload]) -> None:
@@ -213,7 +252,6 @@ def _copy_gone(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 LINK_RULES: dict[int, Rule] = {
     **LOAN_RULES,
     **QUERY_RULES,
-    link_messages.LINK_HELLO: _hello,
     link_messages.RELAY: _relay,
     link_messages.CODE_WANTED: _code_wanted,
     link_messages.CODE: _code,

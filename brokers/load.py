@@ -24,6 +24,9 @@ ALIVE, DRAINING, DEAD = "ALIVE", "DRAINING", "DEAD"
 
 _REPORTS_UNTIL_SETTLED = 2
 """A row may have been written before what was sent arrived; the second one after it was not."""
+_SENT_S = 1.0
+"""What was sent so long ago is in the last report, or has come to nothing: where no report comes,
+because nothing changes there or the GCS is away, what is known is taken as it is."""
 
 _NUMBER_MAX = 2**62
 _LABELS_MAX = 256
@@ -268,6 +271,12 @@ class LoadTable:
         sent.reports = 0
         for name, units in (amounts or {}).items():
             sent.amounts[name] = sent.amounts.get(name, 0) + units
+
+    def forget_sent(self, now: float) -> None:
+        """A few times a second: what was sent long ago is no news any more."""
+        for node, sent in list(self._sent.items()):
+            if now - sent.at > _SENT_S and not sent.drained_us(self.rows[node].slots, now):
+                del self._sent[node]
 
     def taken_back(self, node: bytes, amounts: Mapping[str, int]) -> None:
         """Nothing came of what was to be held there."""

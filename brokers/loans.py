@@ -8,14 +8,15 @@ Never   decides who lends or gives back; lets a node speak to a worker that it h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from zray import errors
 from zray.net.channel import Channel
 from zray.net.link_inbox import Payload
 from zray.protocol import frames, link_messages, messages
-from zray.protocol.ids import node_of
+from zray.protocol.ids import NodeId, node_of
+from zray.protocol.packing import packb, unpackb
 
 from . import deaths, scheduling
 from .load import read_load
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 _LOAD_S = 0.1
+_EARLY_ROWS_MAX = 4096
 _LOAD_SOON_S = 0.01
 """News that there is room again must not wait for long: others may."""
-_HEARTBEAT_S = 0.25
 
 _MAIL = frozenset((messages.FINISHED, messages.ACTOR_STARTED))
 _CALLS = frozenset((messages.RECLAIMED, messages.ACTOR_EXIT, messages.BLOCKED, messages.UNBLOCKED))
@@ -63,7 +64,11 @@ class Loans:
         self.node = cluster.node
         self.borrowed: dict[bytes, Process] = {}
         self._load_at = 0.0
+        self._swept_at = 0.0
+        self._early: dict[NodeId, bytes] = {}
+        """Rows that the GCS has told of nodes that are no members yet."""
         self._load: list[Any] = []
+        """What was reported last, as far as it is news when it changes."""
 
     # -- every wake ------------------------------------------------------------------------------
 
@@ -80,29 +85,60 @@ class Loans:
         scheduler, now = self.node.scheduler, self.node.now
         scheduler.lending.tick(now)
         scheduler.borrowing.seek(now)
-        if not scheduler.runs_work:
+        if now >= self._swept_at + _LOAD_S:
+            self._swept_at = now
             scheduler.borrowing.sweep(now)
-        elif self.cluster.members and now >= self._load_at + _LOAD_SOON_S:
-            self._tell_load(now)
+        if scheduler.runs_work and self.cluster.members and now >= self._load_at + _LOAD_SOON_S:
+            self._report_load(now)
 
-    def _tell_load(self, now: float) -> None:
-        scheduler = self.node.scheduler
-        load: list[Any] = [scheduler.resources.available, scheduler.queues.task_count]
-        waited_s = now - self._load_at
-        if load == self._load and waited_s < _HEARTBEAT_S:
+    def _report_load(self, now: float) -> None:
+        """Give the GCS our row of the load table, where it has changed: it tells all others."""
+        scheduler, gcs = self.node.scheduler, self.cluster.gcs
+        if gcs is None or not gcs.is_joined:
             return
-        before: dict[str, int] = self._load[0] if self._load else {}
-        more = any(units > before.get(name, 0) for name, units in load[0].items())
-        if more or waited_s >= _LOAD_S:
-            scheduler.borrowing.sweep(now)
-            self._load, self._load_at = load, now
-            row = scheduler.borrowing.report(now).fields()
-            for member in self.cluster.members:
-                self.cluster.send(member, link_messages.LOAD, row)
+        available = scheduler.resources.available
+        before: dict[str, int] = self._load[1] if self._load else {}
+        more = any(units > before.get(name, 0) for name, units in available.items())
+        if not more and now < self._load_at + _LOAD_S:
+            return
+        row = scheduler.borrowing.report(now)
+        # A wait is an estimate that moves while nothing happens: half or twice as much is news.
+        wait = row.wait_us.bit_length()
+        load = [row.incarnation, available, dict(row.total), row.queue_tasks, wait]
+        if load != self._load:
+            self._load = load
+            gcs.session.set_load(packb(row.fields()))
+        self._load_at = now
 
-    def tell_all(self) -> None:
-        """Somebody has come: say at once what is free here."""
-        self._load = []
+    def published(self, rows: Mapping[bytes, bytes]) -> None:
+        """The GCS tells rows of the load table, by node; those of who is no member count nothing.
+
+        Raises:
+            RemoteProtocolError: one of them is malformed.
+        """
+        cluster, found = self.cluster, []
+        for node, packed in rows.items():
+            if node in cluster.members:
+                row = read_load(unpackb(packed))
+                if row.node == node and cluster.membership.admits(node, row.incarnation):
+                    found.append(row)
+            elif node != self.node.process:
+                self._early[node] = packed
+        while len(self._early) > _EARLY_ROWS_MAX:
+            del self._early[next(iter(self._early))]
+        self.node.scheduler.borrowing.table.published(found)
+
+    def node_joined(self, node: NodeId, greeted: list[Any]) -> None:
+        """A node is a member now.
+
+        Args:
+            node: which.
+            greeted: its row as it was when it greeted us; the GCS may have told a newer one since.
+        """
+        self.node.scheduler.borrowing.heard(read_load(greeted))
+        early = self._early.pop(node, None)
+        if early is not None:
+            self.published({node: early})
 
     # -- borrowed workers ------------------------------------------------------------------------
 
@@ -148,6 +184,9 @@ class Loans:
     def lend(self, command: scheduling.Lend) -> None:
         """Answer a request."""
         worker = command.worker
+        scheduler = self.node.scheduler
+        # Who was refused has an old row of ours: the next one asks where there is more.
+        load = scheduler.borrowing.report(self.node.now).fields() if worker is None else None
         process = None if worker is None else self.node.processes.by_id.get(worker)
         self.cluster.send(
             command.node,
@@ -156,6 +195,7 @@ class Loans:
             worker,
             0 if process is None else process.pid,
             list(command.gpu_ids),
+            load,
         )
 
     def want_back(self, command: scheduling.WantBack) -> None:
@@ -186,13 +226,6 @@ class Loans:
 # -- rules -----------------------------------------------------------------------------------------
 
 
-def _load(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    row = read_load(message[3])
-    if row.node != peer:
-        raise errors.RemoteProtocolError("LOAD of another node")
-    cluster.node.scheduler.borrowing.heard(row)
-
-
 def _borrow(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     number, placement, resources, environment, for_actor, patient = message[3:9]
     cluster.node.scheduler.lending.borrow(
@@ -208,11 +241,16 @@ def _borrow(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pay
 
 
 def _lent(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    number, worker, pid, gpus = message[3:7]
+    number, worker, pid, gpus, load = message[3:8]
     if worker is not None:
         if node_of(worker) != peer:
             raise errors.RemoteProtocolError("LENT of another node's worker")
         cluster.loans.came(worker, pid)
+    if load is not None:
+        row = read_load(load)
+        if row.node != peer:
+            raise errors.RemoteProtocolError("LENT with the load of another node")
+        cluster.node.scheduler.borrowing.heard(row)
     cluster.node.scheduler.borrowing.lent(peer, number, worker, tuple(gpus), cluster.node.now)
 
 
@@ -283,7 +321,6 @@ def _job_ended(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]
 
 LOAN_RULES: dict[int, Rule] = {
-    link_messages.LOAD: _load,
     link_messages.BORROW: _borrow,
     link_messages.LENT: _lent,
     link_messages.GIVE_BACK: _give_back,

@@ -83,6 +83,7 @@ def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
         bulk_port=settings.get("bulk_port", 0),
         role=node.role,
         key_role=Role(settings.get("key_role", node.role)),
+        bulk_advertise=settings.get("bulk_advertise"),
     )
     enter(node.cluster, settings)
 

@@ -59,10 +59,17 @@ class ObjectsElsewhere:
         keys: of the cluster's members; None: on this machine only.
         host: to bind.
         port: of bulk transfers; 0: a free one.
+        advertise: "HOST" or "HOST:PORT" that others reach it by; None: the host of the links.
     """
 
     def __init__(
-        self, cluster: Cluster, keys: ClusterKeys | None, *, host: str, port: int = 0
+        self,
+        cluster: Cluster,
+        keys: ClusterKeys | None,
+        *,
+        host: str,
+        port: int = 0,
+        advertise: str | None = None,
     ) -> None:
         node = cluster.node
         self.cluster = cluster
@@ -70,7 +77,7 @@ class ObjectsElsewhere:
         self.own = node.process + os.urandom(8)
         """Our name among bulk peers: of this life alone."""
         server, client = _hooks(keys, cluster.key_role)
-        where = addresses.endpoint("127.0.0.1" if host == "localhost" else host, port)
+        where = addresses.endpoint(addresses.numeric(host), port)
         self.bulk = Bulk(
             node.store.segment,
             self.own,
@@ -80,8 +87,9 @@ class ObjectsElsewhere:
             configure_server=server,
             configure_client=client,
         )
-        reached = cluster.inbox.address.rpartition(":")[0]
-        self.address = f"{reached}:{self.bulk.endpoint.rpartition(':')[2]}"
+        reached = cluster.inbox.address.removeprefix("tcp://").rpartition(":")[0]
+        bound = int(self.bulk.endpoint.rpartition(":")[2])
+        self.address = addresses.advertised(reached, bound, advertise)
         """Where others reach the bulk port."""
         self.fence = HoldFence()
         self.peers: dict[NodeId, bytes] = {}

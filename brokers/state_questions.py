@@ -169,10 +169,10 @@ def _complete_nodes(node: Node, rows: dict[str, dict[str, Any]], found: Gathered
             rows[source.hex()] = inspection.silent_node_row(node, source, reason)
     for row in found.rows.get(gcs_rows.SOURCE, ()):
         rows.setdefault(row["node_id"], row)
-    for identity, row in list(rows.items()):
-        role = row.pop("role", None) or _role_of(node, bytes.fromhex(identity))
+    for name, row in list(rows.items()):
+        role = row.pop("role", None) or _role_of(node, bytes.fromhex(name))
         if role != Role.NODE:
-            del rows[identity]
+            del rows[name]
 
 
 def _role_of(node: Node, identity: NodeId) -> Role:

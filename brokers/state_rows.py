@@ -208,7 +208,7 @@ def own_node_row(node: Node) -> dict[str, Any]:
     load = node.scheduler.borrowing.report(node.now)
     cluster = node.cluster
     address = "" if cluster is None else cluster.inbox.address
-    is_head = cluster is None or cluster.gcs_process is not None
+    is_head = cluster is None or cluster.gcs_relay is not None
     return {
         "node_id": node.process.hex(),
         "state": load.state,

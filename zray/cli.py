@@ -75,6 +75,10 @@ Advertise = Annotated[
     str | None,
     typer.Option(metavar="HOST[:PORT]", help="What to tell others where that differs (NAT)."),
 ]
+BulkAdvertise = Annotated[
+    str | None,
+    typer.Option(metavar="HOST[:PORT]", help="The same of --bulk-port. Default: that host."),
+]
 Keys = Annotated[
     str | None,
     typer.Option(
@@ -144,6 +148,7 @@ def start(
     port: Port = None,
     bulk_port: BulkPort = None,
     advertise: Advertise = None,
+    bulk_advertise: BulkAdvertise = None,
     keys: Keys = None,
     labels: Labels = None,
     directory: Annotated[
@@ -175,6 +180,7 @@ def start(
         "port": port,
         "bulk_port": bulk_port,
         "advertise": advertise,
+        "bulk_advertise": bulk_advertise,
         "keys": keys,
         "labels": labels,
     }

@@ -43,7 +43,8 @@ def node_settings(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a node among others, with keys that are there and a host to bind.
 
     Args:
-        found: host, port, bulk_port, advertise, keys and join, those that are set.
+        found: host, port, bulk_port, advertise, bulk_advertise, keys and join, those that are
+            set.
 
     Raises:
         SecurityError: keys are missing or unsafe, or a port would stand open to strangers.
@@ -62,10 +63,9 @@ def node_settings(found: Mapping[str, Any]) -> dict[str, Any]:
     settings = {"host": host, "port": found.get("port", 0), "join": join, "head": not join}
     if keys is not None:
         settings["keys"] = keys.directory
-    if "bulk_port" in found:
-        settings["bulk_port"] = found["bulk_port"]
-    if "advertise" in found:
-        settings["advertise"] = found["advertise"]
+    for name in ("bulk_port", "advertise", "bulk_advertise"):
+        if name in found:
+            settings[name] = found[name]
     return settings
 
 

@@ -32,6 +32,10 @@ OBJECT_STORE_BYTES_MIN = 1 << 20
 LINEAGE_BYTES_MIN = 1 << 20
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:(?:tcp|zray)://)?(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_ADVERTISED = re.compile(
+    r"[0-9a-fA-F:.]+:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*"  # IPv6 without brackets, and so without port.
+    r"|(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?"
+)
 _FILES = ("zray.toml", "pyproject.toml")
 _OTHER_VARIABLES = {"ZRAY_CONFIG", "ZRAY_TMPDIR", "ZRAY_JOB_ID", "ZRAY_PYTHON"}
 """The file to read instead; where embedded nodes live; set in workers; read by scripts/."""
@@ -130,9 +134,9 @@ def _port(name: str, value: Any) -> int:
 
 def _advertised(name: str, value: Any) -> str:
     given: str = text(name, value)
-    host, colon, port = given.rpartition(":")
-    if colon and not given.endswith("]") and ":" not in host.strip("[]") and not port.isdigit():
-        raise WrongValueError(f"{given!r} must be HOST or HOST:PORT")
+    parts = _ADVERTISED.fullmatch(given)
+    if parts is None or not 0 < int(parts["port"] or 1) < 65536:
+        raise WrongValueError(f"{given!r} must be HOST or HOST:PORT, such as [fd00::1]:6380")
     return given
 
 
@@ -194,6 +198,7 @@ SETTINGS: dict[str, Setting] = {
     "advertise": Setting(
         _advertised, "cluster", "HOST or HOST:PORT to tell others, where it differs"
     ),
+    "bulk_advertise": Setting(_advertised, "cluster", "the same for bulk_port"),
     "keys": Setting(text, "cluster", "folder of the cluster's keys, or none"),
 }
 OF_DRIVER_ELSEWHERE = ("driver_host", "driver_port", "driver_bulk_port", "driver_advertise")

@@ -52,7 +52,8 @@ def launch_node(
         settings: those of a node (zray/configuration.py). ``embedded`` makes it end, and remove
             its directory, with its first driver; ``parent``, a pid, with the process that started
             it; without either the node stays. ``cluster`` is of a node among others: host, port,
-            bulk_port, advertise, keys (a folder; without it only this machine's), join (addresses).
+            bulk_port, advertise, bulk_advertise, keys (a folder; without it only this machine's),
+            join (addresses).
         meanwhile: what the caller can do while the node starts.
 
     Where it is to join others, it has when this returns.

@@ -25,9 +25,11 @@ The GCS of a cluster is a process of its own; nodes drive a session with it:
     commands.py     P  the table of commands, with the checks of their fields
     rules.py        P  what each command does: (state, fields, now) -> (result, writes)
     machine.py      P  sessions: batches of commands, each exactly once, one commit a batch
+    loads.py        P  the load table: which rows each who watches it was told of
     watchers.py     P  who watches which range, and what each was told
     replica.py      P  leases of nodes, their loads, the machine and the watchers together
     server.py       S  the process: poll loop round the replica
+    relayed.py      P  who speaks to it: by a connection of its own, or brought by the head's node
     permissions.py  P  what the key of a client or a gateway may ask
     client.py       P  GcsSession: asks, repeats, beats, for a node's poll loop
     client_ranges.py P ranges that a session follows without a gap

@@ -48,14 +48,19 @@ ASK_TIMEOUT_S = 30.0
 BEAT_S = 0.25
 RESEND_S = 0.5
 RESEND_S_MAX = 4.0
+RESEND_BYTES_PER_S = 16 << 20
+"""What waits for its answer is given so much longer: sent again it would only be slower."""
+
 QUEUE_LEN_MAX = 16_384
 QUEUE_BYTES_MAX = 256 << 20
 WINDOW_LEN_MAX = 4_096
 WINDOW_BYTES_MAX = 8 << 20
-MESSAGE_BYTES_MAX = 256 << 10
+MESSAGE_BYTES_MAX = 64 << 10
+"""Of several commands. Small, so that the GCS does the first ones while the others are written."""
+
 
 Done = Callable[[Any, GcsError | None], None]
-OnLoads = Callable[[Mapping[bytes, Mapping[str, Any]]], None]
+OnLoads = Callable[[Mapping[bytes, bytes]], None]
 
 _EXPIRE_S = 0.1
 _NOOP = packb(("NOOP", ()))
@@ -101,11 +106,11 @@ class GcsSession:
         self._queue_bytes = 0
         self._boot = b""
         self._reason = "it has not answered yet"
-        self._ranges = WatchedRanges(self._ask_for_ranges, self._send_soft)
+        self._ranges = WatchedRanges(self._ask_for_ranges, self._set_watch)
         self._on_loads: OnLoads | None = None
         self._loads_number = -1
         self._watched_at = now
-        self._load: dict[str, Any] | None = None
+        self._load: bytes | None = None
         self._next_beat = now
         self._next_expiry = now
         self.heard_at = now
@@ -210,9 +215,11 @@ class GcsSession:
         fields = (node_id, dict(addresses), dict(resources), dict(labels), host, pid, role)
         self.ask(Command("JOIN", fields), joined)
 
-    def set_load(self, load: Mapping[str, Any]) -> None:
-        """Give what the next beats report of this node: names to plain msgpack values."""
-        self._load = dict(load)
+    def set_load(self, row: bytes) -> None:
+        """Report this node's row of the load table; beats repeat it, where this is lost."""
+        self._load = row
+        if self.incarnation:
+            self._send_soft(Command("LOAD", (row,)))
 
     def put_function(self, code: bytes, done: Done, *, timeout_s: float = ASK_TIMEOUT_S) -> bytes:
         """Store code in chunks and return its hash; `done` gets whether it was new.
@@ -291,12 +298,16 @@ class GcsSession:
     def unwatch(self, table: str, prefix: bytes) -> None:
         """Stop following a range."""
         self._ranges.remove(table, prefix)
-        self._send_soft(Command("UNWATCH", (table, prefix)))
+        self._set_watch(Command("UNWATCH", (table, prefix)))
 
     def watch_loads(self, on_loads: OnLoads) -> None:
-        """Get the loads of all nodes, whole, up to four times a second when they change."""
+        """Get the rows of all nodes that have one, then those that change."""
         self._on_loads = on_loads
-        self._send_soft(Command("WATCH", ("load", b"", 0)))
+        self._watch_loads()
+
+    def _watch_loads(self) -> None:
+        self._loads_number = -1
+        self._set_watch(Command("WATCH", ("load", b"", 0)))
 
     def _check_soft(self, command: Command) -> None:
         try:
@@ -304,16 +315,18 @@ class GcsSession:
         except RemoteProtocolError as error:
             raise LocalProtocolError(str(error)) from None
 
-    def _send_soft(self, command: Command) -> None:
-        """Send what is not numbered. One that is lost shows in the count of the next beat."""
+    def _set_watch(self, command: Command) -> None:
+        """Set or end a watch. One that is lost shows in the count of the next beat."""
         self._watched_at = self._now
+        self._send_soft(command)
+
+    def _send_soft(self, command: Command) -> None:
         packed = packb((command.name, command.fields))
         self._send(pack(SOFT, self.session, self._first, [packed]))
 
     def _watch_again(self) -> None:
         if self._on_loads is not None:
-            self._loads_number = -1
-            self._send_soft(Command("WATCH", ("load", b"", 0)))
+            self._watch_loads()
         self._ranges.again()
 
     # --------------------------------------------------------------------------------- receiving
@@ -406,10 +419,15 @@ class GcsSession:
         if stamp > self._watched_at and watches < expected:
             self._watch_again()
 
-    def _take_loads(self, number: int, loads: dict[bytes, dict[str, Any]]) -> None:
-        if self._on_loads is not None and number > self._loads_number:
-            self._loads_number = number
-            self._on_loads(loads)
+    def _take_loads(self, first: int, last: int, rows: dict[bytes, bytes]) -> None:
+        if self._on_loads is None or last < self._loads_number:
+            return
+        if first > self._loads_number + 1:
+            self._watch_loads()  # Some were lost on the way.
+            return
+        self._loads_number = last
+        if rows:
+            self._on_loads(rows)
 
     def _lose(self, error: GcsError, done: Done | None = None) -> None:
         """Begin another session; what was asked in this one has failed."""
@@ -430,6 +448,11 @@ class GcsSession:
             self.resent += self._unsent - number
             self._unsent = number
             self.flush()
+
+    def rerouted(self) -> None:
+        """The way to the GCS is a new one: what was sent on the old one may be lost."""
+        self._send_again(self._first)
+        self._watch_again()
 
     def flush(self) -> None:
         """Send what was asked; at the end of a wake, so that asks share messages."""
@@ -468,7 +491,8 @@ class GcsSession:
             self._next_expiry = now + _EXPIRE_S
             self._expire(now)
             self._ranges.tick()
-        if self._unsent > self._first and now - self._progress_at >= self._resend_s:
+        patience_s = self._resend_s + self._queue_bytes / RESEND_BYTES_PER_S
+        if self._unsent > self._first and now - self._progress_at >= patience_s:
             # Twice as late each time: a GCS that is slow must not be made slower.
             self._progress_at = now
             self._resend_s = min(self._resend_s * 2, RESEND_S_MAX)

@@ -14,8 +14,8 @@ Spec    docs/explanation/architecture.md, "The GCS and lineage".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from zray.errors import GcsError, RemoteProtocolError
 from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES
@@ -23,6 +23,7 @@ from zray.protocol.packing import packb
 from zray.protocol.roles import Role
 
 from .actor_table import ActorRecord
+from .loads import ROW_BYTES_MAX
 from .rules import CHUNK_BYTES_MAX, FUNCTION_CHUNKS_MAX, RULES, Applied, Rule, State
 from .store import Entry, Transaction
 from .tables import JobRecord
@@ -37,8 +38,7 @@ PAGE_LEN_MAX = 1000
 Effect = Literal["write", "read", "soft", "internal"]
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One command: the name of its row, and its fields."""
 
     name: str
@@ -54,6 +54,11 @@ class Row:
     fields: Mapping[str, Check]
     rule: Rule | None
     text: str
+    checks: tuple[Check, ...] = field(init=False)
+    """Those of the fields, in their order."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checks", tuple(self.fields.values()))
 
 
 def check_command(command: Command) -> Row:
@@ -62,17 +67,19 @@ def check_command(command: Command) -> Row:
     Raises:
         RemoteProtocolError: there is no such command, or a field is malformed.
     """
-    row = COMMANDS.get(command.name)
+    name, fields = command
+    row = COMMANDS.get(name)
     if row is None:
-        raise RemoteProtocolError(f"the GCS has no command {command.name!r}")
-    if len(command.fields) != len(row.fields):
+        raise RemoteProtocolError(f"the GCS has no command {name!r}")
+    checks = row.checks
+    if len(fields) != len(checks):
         raise RemoteProtocolError(
-            f"{row.name} takes the fields {', '.join(row.fields) or 'none'}; "
-            f"{len(command.fields)} were given"
+            f"{name} takes the fields {', '.join(row.fields) or 'none'}; {len(fields)} were given"
         )
-    for (name, check), value in zip(row.fields.items(), command.fields, strict=True):
-        if not check(value):
-            raise RemoteProtocolError(f"{row.name} with a malformed field {name!r}")
+    for place, value in enumerate(fields):
+        if not checks[place](value):
+            wrong = tuple(row.fields)[place]
+            raise RemoteProtocolError(f"{name} with a malformed field {wrong!r}")
     return row
 
 
@@ -145,6 +152,10 @@ def _chunk(value: Any) -> bool:
     return type(value) is bytes and len(value) <= CHUNK_BYTES_MAX
 
 
+def _load(value: Any) -> bool:
+    return type(value) is bytes and len(value) <= ROW_BYTES_MAX
+
+
 def _page(value: Any) -> bool:
     return type(value) is int and 0 < value <= PAGE_LEN_MAX
 
@@ -165,6 +176,10 @@ def _sessions(value: Any) -> bool:
     return type(value) is list and all(
         type(item) is bytes and len(item) == SESSION_BYTES for item in value
     )
+
+
+def _hashes(value: Any) -> bool:
+    return type(value) is list and all(map(_hash, value))
 
 
 def _or_none(check: Check) -> Check:
@@ -308,6 +323,7 @@ _ROWS: tuple[tuple[str, Effect, Mapping[str, Check], str], ...] = (
     ("NODE_LIST", "read", _PAGED, "[packed records, where to go on or None]"),
     ("FUNCTION_CHUNK", "write", _CHUNK, "a chunk after the first; whether it is new"),
     ("FUNCTION_PUT", "write", _FUNCTION, "the first chunk, sent last; whether it is new"),
+    ("FUNCTION_DROP", "internal", {"hashes": _hashes}, "chunks of what was never put"),
     ("FUNCTION_GET", "read", _CHUNK_OF, "[code_bytes, chunk] or None"),
     ("FUNCTION_EXISTS", "read", _HASH, "whether it is there"),
     ("KV_PUT", "write", {**_PLACE, "value": _bytes, "overwrite": _flag}, "whether it is new"),
@@ -322,7 +338,8 @@ _ROWS: tuple[tuple[str, Effect, Mapping[str, Check], str], ...] = (
     ("TRANSACT", "write", _TRANSACTION, "[whether all comparisons held, what each get found]"),
     ("GET", "read", {"table": _readable, "key": _key}, "[value, created, modified] or None"),
     ("RANGE", "read", {"table": _readable, "prefix": _short, **_PAGED}, "[revision, rows, more]"),
-    ("RENEW", "soft", {"stamp": _number, "load": _or_none(_plain)}, "a beat: renews the lease"),
+    ("RENEW", "soft", {"stamp": _number, "load": _or_none(_load)}, "a beat: renews the lease"),
+    ("LOAD", "soft", {"load": _load}, "the node's row of the load table, as it is now"),
     ("WATCH", "soft", {**_RANGE, "from_revision": _count}, "replaces a watch of the same range"),
     ("UNWATCH", "soft", _RANGE, "no more of these changes"),
 )

@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 
 import lmdb
 
-from zray.errors import GcsError
+from zray.errors import GcsError, InternalError
 
 from .environment import MAP_BYTES, Durability, LmdbEnvironment, damaged, translated
 from .history import History, HistoryWatch
@@ -48,10 +48,11 @@ _REVISION = b"revision"
 _LAST_LEASE = b"last_lease"
 
 
-def _encode(entry: Entry) -> bytes:
-    fields = _HEAD_FIELDS.pack(entry.create_revision, entry.modify_revision, entry.lease_id)
-    checksum = zlib.crc32(entry.value, zlib.crc32(fields))
-    return b"".join((fields, checksum.to_bytes(4, "big"), entry.value))
+def _stored(created: int, modified: int, value: bytes, lease_id: int = 0) -> bytes:
+    """Return an entry as LMDB keeps it."""
+    fields = _HEAD_FIELDS.pack(created, modified, lease_id)
+    checksum = zlib.crc32(value, zlib.crc32(fields))
+    return b"".join((fields, checksum.to_bytes(4, "big"), value))
 
 
 def _lease_key(lease_id: int, table: str, key: bytes) -> bytes:
@@ -98,6 +99,58 @@ class _Range:
     prefix: bytes
     after: bytes
     limit: int | None
+
+
+class LmdbReader:
+    """An LmdbStore as it is; see Store.reader.
+
+    Args:
+        begin: begins a read transaction.
+        handles: of the tables that are open already.
+        find: returns the handle of a table, None where there is none.
+        decode: of an entry as it is kept.
+    """
+
+    __slots__ = ("_begin", "_decode", "_find", "_handles", "_txn")
+
+    def __init__(
+        self,
+        begin: Callable[[], lmdb.Transaction[bytes]],
+        handles: dict[str, lmdb._Database],
+        find: Callable[[str], lmdb._Database | None],
+        decode: Callable[[bytes, str, bytes], Entry],
+    ) -> None:
+        self._begin = begin
+        self._txn = begin()
+        self._find = find
+        self._decode = decode
+        self._handles = dict(handles)
+
+    def get(self, table: str, key: bytes) -> Entry | None:
+        """Return the entry under `key`, or None."""
+        database = self._handles.get(table)
+        if database is None:
+            database = self._find(table)
+            if database is None:
+                return None
+            self._handles[table] = database
+            # A transaction does not know a table that was opened after it had begun.
+            self._txn.abort()
+            self._txn = self._begin()
+        stored = self._txn.get(key, None, database)
+        return None if stored is None else self._decode(stored, table, key)
+
+    def close(self) -> None:
+        """Give the snapshot free."""
+        self._txn.abort()
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        self.close()
 
 
 class LmdbStore:
@@ -163,6 +216,48 @@ class LmdbStore:
             for transaction in transactions:
                 self._prepare(transaction)
             return self._commit(lambda batch: [self._apply(batch, one) for one in transactions])
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Make changes that were worked out already. See Store.commit."""
+        if not changes:
+            return
+        with self._exclusive():
+            if changes[0].revision != self._revision + 1 or self._leases:
+                raise InternalError(
+                    f"changes from revision {changes[0].revision} on do not follow "
+                    f"{self._revision}: the store has another writer"
+                )
+            rows: dict[str, dict[bytes, bytes | None]] = {}
+            for revision, table, key, value, created in changes:
+                # Of several changes of one key only the last has to be written.
+                rows.setdefault(table, {})[key] = (
+                    None if value is None else _stored(created, revision, value)
+                )
+            for table in rows:
+                self._table(table)
+
+            def write(batch: _Batch) -> None:
+                for table, found in rows.items():
+                    self._write_rows(batch.txn, self._tables[table], found)
+                batch.changes.extend(changes)
+                batch.revision = changes[-1].revision
+
+            self._commit(write)
+
+    def _write_rows(
+        self,
+        txn: lmdb.Transaction[bytes],
+        database: lmdb._Database,
+        rows: dict[bytes, bytes | None],
+    ) -> None:
+        puts = [(key, stored) for key, stored in rows.items() if stored is not None]
+        if len(puts) < len(rows):
+            for key, stored in rows.items():
+                if stored is None:
+                    txn.delete(key, db=database)
+        puts.sort()  # Neighbours share pages, which are copied once.
+        with txn.cursor(database) as cursor:
+            cursor.putmulti(puts)
 
     def _exclusive(self) -> threading.Lock:
         """Return the lock, for use in a with statement.
@@ -231,7 +326,7 @@ class LmdbStore:
 
     def _put(self, batch: _Batch, put: Put, before: Entry | None, revision: int) -> None:
         created = revision if before is None else before.create_revision
-        stored = _encode(Entry(put.value, created, revision, put.lease_id))
+        stored = _stored(created, revision, put.value, put.lease_id)
         batch.txn.put(put.key, stored, db=self._tables[put.table])
         lease_before = 0 if before is None else before.lease_id
         if lease_before != put.lease_id:
@@ -262,6 +357,11 @@ class LmdbStore:
                 return self._read(txn, table, key)
         except lmdb.Error as error:
             raise translated(error, self._directory.path) from error
+
+    def reader(self) -> LmdbReader:
+        """Return the store as it is now. See Store.reader."""
+        begin = self._directory.environment().begin
+        return LmdbReader(begin, self._tables, self._find, self._decode)
 
     def scan(
         self, table: str, prefix: bytes = b"", limit: int | None = None, *, after: bytes = b""

@@ -1,6 +1,6 @@
 """The state machine of the GCS: commands of many sessions, in batches, each exactly once.
 
-What    A batch of requests becomes one call of Store.transact_many, so that it is durable whole or
+What    A batch of requests becomes one call of Store.commit, so that it is durable whole or
         not at all; the answers of its writes are part of it. A session numbers its commands, and
         they happen in that order: one that comes too early is refused with the number expected,
         one that comes again gets the answer it had. Reads are answered from the state after the
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zray.errors import GcsError, InternalError, RemoteProtocolError
+from zray.errors import GcsError, RemoteProtocolError
 from zray.protocol.packing import packb, unpackb
 
 from .commands import Command, Row, apply, check_command
@@ -32,6 +32,9 @@ ANSWERS_LEN_MAX = 8192
 
 ANSWERS_BYTES_MAX = 16 << 20
 
+_OF_ONE_NODE = ("JOIN", "LEAVE")
+"""What a node says of itself alone; its id is the first field."""
+
 _TABLE = "answers"
 _SCHEMA = 1
 _SCAN_STEP = 500
@@ -42,6 +45,7 @@ class Request:
     """Commands of one session in their order, as they came: `packed` has one command each.
 
     `acknowledged`: every answer to a lower number has arrived. `first` is the number of packed[0].
+    `node` is the node it comes from, b"" where nobody but the peer itself says which.
     """
 
     peer: bytes
@@ -49,6 +53,7 @@ class Request:
     acknowledged: int
     first: int
     packed: Sequence[bytes]
+    node: bytes = b""
 
 
 @dataclass(slots=True)
@@ -101,17 +106,21 @@ class Overlay:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._reader = store.reader()
         self._entries: dict[tuple[str, bytes], Entry | None] = {}
         self.revision = store.revision
-        self.transactions: list[Transaction] = []
         self.changes: list[Change] = []
+
+    def close(self) -> None:
+        """Let go of what was read."""
+        self._reader.close()
 
     def get(self, table: str, key: bytes) -> Entry | None:
         """Return the entry under `key`, or None."""
         place = (table, key)
         if place not in self._entries:
             # A rule reads what its writes then replace: the second look costs nothing.
-            self._entries[place] = self._store.get(table, key)
+            self._entries[place] = self._reader.get(table, key)
         return self._entries[place]
 
     def scan(
@@ -130,29 +139,28 @@ class Overlay:
         return Snapshot(self.revision, tuple(rows[:limit]), more=True)
 
     def write(self, writes: Sequence[Write]) -> None:
-        """Do the writes of one command; those that change nothing are left out."""
-        for start in range(0, len(writes), Transaction.OPERATIONS_MAX):
-            part = writes[start : start + Transaction.OPERATIONS_MAX]
-            before = [self.get(one.table, one.key) for one in part]
-            kept = [
-                (one, entry)
-                for one, entry in zip(part, before, strict=True)
-                if isinstance(one, Put) or entry is not None
-            ]
-            if kept:
-                self.transactions.append(Transaction((), tuple(one for one, _ in kept)))
-                self.revision += 1
-                for one, entry in kept:
-                    self._note(one, entry)
+        """Do the writes of one command; those that change nothing are left out.
 
-    def _note(self, write: Write, before: Entry | None) -> None:
-        revision = self.revision
-        created = revision if before is None else before.create_revision
-        value = write.value if isinstance(write, Put) else None
-        self._entries[write.table, write.key] = (
-            None if value is None else Entry(value, created, revision)
-        )
-        self.changes.append(Change(revision, write.table, write.key, value, created))
+        Raises:
+            GcsError: it names one key twice; nothing was written.
+        """
+        places = [(one.table, one.key) for one in writes]
+        if len(places) > 1 and len(set(places)) < len(places):
+            # Both changes would carry one revision, and a watcher could not order them.
+            raise GcsError("a command that writes one key twice is refused: merge the two")
+        kept = 0
+        for one, place in zip(writes, places, strict=True):
+            before = self.get(*place)
+            value = one.value if isinstance(one, Put) else None
+            if before is None and value is None:
+                continue
+            if kept % Transaction.OPERATIONS_MAX == 0:
+                self.revision += 1
+            kept += 1
+            revision = self.revision
+            created = revision if before is None else before.create_revision
+            self._entries[place] = None if value is None else Entry(value, created, revision)
+            self.changes.append(Change(revision, one.table, one.key, value, created))
 
 
 class StateMachine:
@@ -224,21 +232,16 @@ class StateMachine:
         """
         if self._is_stale:
             self._load()
-        batch = _Batch(self, Overlay(self._store), now)
+        overlay = Overlay(self._store)
+        batch = _Batch(self, overlay, now)
         try:
-            for command in internal:
-                batch.internal(command)
-            for request in requests:
-                batch.take(request)
-            batch.remember()
-            overlay = batch.overlay
-            if overlay.transactions:
-                results = self._store.transact_many(overlay.transactions)
-                if results[-1].revision != overlay.revision:
-                    raise InternalError(
-                        f"revision {results[-1].revision} of the store is not the expected "
-                        f"{overlay.revision}: it has a writer beside the GCS's state machine"
-                    )
+            with contextlib.closing(overlay):
+                for command in internal:
+                    batch.internal(command)
+                for request in requests:
+                    batch.take(request)
+                batch.remember()
+            self._store.commit(overlay.changes)
         except BaseException:
             self._is_stale = True
             # A store that can't be written may not be readable either; the next batch tries again.
@@ -320,15 +323,16 @@ class _Batch:
             )
             if full and number >= session.next:
                 break
-            answers.append(self._answer(request.session, session, number, packed))
+            answers.append(self._answer(request, session, number, packed))
         if answers:
             self._reply(request, ANSWERS, [start, answers])
 
     def _reply(self, request: Request, kind: int, fields: list[Any]) -> None:
         self.round.replies.append((request.peer, kind, [request.session, *fields]))
 
-    def _answer(self, name: bytes, session: Session, number: int, packed: bytes) -> list[Any]:
+    def _answer(self, request: Request, session: Session, number: int, packed: bytes) -> list[Any]:
         """Return the answer to one command, which is filled after the commit if it reads."""
+        name = request.session
         self.round.commands += 1
         remembered = session.answers.get(number)
         if remembered is not None:
@@ -351,6 +355,8 @@ class _Batch:
             return [False, ["malformed", f"number {number} was a read, and is now {row.name}"]]
         if self._machine.is_fenced(session):
             return self._keep(name, session, number, _fenced(session))
+        if request.node and command.name in _OF_ONE_NODE and command.fields[0] != request.node:
+            return self._keep(name, session, number, _not_its_own(command, request.node))
         return self._keep(name, session, number, self._write(session, command))
 
     def _keep(self, name: bytes, session: Session, number: int, answer: list[Any]) -> list[Any]:
@@ -434,6 +440,11 @@ def _fenced(session: Session) -> list[Any]:
         "its actors and join again"
     )
     return [False, ["fenced", text]]
+
+
+def _not_its_own(command: Command, node: bytes) -> list[Any]:
+    text = f"{command.name} of node {command.fields[0].hex()} is refused to node {node.hex()}"
+    return [False, ["refused", text]]
 
 
 def _failed(error: Exception) -> list[Any]:

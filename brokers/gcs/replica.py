@@ -18,13 +18,13 @@ from typing import Any
 from zray.errors import GcsUnavailableError, RemoteProtocolError
 
 from .commands import Command, check_command
+from .loads import Loads
 from .machine import Request, Session, StateMachine
 from .store import Change, Store
 from .tables import NodeRecord
 from .watchers import Send, Watchers
 from .wire import (
     COMMANDS,
-    LOADS,
     NODE_LEASE_S,
     REFUSED,
     RENEWED,
@@ -34,17 +34,22 @@ from .wire import (
     unpack_plain,
 )
 
-LOADS_EVERY_S = 0.25
+TICK_S = 0.25
+"""run() is called so often, at the least."""
+
 PEER_SILENT_S = 10.0
 """The watches of a peer that said nothing for so long are given up; it renews them."""
 
 SESSION_IDLE_S = 3600.0
 SESSIONS_MAX = 20_000
+UNFINISHED_S = 600.0
+"""A function has to be whole so long after its first chunk."""
+
 BATCH_BYTES_MAX = 64 << 20
 """Requests that wait for one commit; those beyond it are dropped, and will be repeated."""
 
 _SWEEP_S = 1.0
-_STALL_S = 4 * LOADS_EVERY_S
+_STALL_S = 4 * TICK_S
 _PRUNE_S = 60.0
 _LOAD_TABLE = "load"
 
@@ -90,11 +95,12 @@ class Replica:
         self._heard_sessions = dict.fromkeys(self.machine.sessions, now)
         self._peer_of_session: dict[bytes, bytes] = {}
         self._ran_at = now
-        self._loads: dict[bytes, dict[str, Any]] = {}
-        self._loads_number = 0
-        self._loads_changed = False
-        self._loads_told: dict[bytes, int] = {}
-        self._next_loads = now
+        self._relay_heard_at: float | None = None
+        self._unheard_s = 0.0
+        """The longest silence, since the last run, of who brings the frames of other nodes."""
+        self._loads = Loads(boot)
+        self._unfinished = {key: now for key, _entry in store.scan("unfinished").entries}
+        """Functions of which some chunks were put, by their hashes, and since when."""
         self._next_sweep = now + _SWEEP_S
         self._next_prune = now + _PRUNE_S
         self._ended_since_prune = 1
@@ -103,17 +109,26 @@ class Replica:
 
     # ----------------------------------------------------------------------------------- hearing
 
-    def received(self, peer: bytes, frame: bytes, now: float) -> None:
+    def received(self, peer: bytes, frame: bytes, now: float, node: bytes = b"") -> None:
         """Take one message of a peer; what it asks happens in run().
 
+        Args:
+            peer: whom to answer.
+            frame: as it came.
+            now: monotonic time in seconds.
+            node: id of the node that has sent it, where somebody else than itself says so.
+
         Raises:
-            RemoteProtocolError: the message is malformed, and ignored.
+            RemoteProtocolError: the message is malformed, or in another peer's session, and
+                ignored.
         """
         try:
             kind, fields = unpack(frame, to_gcs=True)
             if kind == COMMANDS:
-                self._heard(peer, fields[0], now)
-                self._gather(Request(peer, *fields), len(frame))
+                session, acknowledged, first, packed = fields
+                self._heard(peer, session, now)
+                request = Request(peer, session, acknowledged, first, packed, node)
+                self._gather(request, len(frame))
             else:
                 self._soft(peer, fields, now)
         except RemoteProtocolError:
@@ -129,6 +144,8 @@ class Replica:
         return known.node, "" if entry is None else NodeRecord.unpack(entry.value).role
 
     def _heard(self, peer: bytes, session: bytes, now: float) -> None:
+        if self._peer_of_session.get(session, peer) != peer:
+            raise RemoteProtocolError("a message in the session of another peer")
         self._heard_peers[peer] = now
         if session in self.machine.sessions:
             self._heard_sessions[session] = now
@@ -155,6 +172,8 @@ class Replica:
         for command in commands:
             if command.name == "RENEW":
                 self._renew(peer, name, session, command.fields, now)
+            elif command.name == "LOAD":
+                self._set_load(session, *command.fields)
             elif command.name == "WATCH":
                 self._watch(peer, *command.fields)
             else:
@@ -172,27 +191,41 @@ class Replica:
         if session is not None and session.node:
             incarnation = session.incarnation
             self._deadlines[session.node] = now + NODE_LEASE_S
-            if load is not None and self._loads.get(session.node) != load:
-                self._loads[session.node] = load
-                self._loads_changed = True
-        watches = self._watchers.count(peer) + (peer in self._loads_told)
+            if load is not None:
+                self._set_load(session, load)
+        watches = self._watchers.count(peer) + self._loads.is_watched_by(peer)
         reply = (self.boot, name, stamp, incarnation, watches, self._store.revision)
         self._soft_replies.append((peer, pack(RENEWED, *reply)))
 
+    def _set_load(self, session: Session | None, load: bytes) -> None:
+        """A row is the node's whose session it comes in, whatever it says of itself."""
+        if session is not None and self._speaks(session):
+            self._loads.set(session.node, load)
+
     def _watch(self, peer: bytes, table: str, prefix: bytes, from_revision: int) -> None:
         if table == _LOAD_TABLE:
-            self._loads_told[peer] = -1
+            self._loads.watch(peer)
         else:
             self._watchers.add(peer, table, prefix, from_revision)
 
     def _unwatch(self, peer: bytes, table: str, prefix: bytes) -> None:
         if table == _LOAD_TABLE:
-            self._loads_told.pop(peer, None)
+            self._loads.unwatch(peer)
         else:
             self._watchers.remove(peer, table, prefix)
 
+    def relay_heard(self, now: float) -> None:
+        """Who brings the frames of other nodes was heard: while it is silent all of them are."""
+        if self._relay_heard_at is not None:
+            self._unheard_s = max(self._unheard_s, now - self._relay_heard_at)
+        self._relay_heard_at = now
+
+    def unlinked(self, peer: bytes) -> None:
+        """The way to a peer is cut: its watches end. It may come back, and sets them again."""
+        self._forget_peer(peer)
+
     def disconnected(self, peer: bytes) -> None:
-        """The connection of a peer broke: its watches end, and the nodes it spoke for are dead."""
+        """A peer is not there any more: its watches end, and the nodes it spoke for are dead."""
         self._forget_peer(peer)
         for name in [name for name, one in self._peer_of_session.items() if one == peer]:
             del self._peer_of_session[name]
@@ -202,7 +235,7 @@ class Replica:
 
     def _forget_peer(self, peer: bytes) -> None:
         self._watchers.forget(peer)
-        self._loads_told.pop(peer, None)
+        self._loads.unwatch(peer)
         self._heard_peers.pop(peer, None)
 
     def _declare_dead(self, node: bytes, incarnation: int, cause: str) -> None:
@@ -229,8 +262,7 @@ class Replica:
             self._send(send, peer, frame)
         if self._watchers.is_behind:
             self._watchers.pump(send)
-        if now >= self._next_loads:
-            self._publish_loads(now, send)
+        self._loads.publish(now, send)
 
     def _commit(self, now: float, wall: float, send: Send) -> None:
         requests, self._requests, self._request_bytes = self._requests, [], 0
@@ -262,15 +294,26 @@ class Replica:
         for request in requests:
             if request.session in self.machine.sessions:
                 self._heard_sessions[request.session] = now
-        if not any(change.table == "nodes" for change in changes):
-            return
+        changed = {change.table for change in changes}
+        if "unfinished" in changed:
+            self._follow_unfinished(changes, now)
+        if "nodes" in changed:
+            self._follow_nodes(changes, now)
+
+    def _follow_unfinished(self, changes: Sequence[Change], now: float) -> None:
+        for change in changes:
+            if change.table == "unfinished" and change.value is not None:
+                self._unfinished[change.key] = now
+            elif change.table == "unfinished":
+                self._unfinished.pop(change.key, None)
+
+    def _follow_nodes(self, changes: Sequence[Change], now: float) -> None:
         alive = self.machine.alive
         for node in [node for node in self._deadlines if node not in alive]:
             del self._deadlines[node]
             self.deaths += 1
             self._ended_since_prune += 1
-            if self._loads.pop(node, None) is not None:
-                self._loads_changed = True
+            self._loads.remove(node)
         for change in changes:
             if change.table == "nodes" and change.key in alive:
                 self._deadlines[change.key] = now + NODE_LEASE_S
@@ -278,12 +321,21 @@ class Replica:
     # ------------------------------------------------------------------------------ as time goes
 
     def _expire(self, now: float) -> None:
-        stalled_s, self._ran_at = now - self._ran_at, now
-        if stalled_s > _STALL_S:
-            # This process stood still (SIGSTOP, a slow disk), and what the nodes have said
-            # meanwhile may not be read yet: its own silence is not theirs.
+        # This process stood still (SIGSTOP, a slow disk), or the one that brings the nodes' frames
+        # did: what they have said meanwhile may not be read yet, and is no silence of theirs.
+        deaf_s = max(now - self._ran_at, self._unheard_s)
+        self._ran_at, self._unheard_s = now, 0.0
+        if deaf_s > _STALL_S:
             for node in self._deadlines:
-                self._deadlines[node] += stalled_s
+                self._deadlines[node] += deaf_s
+        relay_heard_at = now if self._relay_heard_at is None else self._relay_heard_at
+        if now - relay_heard_at <= _STALL_S:
+            self._end_leases(now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self._sweep(now)
+
+    def _end_leases(self, now: float) -> None:
         for node, deadline in list(self._deadlines.items()):
             incarnation = self.machine.alive.get(node)
             if incarnation is None:
@@ -291,9 +343,6 @@ class Replica:
             elif deadline <= now:
                 cause = f"it has not renewed its lease of {NODE_LEASE_S} s"
                 self._declare_dead(node, incarnation, cause)
-        if now >= self._next_sweep:
-            self._next_sweep = now + _SWEEP_S
-            self._sweep(now)
 
     def _sweep(self, now: float) -> None:
         for peer in [one for one, at in self._heard_peers.items() if now - at > PEER_SILENT_S]:
@@ -314,6 +363,9 @@ class Replica:
             ended = ended[: len(sessions) - SESSIONS_MAX]
         if ended:
             self._internal.append(Command("SESSION_END", (ended,)))
+        late = [name for name, since in self._unfinished.items() if now - since > UNFINISHED_S]
+        if late:
+            self._internal.append(Command("FUNCTION_DROP", (late,)))
         if now >= self._next_prune and self._ended_since_prune:
             self._next_prune, self._ended_since_prune = now + _PRUNE_S, 0
             self._internal.append(Command("PRUNE"))
@@ -322,23 +374,11 @@ class Replica:
         """Whether a session is that of a living node."""
         return bool(session.node) and not self.machine.is_fenced(session)
 
-    def _publish_loads(self, now: float, send: Send) -> None:
-        """Tell the newest loads, whole: whoever missed some of them has missed nothing."""
-        self._next_loads = now + LOADS_EVERY_S
-        if self._loads_changed:
-            self._loads_changed = False
-            self._loads_number += 1
-        behind = [peer for peer, told in self._loads_told.items() if told < self._loads_number]
-        if not behind:
-            return
-        frame = pack(LOADS, self.boot, self._loads_number, self._loads)
-        for peer in behind:
-            if send(peer, frame):
-                self._loads_told[peer] = self._loads_number
-
     def next_deadline(self) -> float:
         """Return the monotonic time at which run() is to be called at the latest."""
-        return min(self._next_loads, self._next_sweep, *self._deadlines.values())
+        tick = self._ran_at + TICK_S
+        due_at = self._loads.due_at(self._ran_at)
+        return min(tick, due_at, self._next_sweep, *self._deadlines.values())
 
     @property
     def has_requests(self) -> bool:
@@ -369,7 +409,8 @@ class Replica:
         self.machine.check()
         self._watchers.check()
         assert self._deadlines.keys() == self.machine.alive.keys(), "a node without a lease"
-        assert self._loads.keys() <= self.machine.alive.keys(), "the load of a dead node"
+        self._loads.check()
+        assert self._loads.nodes <= self.machine.alive.keys(), "the load of a dead node"
 
 
 def _soft_command(packed: bytes) -> Command:

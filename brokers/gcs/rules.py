@@ -297,7 +297,10 @@ def _function_chunk(state: State, fields: Any, _now: float) -> Applied:
     # What a function is made of never changes once it is there; before that, the last put counts.
     if (before is not None and before.value == chunk) or state.get("functions", name):
         return False, []
-    return True, [Put("functions", place, chunk)]
+    writes: list[Write] = [Put("functions", place, chunk)]
+    if state.get("unfinished", name) is None:
+        writes.append(Put("unfinished", name, b""))
+    return True, writes
 
 
 def _function_put(state: State, fields: Any, _now: float) -> Applied:
@@ -321,8 +324,20 @@ def _function_put(state: State, fields: Any, _now: float) -> Applied:
         )
     places = [name + index.to_bytes(2, "big") for index in range(count, FUNCTION_CHUNKS_MAX)]
     stray: list[Write] = [Delete("functions", place) for place in places]
+    stray.append(Delete("unfinished", name))
     # The layout of tables.FunctionTable, which reads it too, and takes every chunk there is.
     return True, [Put("functions", name, packb([1, code_bytes, first])), *stray]
+
+
+def _function_drop(state: State, fields: Any, _now: float) -> Applied:
+    """Forget chunks whose function was never finished: who sent them has died."""
+    writes: list[Write] = []
+    for name in fields[0]:
+        if state.get("unfinished", name) is not None:
+            places = [name + index.to_bytes(2, "big") for index in range(1, FUNCTION_CHUNKS_MAX)]
+            writes += [Delete("functions", place) for place in places]
+            writes.append(Delete("unfinished", name))
+    return len(writes), writes
 
 
 def _function_get(state: State, fields: Any, _now: float) -> Applied:
@@ -482,6 +497,7 @@ RULES: dict[str, Rule] = {
     "NODE_LIST": _node_list,
     "FUNCTION_CHUNK": _function_chunk,
     "FUNCTION_PUT": _function_put,
+    "FUNCTION_DROP": _function_drop,
     "FUNCTION_GET": _function_get,
     "FUNCTION_EXISTS": _function_exists,
     "KV_PUT": _kv_put,

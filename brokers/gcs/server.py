@@ -1,11 +1,11 @@
 """The GCS process: one poll loop round the replica.
 
-What    ``python -m zray.brokers gcs --dir DIR --bind ENDPOINT --ready-fd N``, with ``--keys DIR``
-        to be reached from other machines. Each wake drains the endpoint, does everything in one
-        commit and sends the answers; what arrives during the commit is the next batch. Changes go
-        to each watcher by the same socket as its answers and not by XPUB, which drops silently at
-        its bound: here a refused send leaves the watcher at its place in the history, and one
-        socket is all that has to be closed to strangers.
+What    ``python -m zray.brokers gcs --dir DIR --bind ENDPOINT --ready-fd N``. Each wake drains the
+        endpoint, does everything in one commit and sends the answers; what arrives during the
+        commit is the next batch. Changes go to each watcher by the same way as its answers and not
+        by XPUB, which drops silently at its bound: here a refused send leaves the watcher at its
+        place in the history. Only this machine reaches it: the head's node brings the frames of
+        other nodes, and says whose each is.
 Caller  brokers/__main__.py, started by the head node, which starts it again when it dies.
 Never   decides: the machines do. Never unpickles. Never waits for one peer.
 Spec    docs/explanation/architecture.md, "The GCS and lineage".
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zray import errors
-from zray.net.curve import ClusterKeys, Role
 from zray.net.gcs_link import GcsEndpoint
 from zray.net.poller import READABLE, new_poller
 from zray.net.wake import Wake
@@ -31,6 +30,7 @@ from zray.net.wake import Wake
 from .engine import LmdbStore
 from .environment import Durability
 from .permissions import Permissions
+from .relayed import Ended, Link, Peers
 from .replica import Replica
 
 _BATCH_MESSAGES = 4000
@@ -43,10 +43,8 @@ _LINGER_MS = 500
 _NOTES_MAX = 20
 
 
-class Endpoint(Protocol):
+class Endpoint(Link, Protocol):
     """What the server needs of a link; see zray/net/gcs_link.py."""
-
-    endpoint: str
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -55,22 +53,6 @@ class Endpoint(Protocol):
 
     def has_message(self) -> bool:
         """Return whether receive() or broken() would return something now."""
-        ...
-
-    def receive(self) -> tuple[bytes, bytes] | None:
-        """Return (peer, frame), or None."""
-        ...
-
-    def role(self, peer: bytes) -> Role:
-        """Return what a peer that has sent something may do."""
-        ...
-
-    def broken(self) -> list[bytes]:
-        """Return peers whose connections broke since the last call."""
-        ...
-
-    def send(self, peer: bytes, frame: bytes) -> bool:
-        """Send one frame; False where it was not taken."""
         ...
 
     def close(self, linger_ms: int = 0) -> None:
@@ -82,36 +64,31 @@ class GcsServer:
     """The GCS process.
 
     Args:
-        directory: where the tables are; made if need be.
+        store: the tables; closed with the server.
         link: where it is reached; closed with the server.
-        durability: "disk": an answer means that a power loss will not undo it. "process": only
-            that the death of this process will not.
+        sync_s: bring commits to disk so often, where they do not wait for it themselves; None:
+            they do.
         life: a socket whose other end belongs to who has started this process, None where it is
             to outlive that one.
 
     Raises:
-        GcsUnavailableError: another process holds the directory, or it cannot be written.
         GcsError: the files are damaged.
     """
 
     def __init__(
         self,
-        directory: str,
+        store: LmdbStore,
         link: Endpoint,
         *,
-        durability: Durability = "disk",
+        sync_s: float | None = None,
         life: socket.socket | None = None,
     ) -> None:
         self.link = link
+        self._peers = Peers(link)
         self._life = life
         self.stopping: str | None = None
         self.wake = Wake()
-        self._store = LmdbStore(
-            directory,
-            durability=durability,
-            history_len_max=_HISTORY_LEN,
-            history_bytes_max=_HISTORY_BYTES,
-        )
+        self._store = store
         self.boot = os.urandom(8)
         self.replica = Replica(self._store, boot=self.boot, now=time.monotonic())
         self._permissions = Permissions(self.replica.speaker)
@@ -125,12 +102,14 @@ class GcsServer:
         self._failing_since: float | None = None
         self._ended = threading.Event()
         self._syncing: threading.Thread | None = None
-        if durability == "process":
-            self._syncing = threading.Thread(target=self._sync, name="gcs-sync", daemon=True)
+        if sync_s is not None:
+            self._syncing = threading.Thread(
+                target=self._sync, args=(sync_s,), name="gcs-sync", daemon=True
+            )
             self._syncing.start()
 
-    def _sync(self) -> None:
-        while not self._ended.wait(_SYNC_S):
+    def _sync(self, every_s: float) -> None:
+        while not self._ended.wait(every_s):
             try:
                 self._store.sync()
             except errors.GcsError as error:
@@ -168,20 +147,34 @@ class GcsServer:
     def _wake(self) -> None:
         self.wake.clear()
         now = time.monotonic()
-        replica, link = self.replica, self.link
-        for peer in link.broken():
-            replica.disconnected(peer)
-        for _ in range(_BATCH_MESSAGES):
-            message = link.receive()
-            if message is None:
-                break
-            try:
-                peer, frame = message
-                replica.received(peer, self._permissions.screened(link.role(peer), frame), now)
-            except errors.RemoteProtocolError as error:
-                self._note(f"{message[0].hex()} sent a malformed message: {error}")
-        replica.run(now, time.time(), link.send)
+        self._hear(now)
+        self.replica.run(now, time.time(), self._peers.send)
         self._watch_failures(now)
+
+    def _hear(self, now: float) -> None:
+        peers = self._peers
+        for ended in peers.broken():
+            self._ended_way(ended)
+        for _ in range(_BATCH_MESSAGES):
+            try:
+                said = peers.receive()
+                if said is None:
+                    break
+                if isinstance(said, Ended):
+                    self._ended_way(said)
+                    continue
+                frame = self._permissions.screened(said.role, said.frame)
+                self.replica.received(said.peer, frame, now, said.node)
+            except errors.RemoteProtocolError as error:
+                self._note(f"refused a malformed message: {error}")
+        if peers.take_relay_heard():
+            self.replica.relay_heard(now)
+
+    def _ended_way(self, ended: Ended) -> None:
+        if ended.is_dead:
+            self.replica.disconnected(ended.peer)
+        else:
+            self.replica.unlinked(ended.peer)
 
     def _watch_failures(self, now: float) -> None:
         """End a process whose commits keep failing: LMDB writes no more after some failures."""
@@ -219,18 +212,34 @@ def serve(
     ready_fd: int,
     *,
     durability: Durability = "disk",
-    keys: str | None = None,
     life_fd: int | None = None,
 ) -> int:
-    """Run the GCS until it is stopped; report on ready_fd first. Returns the exit status."""
-    link: GcsEndpoint | None = None
+    """Run the GCS until it is stopped; report on ready_fd first. Returns the exit status.
+
+    Args:
+        directory: where the tables are; made if need be.
+        bind: where it is to be reached, "ipc://PATH".
+        ready_fd: gets one line of JSON.
+        durability: "disk": an answer means that a power loss will not undo it. "process": only
+            that the death of this process will not.
+        life_fd: a socket whose other end belongs to who has started this process.
+    """
+    store: LmdbStore | None = None
     life = None if life_fd is None else socket.socket(fileno=life_fd)
     try:
-        link = GcsEndpoint(bind, None if keys is None else ClusterKeys.load(keys))
-        server = GcsServer(directory, link, durability=durability, life=life)
+        # Before it is bound: who does not get the files must not get the address either.
+        store = LmdbStore(
+            directory,
+            durability=durability,
+            history_len_max=_HISTORY_LEN,
+            history_bytes_max=_HISTORY_BYTES,
+        )
+        link = GcsEndpoint(bind)
+        sync_s = _SYNC_S if durability == "process" else None
+        server = GcsServer(store, link, sync_s=sync_s, life=life)
     except (errors.ZrayError, OSError) as error:
-        if link is not None:
-            link.close()
+        if store is not None:
+            store.close()
         _report({"error": f"{type(error).__name__}: {error}"}, ready_fd)
         return 1
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, Self
 
 from zray.errors import GcsError
 
@@ -179,8 +179,7 @@ class TransactionResult:
     previous: tuple[Entry | None, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One change as a watcher sees it; `value` is None where the key was removed."""
 
     revision: int
@@ -197,6 +196,26 @@ class Snapshot:
     revision: int
     entries: tuple[tuple[bytes, Entry], ...]
     more: bool = False
+
+
+class Reader(Protocol):
+    """The store as it is until its one writer commits again; a context manager."""
+
+    def get(self, table: str, key: bytes) -> Entry | None:
+        """Return the entry under `key`, or None."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the store: what is written over can be used again."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        ...
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        ...
 
 
 class Watch(Protocol):
@@ -246,6 +265,21 @@ class Store(Protocol):
         Raises:
             GcsError: one puts under a lease that does not exist; none has happened.
         """
+        ...
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Make changes that were worked out already, all of them or none.
+
+        For the one writer of a store, who has read what they depend on. Their revisions follow the
+        store's one by one or in groups of one revision; none of their keys has a lease.
+
+        Raises:
+            InternalError: somebody else has written since.
+        """
+        ...
+
+    def reader(self) -> Reader:
+        """Return what reads many keys at the cost of one; for the one writer, between commits."""
         ...
 
     def get(self, table: str, key: bytes) -> Entry | None:

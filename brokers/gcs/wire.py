@@ -10,7 +10,7 @@ What    A message is one msgpack array [version, kind, *fields]. Commands travel
                             RENEWED [boot, session, stamp, incarnation, watches, revision]
                             EVENTS [boot, table, prefix, after, upto, [change, ...]]
                             COMPACTED [boot, table, prefix, oldest]
-                            LOADS [boot, number, {node: load}]
+                            LOADS [boot, first, last, {node: row}], changes with these numbers
                             UNAVAILABLE [boot, session, text]
         `boot` is new with each start of the GCS process. A change is [revision, key, value or
         None, create_revision].
@@ -88,8 +88,10 @@ def _changes(value: Any) -> bool:
     )
 
 
-def _loads(value: Any) -> bool:
-    return type(value) is dict and all(type(name) is bytes for name in value)
+def _rows(value: Any) -> bool:
+    return type(value) is dict and all(
+        type(node) is bytes and type(row) is bytes for node, row in value.items()
+    )
 
 
 _FIELDS: dict[int, tuple[str, tuple[Check, ...]]] = {
@@ -101,7 +103,7 @@ _FIELDS: dict[int, tuple[str, tuple[Check, ...]]] = {
     RENEWED: ("RENEWED", (_bytes, _session, _number, _count, _count, _count)),
     EVENTS: ("EVENTS", (_bytes, _text, _bytes, _count, _count, _changes)),
     COMPACTED: ("COMPACTED", (_bytes, _text, _bytes, _count)),
-    LOADS: ("LOADS", (_bytes, _count, _loads)),
+    LOADS: ("LOADS", (_bytes, _count, _count, _rows)),
     UNAVAILABLE: ("UNAVAILABLE", (_bytes, _session, _text)),
 }
 _UPWARD = frozenset((COMMANDS, SOFT))
@@ -110,6 +112,12 @@ _UPWARD = frozenset((COMMANDS, SOFT))
 def pack(kind: int, *fields: Any) -> bytes:
     """Return the one frame of a message."""
     return packb((VERSION, kind, *fields))
+
+
+def is_soft(frame: bytes) -> bool:
+    """Return whether a frame that pack() has made is SOFT: it may overtake COMMANDS."""
+    # An array of less than 16 has a head of one byte, and so has each of its small numbers.
+    return frame[2] == SOFT
 
 
 def unpack(frame: bytes, *, to_gcs: bool) -> tuple[int, list[Any]]:

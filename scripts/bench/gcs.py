@@ -2,9 +2,10 @@
 
 What    A GCS process on this machine, asked from one session: writes that are on disk when they are
         answered, reads, functions. Beside each rate that of bare LMDB commits in the same folder,
-        fsync included: the disk's own limit.
+        fsync included: the disk's own limit. And what a driver waits for a key of the whole cluster
+        at the head, and at another node, whose words the head carries to the GCS and back.
 Caller  run.py.
-Never   starts a node.
+Never   leaves a process behind.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import zray
 from scripts.bench import measuring
 from scripts.bench.bench_node import Bench
 from scripts.bench.curve import Curve, Row
@@ -29,6 +31,8 @@ from zray.brokers.gcs.commands import Command
 from zray.brokers.gcs.engine import LmdbStore
 from zray.brokers.gcs.store import Put, Transaction
 from zray.net.gcs_link import GcsPeer
+from zray.testing import Cluster
+from zray.util import kv
 
 TITLE = "The GCS"
 ABOUT = """What must outlive a crash is written by one process into LMDB, one transaction a change;
@@ -54,8 +58,8 @@ class Asker:
         self.session.tick(time.monotonic())
         if not self.link.has_message():
             select.select([self.link.descriptor], [], [], 0.05)
-        while (frame := self.link.receive()) is not None:
-            self.session.received(frame, time.monotonic())
+        while (frames := self.link.receive()) is not None:
+            self.session.received(frames[0], time.monotonic())
 
     def ask(self, *asks: Callable[[Callable[[Any, Any], None]], Any]) -> list[Any]:
         """Ask in one go and wait for all answers; raises the first error."""
@@ -87,7 +91,8 @@ def started_gcs(folder: str, durability: str) -> Iterator[str]:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "zray.brokers", "gcs", "--dir", f"{folder}/gcs-{durability}"),
-            *("--bind", "tcp://127.0.0.1:0", "--ready-fd", str(its), "--durability", durability),
+            *("--bind", f"ipc://{folder}/{durability}.sock", "--ready-fd", str(its)),
+            *("--durability", durability),
         ],
         pass_fds=(its,),
         stdout=subprocess.DEVNULL,
@@ -115,7 +120,27 @@ def measure(bench: Bench) -> list[Curve]:
             if curve is disk:
                 code.add(_functions(asker))
             asker.link.close()
-    return [disk, memory, code]
+    return [disk, memory, code, _from_nodes(seconds / 2)]
+
+
+def _from_nodes(seconds: float) -> Curve:
+    """Measure reads of the key-value table by drivers: no disk, so the way is what counts."""
+    curve = Curve("nodes", "kv.get() of 100 B by a driver", note="Links with CURVE, on loopback.")
+    with Cluster() as cluster:
+        for where in ("at the head", "at another node"):
+            node = cluster.add_node(num_cpus=1)
+            with zray.init(node.directory, log_to_driver=False):
+                kv.put("key", b"v" * 100)
+                found = measuring.latency(lambda: kv.get("key"), seconds)
+            curve.add(
+                {
+                    "driver": where,
+                    "per s": found.per_s,
+                    "p50 µs": found.p50_us,
+                    "p99 µs": found.p99_us,
+                }
+            )
+    return curve
 
 
 def _bare_commits(folder: Path, seconds: float) -> Latency:

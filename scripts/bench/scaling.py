@@ -233,7 +233,8 @@ on {machine}, in {seconds:.0f} s. `--quick` stops at 30 nodes and takes seconds.
 
 - Nodes of {cpus} CPUs. Drivers on every node submit batches at random moments, {share:.0%} of what
   the CPUs can do: tasks of 0.1, 1, 10 and 100 ms, {mean:.1f} ms on average.
-- A message between nodes takes 0.1 to 0.5 ms. A node reports its load every 250 ms, and every node
+- A message between nodes takes 0.1 to 0.5 ms. The GCS publishes the load of all nodes as
+  often as a live one would (every 10 ms for ten nodes, 3 s for a thousand), and every node
   gets the table then, or learns of another node's load from a message of that node.
 - **zray (bottom-up)**: a batch queues where it was submitted. A node that needs more than 10 ms for
   its queue hands over its share of the room elsewhere; a node without work asks one that has too

@@ -151,6 +151,20 @@ def test_amounts_that_were_sent_are_not_free_until_they_are_taken_back(table: Lo
     assert table.available(A) == {"CPU": 4 * ONE}, "half was taken to be reported: never too much"
 
 
+def test_what_was_sent_long_ago_is_forgotten_where_no_report_comes(table: LoadTable):
+    """The GCS is away, or nothing changes there: what is known is taken as it is."""
+    table.sent(A, 0.0, 0.0, {"CPU": 3 * ONE})
+    table.sent(B, 4 * 3e6, 0.0)
+    table.forget_sent(0.9)
+    assert table.available(A) == {"CPU": ONE}
+    table.forget_sent(1.1)
+    assert table.available(A) == {"CPU": 4 * ONE}
+    assert table.wait_us(B, 1.1) > 1e6, "work that is not done yet was forgotten"
+    table.forget_sent(60.0)
+    assert table.wait_us(B, 60.0) == 0
+    table.check()
+
+
 def test_a_new_task_waits_for_the_first_cpu_that_gets_free_behind_the_queue():
     assert estimate_wait_us(0, [100_000, 0]) == 0
     assert estimate_wait_us(0, [100_000, 3_000]) == 3_000

@@ -293,8 +293,6 @@ def test_a_client_is_no_node_for_others(
 
     found = set(zray.get([where.options(scheduling_strategy="SPREAD").remote() for _ in range(8)]))
     assert member.identity.hex() not in found
-    told = len(member.heard(link_messages.LOAD))
-    wait_until(lambda: len(member.heard(link_messages.LOAD)) >= told + 2)
     kinds = {each[0][1] for each in member.received}
     assert link_messages.BORROW not in kinds, "it was asked to run something"
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from zray.brokers.gcs.loads import spacing_s
 from zray.brokers.handover import Handover, Waiting, give, spill, steal_from
 from zray.brokers.load import LoadTable, NodeLoad, estimate_wait_us
 from zray.brokers.placement import Request
@@ -26,8 +27,8 @@ from zray.brokers.scheduling import Fork, Range, Reclaim, Run
 from zray.protocol.units import CPU, RESOURCE_UNITS
 
 BOTTOM_UP, RANDOM, CENTRAL = "bottom-up", "random", "central"
-REPORT_S = 0.25
-"""How often a node reports its load, and the GCS publishes the table."""
+ROW_BYTES = 150
+"""Of the load table, as a message carries it."""
 
 _SPILL_EVERY_S = 0.001
 _STEAL_AFTER_S, _STEAL_AFTER_MAX_S = 0.001, 0.1
@@ -461,13 +462,14 @@ class Cluster:
         return self.now < self.load.seconds
 
     def publish(self) -> None:
-        """The GCS publishes every node's row to every node."""
+        """The GCS publishes every node's row to every node, as often as it would live."""
         rows = [node.row() for node in self.nodes]
         for node in self.nodes:
             node.table.published(rows)
             if self._batches and self.way == BOTTOM_UP:
                 node.settle()
-        self.after(REPORT_S, self.publish)
+        count = len(self.nodes)
+        self.after(spacing_s(count, count * ROW_BYTES), self.publish)
 
     # -- submitting ------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ What    mailbox.py (ZeroMQ: one ROUTER inbox a process, one DEALER a peer), edge
         Between nodes: link_inbox.py (the one TCP port that receives), links.py (one DEALER a
         node), bulk_link.py (the port for chunks of objects), curve.py (who is a member: keys and
         ZAP), addresses.py (what to bind, what to tell others), connections.py (how many a port
-        takes), gcs_link.py (between the GCS process and who uses it), deliveries.py (what a node
+        takes), gcs_link.py (between the GCS process and the head), probe.py (is somebody still
+        there?), deliveries.py (what a node
         brings to its processes from those of others).
 Caller  client, brokers, actors/zygote.
 Never   knows what a message means.

@@ -39,6 +39,35 @@ def endpoint(host: str, port: int) -> str:
     return f"tcp://[{bare}]:{port}" if ":" in bare else f"tcp://{bare}:{port}"
 
 
+def dials_ipv6(address: str, *, by_name: bool) -> bool:
+    """Return whether a socket of libzmq must be told to use IPv6 to reach "tcp://HOST:PORT".
+
+    Args:
+        address: a name in it may stand for addresses of both kinds, and libzmq takes one.
+        by_name: what names are taken for: whether who dials is bound to IPv6 itself.
+    """
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    if host.startswith("["):
+        return True
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return by_name
+    return False
+
+
+def numeric(host: str) -> str:
+    """Return the IP address to bind for a host; libzmq takes a name for that of an interface.
+
+    Raises OSError where it has none.
+    """
+    bare = host.strip("[]")
+    if bare == "localhost":
+        return "127.0.0.1"  # Some machines call ::1 so, too, and others could not know.
+    found = sockets.getaddrinfo(bare, None, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)
+    return str(found[0][4][0])
+
+
 def advertised(host: str, port: int, advertise: str | None) -> str:
     """Return the endpoint that others are told.
 
@@ -87,15 +116,12 @@ def bind(socket: zmq.Socket[bytes], host: str, port: int) -> int:
 
     Raises OSError where the address is not of this machine, or taken.
     """
-    bare = host.strip("[]")
-    found = sockets.getaddrinfo(bare, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)
-    family, _type, _protocol, _name, address = found[0]
-    if family == sockets.AF_INET6:
-        socket.setsockopt(zmq.IPV6, 1)
+    where = endpoint(numeric(host), port)
+    socket.setsockopt(zmq.IPV6, int("[" in where))
     try:
-        socket.bind(endpoint(str(address[0]), port))
+        socket.bind(where)
     except zmq.ZMQError as error:
         raise OSError(
-            error.errno, f"cannot bind {endpoint(bare, port)}: {error.strerror}"
+            error.errno, f"cannot bind {endpoint(host, port)}: {error.strerror}"
         ) from None
     return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])

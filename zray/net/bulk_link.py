@@ -20,6 +20,7 @@ from zmq.backend import Socket as _Backend
 
 from zray.protocol.chunks import CHUNK_BYTES
 
+from .addresses import dials_ipv6
 from .mailbox import new_context
 
 _send = _Backend.send
@@ -96,7 +97,8 @@ class BulkLink:
         """The keys that a node may show; empty: any."""
         self._watches: dict[int, weakref.ref[memoryview]] = {}
         self._guard: Guard | None = None
-        self._router = self._new_socket(zmq.ROUTER, endpoint)
+        self._is_ipv6 = "[" in endpoint
+        self._router = self._new_socket(zmq.ROUTER, ipv6=self._is_ipv6)
         self._router.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES_MAX)
         self._router.setsockopt(zmq.MAXMSGSIZE, _MESSAGE_BYTES_MAX)
         # A node that comes back over a new connection takes the place of its old one.
@@ -118,11 +120,11 @@ class BulkLink:
         if self._guard is not None:
             self.descriptors.append(self._guard.descriptor)
 
-    def _new_socket(self, kind: int, endpoint: str) -> Socket:
+    def _new_socket(self, kind: int, *, ipv6: bool) -> Socket:
         socket = self._context.socket(kind)
         socket.set_hwm(0)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        socket.setsockopt(zmq.IPV6, int(ipv6))
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
         socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
@@ -147,7 +149,8 @@ class BulkLink:
         if peer in self._dealers:
             return
         self._keys[peer] = frozenset(key.decode() for key in keys)
-        socket = self._new_socket(zmq.DEALER, endpoint)
+        ipv6 = dials_ipv6(endpoint, by_name=self._is_ipv6)
+        socket = self._new_socket(zmq.DEALER, ipv6=ipv6)
         socket.setsockopt(zmq.ROUTING_ID, self._own)
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)

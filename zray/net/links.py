@@ -21,6 +21,7 @@ import zmq
 from zmq.backend import Socket as _Backend
 
 from zray.errors import LocalProtocolError, SecurityError
+from zray.net.addresses import dials_ipv6
 from zray.net.connections import close_monitored, open_monitor, read_event
 from zray.net.curve import ClusterKeys, Role, secure_client
 from zray.net.link_inbox import (
@@ -149,6 +150,7 @@ class Links:
         keys: of this cluster; None: plain TCP, which only an inbox on loopback accepts.
         role: whose key to show.
         backlog_bytes_max: bytes kept for one peer.
+        ipv6_names: reach hosts that are given by name over IPv6; those in brackets always are.
     """
 
     def __init__(
@@ -159,7 +161,9 @@ class Links:
         role: Role = Role.NODE,
         *,
         backlog_bytes_max: int = LINK_BACKLOG_BYTES_MAX,
+        ipv6_names: bool = False,
     ) -> None:
+        self._ipv6_names = ipv6_names
         self._context = context
         self._own = own
         self._keys = keys
@@ -380,8 +384,8 @@ class Links:
         socket.setsockopt(zmq.METADATA, name.encode())
         if pair is not None:
             secure_client(socket, pair, link.server_keys[link.key_number])
-        if "[" in link.endpoint:
-            socket.setsockopt(zmq.IPV6, 1)
+        is_ipv6 = dials_ipv6(link.endpoint, by_name=self._ipv6_names)
+        socket.setsockopt(zmq.IPV6, int(is_ipv6))
         events = _SUCCEEDED | _DISCONNECTED
         for event in _DENIED:
             events |= event

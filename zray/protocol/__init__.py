@@ -5,8 +5,8 @@ What    ids.py (who and which), messages.py (the table of messages on one node),
         may send which of them), frames.py
         (messages to bytes and back), packing.py (msgpack, typed), outcome.py (what became of a
         task), purposes.py (why an object is asked for), limits.py (every bound), units.py
-        (amounts of resources), labels.py (of nodes, and what selects by them), state_classes.py
-        (what the state API can list).
+        (amounts of resources), roles.py (of keys), labels.py (of nodes, and what selects by
+        them), state_classes.py (what the state API can list).
 Caller  everything above: session, client, brokers, actors.
 Never   opens a socket, reads a clock, draws a random number.
 """

@@ -19,7 +19,6 @@ from zray.protocol.messages import (
 )
 
 LINK_HELLO = 112
-LOAD = 113
 RELAY = 114
 BORROW = 115
 LENT = 116
@@ -47,6 +46,8 @@ STOPPED = 152
 QUERY = 160
 QUERY_ROWS = 161
 QUERY_NEXT = 162
+GCS_CALL = 170
+GCS_ANSWER = 171
 
 _N = "link"
 
@@ -61,12 +62,6 @@ LINK_MESSAGES: tuple[Message, ...] = (
         "LINK_HELLO",
         ("details",),
         "The first message of a stream: who we are, where we are reached, what we have.",
-    ),
-    _row(
-        LOAD,
-        "LOAD",
-        ("row",),
-        "Our row of the load table (brokers/load.py); what is free here, and how long tasks wait.",
     ),
     _row(
         RELAY,
@@ -85,8 +80,9 @@ LINK_MESSAGES: tuple[Message, ...] = (
     _row(
         LENT,
         "LENT",
-        ("request", "worker", "pid", "gpus"),
-        "This worker takes its work from you from now on; null: there is none to spare.",
+        ("request", "worker", "pid", "gpus", "load"),
+        "This worker takes its work from you from now on; null: there is none to spare, as our row"
+        " of the load table says.",
     ),
     _row(
         GIVE_BACK,
@@ -188,13 +184,28 @@ LINK_MESSAGES: tuple[Message, ...] = (
         " seconds since 1970, for the difference between the clocks.",
     ),
     _row(QUERY_NEXT, "QUERY_NEXT", ("request",), "The next page; none is sent unasked."),
+    _row(
+        GCS_CALL,
+        "GCS_CALL",
+        ("offset", "nbytes"),
+        "To the head: what our session says to the GCS; a frame of so many bytes, from here on.",
+        payload="a piece of the frame (brokers/gcs/wire.py)",
+    ),
+    _row(
+        GCS_ANSWER,
+        "GCS_ANSWER",
+        ("offset", "nbytes"),
+        "From the head: what the GCS says to your session; a frame of so many bytes, from here on.",
+        payload="a piece of the frame (brokers/gcs/wire.py)",
+    ),
 )
 
 AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 """Of calls: what a node may send to another on behalf of its processes."""
 UNFENCED = frozenset(
     (
-        *(LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
+        *(CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
+        *(GCS_CALL, GCS_ANSWER),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),
     )

@@ -37,7 +37,8 @@ _ALL = frozenset(Role)
 
 LINK_SENDERS: dict[int, frozenset[Role]] = {
     link.LINK_HELLO: _ALL,
-    link.LOAD: _NODES,  # Who has nothing to offer is asked for nothing.
+    link.GCS_CALL: _ALL,  # brokers/gcs/permissions.py says what of it is done.
+    link.GCS_ANSWER: _NODES,
     link.RELAY: _ALL,
     link.BORROW: _USERS,
     link.LENT: _NODES,

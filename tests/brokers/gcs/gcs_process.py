@@ -92,8 +92,8 @@ class Driven:
         self.session.tick(time.monotonic())
         if not self.link.has_message():
             select.select([self.link.descriptor], [], [], wait_s)
-        while (frame := self.link.receive()) is not None:
-            self.session.received(frame, time.monotonic())
+        while (frames := self.link.receive()) is not None:
+            self.session.received(frames[0], time.monotonic())
         self.session.flush()
 
     def until(self, condition: Any, timeout_s: float = 20.0, *others: Driven) -> None:

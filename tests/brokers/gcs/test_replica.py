@@ -8,6 +8,8 @@ from tests.brokers.gcs.gcs_world import World
 from zray.brokers.gcs import commands, machine, replica
 from zray.brokers.gcs.client import QUEUE_LEN_MAX
 from zray.brokers.gcs.commands import Command, Row
+from zray.brokers.gcs.replica import UNFINISHED_S
+from zray.brokers.gcs.tables import code_hash
 from zray.brokers.gcs.wire import (
     ANSWERS,
     COMMANDS,
@@ -135,7 +137,7 @@ def test_a_commit_that_fails_has_no_answer_and_leaves_nothing(world, monkeypatch
         raise GcsUnavailableError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.store, "transact_many", full)
+        patch.setattr(world.store, "commit", full)
         put_late = client.start("KV_PUT", "n", b"b", b"1", True)
         gave_up = client.start("KV_PUT", "n", b"a", b"2", True, timeout_s=1.0)
         client.session.flush()
@@ -290,6 +292,27 @@ def test_a_malformed_command_is_answered_and_uses_its_number(world, command):
     assert answers[1][0] is False
     assert answers[1][1][0] == "malformed"
     assert answers[2] == [True, True]
+
+
+def test_chunks_whose_sender_died_are_swept_also_by_the_next_gcs(world):
+    one = world.client()
+    dead, whole = b"d" * 16, code_hash(b"ab")
+    for index in (1, 2):
+        one.ask("FUNCTION_CHUNK", dead, index, b"x")
+    one.session.put_function(b"ab", lambda *_done: None)
+    world.passes(UNFINISHED_S / 2, step=5.0)
+    world.open()
+    world.passes(UNFINISHED_S - 20, step=5.0)
+    assert len(world.store.scan("functions").entries) == 3
+    late = b"l" * 16
+    one.ask("FUNCTION_CHUNK", late, 1, b"y")
+    world.passes(40, step=5.0)
+    left = {key for key, _entry in world.store.scan("functions").entries}
+    assert left == {whole, late + b"\0\1"}
+    assert one.ask("FUNCTION_GET", whole, 0) == [2, b"ab"]
+    world.passes(UNFINISHED_S, step=5.0)
+    assert [key for key, _entry in world.store.scan("functions").entries] == [whole]
+    assert not world.store.scan("unfinished").entries
 
 
 def test_functions_are_put_and_got_through_a_session(world):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.brokers.gcs.gcs_world import Follower, World
-from zray.brokers.gcs import replica
+from zray.brokers.gcs import loads, replica
 from zray.brokers.gcs.commands import Command
-from zray.brokers.gcs.wire import EVENTS, NODE_LEASE_S, unpack
-from zray.errors import GcsFencedError
+from zray.brokers.gcs.wire import COMMANDS, EVENTS, NODE_LEASE_S, pack, unpack
+from zray.errors import GcsFencedError, RemoteProtocolError
+from zray.protocol.packing import packb
 
 NODE = b"node" + bytes(4)
 OTHER = b"othr" + bytes(4)
@@ -105,6 +106,91 @@ def test_nobody_dies_because_the_gcs_stood_still(world):
     assert world.replica.machine.alive == {}
 
 
+def test_a_link_that_is_cut_is_no_death_and_watches_are_set_again(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    follower = Follower()
+    node.session.watch("kv", b"", follower)
+    world.settle()
+    node.is_connected = False
+    world.replica.unlinked(b"node")
+    other.ask("KV_PUT", "n", b"k", b"1", True)
+    asked = node.start("KV_PUT", "n", b"mine", b"1", False)
+    world.passes(1.0)
+    node.is_connected = True
+    world.passes(1.0)
+    assert asked == [(True, None)]
+    assert world.replica.machine.alive == {NODE: 1}
+    assert not node.lost
+    assert follower.state == {b"n\0k": b"1", b"n\0mine": b"1"}
+    assert follower.resets == 1, "its place in the history was kept"
+
+
+def test_nobody_dies_while_who_brings_their_frames_is_silent(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    other.join(OTHER)
+    world.replica.relay_heard(world.now)
+    node.is_connected = other.is_connected = False
+    world.passes(20.0)
+    assert world.replica.machine.alive == {NODE: 1, OTHER: 1}
+    other.is_connected = True
+    # It speaks again: whoever is silent from now on is silent by himself.
+    for _ in range(8):
+        world.replica.relay_heard(world.now)
+        world.passes(0.2)
+    assert NODE in world.replica.machine.alive
+    for _ in range(8):
+        world.replica.relay_heard(world.now)
+        world.passes(0.2)
+    assert world.replica.machine.alive == {OTHER: 1}
+
+
+def test_a_gcs_that_stood_still_with_the_head_waits_once_and_not_twice(world):
+    node = world.client(b"node")
+    node.join(NODE)
+    world.replica.relay_heard(world.now)
+    node.is_connected = False
+    world.now += 60.0
+    world.replica.relay_heard(world.now)
+    world.run()
+    assert world.replica.machine.alive == {NODE: 1}
+    for _ in range(12):
+        world.replica.relay_heard(world.now)
+        world.passes(0.2)
+    assert world.replica.machine.alive == {}
+
+
+def test_nobody_speaks_in_another_s_session(world):
+    node, thief = world.client(b"node"), world.client(b"thief")
+    node.join(NODE)
+    thief.ask("NOOP")
+    leave = packb(("LEAVE", (NODE, 1)))
+    with pytest.raises(RemoteProtocolError, match="another peer"):
+        world.arrive(b"thief", pack(COMMANDS, node.session.session, 1, 3, [leave]))
+    world.run()
+    assert world.replica.machine.alive == {NODE: 1}
+
+
+@pytest.mark.parametrize("name", ["JOIN", "LEAVE"])
+def test_a_node_joins_and_leaves_for_itself_alone(world, name):
+    victim = world.client(b"victim")
+    victim.join(NODE)
+    fields = {"JOIN": (NODE, {}, {}, {}, "", 1), "LEAVE": (NODE, 1)}[name]
+    commands = [packb(("SESSION_OPEN", ("",))), packb((name, fields))]
+    frame = pack(COMMANDS, b"s" * 16, 1, 1, commands)
+    world.replica.received(OTHER, frame, world.now, OTHER)
+    world.run()
+    (told,) = [frame for peer, frame in world.coming if peer == OTHER]
+    world.coming = []
+    ok, (code, text) = unpack(told, to_gcs=False)[1][3][1]
+    assert not ok
+    assert code == "refused"
+    assert OTHER.hex() in text
+    assert world.replica.machine.alive == {NODE: 1}
+    assert not victim.lost
+
+
 def test_a_node_that_leaves_is_gone_at_once(world):
     node = world.client(b"node")
     node.join(NODE)
@@ -115,36 +201,109 @@ def test_a_node_that_leaves_is_gone_at_once(world):
 # ------------------------------------------------------------------------------------------ loads
 
 
-def test_loads_come_at_most_four_times_a_second_whole_and_only_when_they_change(world):
+class Table:
+    """The rows that a session was told, put together."""
+
+    def __init__(self, session):
+        self.rows = {}
+        self.messages = []
+        session.watch_loads(self)
+
+    def __call__(self, rows):
+        self.messages.append(dict(rows))
+        self.rows.update(rows)
+
+
+def test_rows_are_told_whole_once_and_then_as_they_change(world):
     one, two = world.client(b"one"), world.client(b"two")
     one.join(NODE)
     two.join(OTHER)
-    seen = []
-    two.session.watch_loads(seen.append)
-    for queued in range(20):
-        one.session.set_load({"queued": queued})
-        world.passes(0.1)
-    world.passes(0.6)
-    assert seen[-1] == {NODE: {"queued": 19}}
-    assert len(seen) <= 10
-    count = len(seen)
+    one.session.set_load(b"1")
+    two.session.set_load(b"2")
+    table = Table(two.session)
+    world.passes(0.5)
+    assert table.messages == [{NODE: b"1", OTHER: b"2"}]
+    one.session.set_load(b"3")
+    world.passes(0.5)
+    assert table.messages[1:] == [{NODE: b"3"}]
+    one.session.set_load(b"3")
     world.passes(2.0)
-    assert len(seen) == count
+    assert len(table.messages) == 2, "what has not changed was told again"
     world.open()
     world.passes(1.0)
-    assert seen[-1] == {NODE: {"queued": 19}}
+    # A new GCS knows no rows until the beats repeat them.
+    assert table.rows == {NODE: b"3", OTHER: b"2"}
+    one.session.set_load(b"4")
+    world.passes(0.3)
+    assert table.rows == {NODE: b"4", OTHER: b"2"}
 
 
-def test_the_load_of_a_dead_node_is_gone(world):
+def test_however_often_a_row_changes_it_is_told_a_hundred_times_a_second(world):
     one, two = world.client(b"one"), world.client(b"two")
     one.join(NODE)
-    seen = []
-    two.session.watch_loads(seen.append)
-    one.session.set_load({"queued": 1})
+    table = Table(two.session)
+    for number in range(1000):
+        one.session.set_load(b"%d" % number)
+        world.now += 0.001
+        world.settle()
+    world.passes(0.5)
+    assert table.rows == {NODE: b"999"}
+    assert 50 <= len(table.messages) <= 110
+
+
+def test_what_was_told_over_a_link_that_broke_is_told_again(world):
+    one, two = world.client(b"one"), world.client(b"two")
+    one.join(NODE)
+    table = Table(two.session)
+    one.session.set_load(b"1")
+    world.passes(0.5)
+    two.is_connected = False
+    one.session.set_load(b"2")
+    world.passes(0.1)
+    world.replica.unlinked(b"two")
+    two.is_connected = True
     world.passes(1.0)
+    assert table.rows == {NODE: b"2"}
+
+
+def test_a_watcher_that_takes_no_more_gets_the_newest_when_it_does(world):
+    one, two = world.client(b"one"), world.client(b"two")
+    one.join(NODE)
+    table = Table(two.session)
+    world.passes(0.2)
+    world.takes = lambda peer: peer != b"two"
+    for number in range(5):
+        one.session.set_load(b"%d" % number)
+        world.passes(0.05)
+    assert table.rows == {}
+    world.takes = lambda peer: True
+    world.passes(0.5)
+    assert table.messages == [{NODE: b"4"}]
+
+
+def test_the_row_of_a_dead_node_is_told_to_nobody_who_comes_after(world):
+    one, two, late = world.client(b"one"), world.client(b"two"), world.client(b"late")
+    one.join(NODE)
+    two.join(OTHER)
+    one.session.set_load(b"1")
+    two.session.set_load(b"2")
+    world.passes(0.2)
     one.is_connected = False
     world.passes(NODE_LEASE_S + 1)
-    assert seen[-1] == {}
+    # What it says after its death is nobody's row, either.
+    one.is_connected = True
+    one.session.set_load(b"3")
+    table = Table(late.session)
+    world.passes(0.5)
+    assert table.rows == {OTHER: b"2"}
+
+
+def test_publications_get_rarer_with_what_they_carry():
+    assert loads.spacing_s(3, 500) == loads.SPACING_S
+    assert loads.spacing_s(100, 15_000) == pytest.approx(0.1)
+    # A thousand nodes whose rows all change: no more than the head's link has to spare.
+    nbytes = 150_000
+    assert 1000 * nbytes / loads.spacing_s(1000, nbytes) <= loads.BYTES_PER_S
 
 
 # ---------------------------------------------------------------------------------------- watches

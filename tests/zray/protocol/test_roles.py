@@ -37,7 +37,7 @@ def test_what_has_no_row_is_for_nodes() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [link_messages.LENT, link_messages.LOAD, link_messages.FROM_WORKER]
+    "kind", [link_messages.LENT, link_messages.GCS_ANSWER, link_messages.FROM_WORKER]
 )
 def test_who_has_no_workers_speaks_of_none(kind: int) -> None:
     assert not may_send(Role.CLIENT, kind)
