@@ -53,10 +53,14 @@ def main() -> int:
     zygote = Zygote(arguments.dir)  # First: it imports for 0.2 s, and so does the node.
     from .node_process import serve
 
-    status = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
+    status, next_life = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
     sys.stdout.flush()
     sys.stderr.flush()
     os.close(lock)  # The last act: who waits for the lock finds all else done.
+    if next_life is not None:
+        from .next_life import begin
+
+        begin(arguments.dir, next_life)
     # Freeing ten thousand records one by one would keep whoever waits for our end: 0.15 s.
     os._exit(status)
 

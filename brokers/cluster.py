@@ -27,6 +27,7 @@ from zray.protocol.limits import LINEAGE_COPIES
 from . import deaths
 from .gcs_connection import GcsConnection
 from .gcs_relay import GcsRelay
+from .hosting import Hosting
 from .lineage_copies import LineageCopies
 from .loans import Loans
 from .membership import Membership
@@ -99,6 +100,7 @@ class Cluster:
         """Addresses that we dial without knowing who is there."""
         self.join_refused: dict[str, str] = {}
         """Of these, who has refused us last, and why."""
+        self.hosting = Hosting(self)
         self.loans = Loans(self)
         self.borrowed = self.loans.borrowed
         self.overflowed: set[bytes] = set()
@@ -132,7 +134,7 @@ class Cluster:
         """In how many seconds serve() wants to be called, whatever is readable."""
         if self._more:
             return 0.0
-        due = self.loans.due_s
+        due = min(self.loans.due_s, self.hosting.due_s)
         if self.gcs is not None:
             due = min(due, self.gcs.due_s)
         return due if self.gcs_relay is None else min(due, self.gcs_relay.due_s)
@@ -141,6 +143,7 @@ class Cluster:
         """Handle what other nodes have sent."""
         from .link_rules import handle
 
+        self.hosting.serve()
         self.objects.serve()
         for event in self.links.events():
             if event.state is LinkState.DISCONNECTED:
@@ -500,6 +503,7 @@ class Cluster:
     def process_left(self, identity: bytes) -> None:
         """A process of ours is gone."""
         self.deliveries.drop(identity)
+        self.hosting.worker_gone(identity)
         for watching in (*self.watchers.values(), *self.places.values()):
             watching.discard(identity)
 
@@ -517,8 +521,9 @@ class Cluster:
             for each in self.members.values()
         ]
 
-    def close(self) -> None:
-        """Leave; the head takes the GCS with it."""
+    def close(self, *, all_ended: bool) -> None:
+        """Leave; the head takes the GCS with it. all_ended: no worker of this node lives."""
+        self.hosting.close(all_ended=all_ended)
         if self.gcs is not None:
             self.gcs.close()
         if self.gcs_relay is not None:

@@ -18,6 +18,7 @@ from zray.net.link_inbox import Payload, Sender
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
 
+from .hosting import HOSTING_RULES
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
 from .queries import QUERY_RULES
@@ -221,6 +222,7 @@ def _copy_gone(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 LINK_RULES: dict[int, Rule] = {
     **LOAN_RULES,
     **QUERY_RULES,
+    **HOSTING_RULES,
     link_messages.RELAY: _relay,
     link_messages.CODE_WANTED: _code_wanted,
     link_messages.CODE: _code,

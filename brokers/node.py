@@ -90,6 +90,8 @@ class Node:
         """Known to the processes of this node alone: by it they believe each other."""
         self.started_at = time.time()
         self.stopping: str | None = None
+        self.begins_anew = False
+        """Whether this process is to start the node again when this life is over."""
         self.poller = new_poller()
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.wake = Wake()
@@ -583,7 +585,7 @@ class Node:
         for identity in list(self.processes.by_id):
             self.tell(identity, messages.EXIT, f"the node stops: {self.stopping}")
         self._await_workers()
-        self.workers.close()
+        all_ended = self.workers.close()
         self.reception.close()
         if self._log_lines:
             self.send_lines()
@@ -591,7 +593,7 @@ class Node:
             self.output_log.close()
         self.gcs.close(time.time())
         if self.cluster is not None:
-            self.cluster.close()
+            self.cluster.close(all_ended=all_ended)
         self.store.close()
         for process in self.processes.by_id.values():
             process.lifeline.close()

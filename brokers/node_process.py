@@ -2,7 +2,7 @@
 
 What    serve() makes the node, writes node.json, reports on a descriptor when the first worker is
         there, and runs the node's loop to its end. Where the settings name a cluster, the node
-        enters it.
+        enters it; where that has declared it dead, it is to begin another life.
 Caller  brokers/__main__.py.
 Never   handles a message: the loop is brokers/node.py.
 """
@@ -18,22 +18,28 @@ from typing import Any
 
 from zray import errors
 
+from .next_life import settings_of
 from .node import Node
 from .workers import Zygote
 
 
-def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote) -> int:
-    """Run a node until it is stopped; report on ready_fd first. Returns the exit status."""
+def serve(
+    directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote
+) -> tuple[int, dict[str, Any] | None]:
+    """Run a node until it is stopped; report on ready_fd first.
+
+    Returns the exit status, and the settings of its next life where there is to be one.
+    """
     try:
         node = Node(directory, settings, zygote)
         if settings.get("cluster") is not None:
             _enter_cluster(node, settings["cluster"])
     except (errors.ZrayError, OSError, ValueError) as error:
-        os.write(
-            ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
-        )
+        text = f"{type(error).__name__}: {error}"
+        _note(f"the node did not start: {text}")
+        os.write(ready_fd, json.dumps({"error": text}).encode() + b"\n")
         os.close(ready_fd)
-        return 1
+        return 1, None
     temporary = node.embedded or "parent" in settings
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, _frame: _signalled(node, number))
@@ -60,7 +66,9 @@ def serve(directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygot
         orphaned = os.getppid() != settings.get("parent", os.getppid())
         if (node.embedded or orphaned) and not (crashed and node.processes.drivers):
             shutil.rmtree(directory, ignore_errors=True)
-    return 0
+    if node.cluster is not None and node.begins_anew:
+        return 0, settings_of(node.cluster, settings)
+    return 0, None
 
 
 def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from zray.net.channel import Channel
 from zray.protocol import frames, messages
 from zray.protocol.ids import worker_id
+from zray.store.lease_table import LeaseTable
 
 _LINE_BYTES_MAX = 64 * 1024
 _STATUS_S = 0.1
@@ -109,6 +110,7 @@ class Workers:
         self.zygote = zygote.process
         self.channel = zygote.channel
         self.zygote_gone = False
+        self._has_table = False
         watch(self.channel.fileno(), self._read_zygote)
 
     # -- forking ---------------------------------------------------------------------------------
@@ -236,6 +238,14 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signum)
 
+    def guard(self, process: bytes, slot: int, table: LeaseTable) -> None:
+        """Have the zygote stop a worker while its slot of the table of leases is over."""
+        descriptors = () if self._has_table else (table.read_only_fd,)
+        self._has_table = True
+        while not self.channel.flush():
+            self._wait_writable()
+        self.channel.queue(frames.pack(messages.GUARD, process, slot), descriptors)
+
     def is_stopped(self, process: bytes) -> bool:
         """Return whether a signal or a debugger has stopped this worker, where /proc tells."""
         worker = self.by_process.get(process)
@@ -275,8 +285,8 @@ class Workers:
                 self._lines(worker, descriptor, data)
         self._close_pipe(worker, descriptor)
 
-    def close(self) -> None:
-        """End the zygote and every worker, and reap the zygote."""
+    def close(self) -> bool:
+        """End the zygote and every worker, and reap the zygote; returns whether all are dead."""
         for process in list(self.by_process):
             self.kill(process)
         self.channel.close()
@@ -285,6 +295,8 @@ class Workers:
         except subprocess.TimeoutExpired:
             self.zygote.kill()
             self.zygote.wait()
+            return False
+        return True
 
 
 def describe_exit(status: int | None) -> str:
