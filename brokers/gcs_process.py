@@ -120,6 +120,8 @@ class GcsProcess:
         if report.get("error"):
             print(f"the GCS did not start: {report['error']}", flush=True)
         else:
+            # Whatever kills it again, leases run out while nobody renews them.
+            self._retry_s = _RETRY_S
             print(f"the GCS runs again, pid {report['pid']}", flush=True)
 
     def _close_ready(self) -> None:
