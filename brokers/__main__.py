@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--bind", default="")
     parser.add_argument("--durability", choices=["process", "disk"], default="disk")
     parser.add_argument("--life-fd", type=int)
+    parser.add_argument("--lock-fd", type=int)
     arguments = parser.parse_args()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -42,7 +43,7 @@ def main() -> int:
             life_fd=arguments.life_fd,
         )
     try:
-        lock = node_directory.hold(arguments.dir)
+        lock = _hold(arguments.dir, arguments.lock_fd)
     except errors.NodeStartError as error:
         os.write(arguments.ready_fd, json.dumps({"error": str(error)}).encode() + b"\n")
         return 1
@@ -56,13 +57,21 @@ def main() -> int:
     status, next_life = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.close(lock)  # The last act: who waits for the lock finds all else done.
     if next_life is not None:
         from .next_life import begin
 
-        begin(arguments.dir, next_life)
+        begin(arguments.dir, next_life, lock)
+    os.close(lock)  # The last act: who waits for the lock finds all else done.
     # Freeing ten thousand records one by one would keep whoever waits for our end: 0.15 s.
     os._exit(status)
+
+
+def _hold(directory: str, lock: int | None) -> int:
+    """Take the directory, unless a former life of this process has it."""
+    if lock is None:
+        return node_directory.hold(directory)
+    os.set_inheritable(lock, False)
+    return lock
 
 
 if __name__ == "__main__":

@@ -126,12 +126,12 @@ class Membership:
             self._dial(row.node, now)
             return
         self.ended[row.node] = row.incarnation
+        before = self.living.pop(row.node, None)
+        self._dial_at.pop(row.node, None)
         if row.node == self.own:
             if row.incarnation == self.incarnation:
                 self._end("the GCS has declared it dead")
             return
-        before = self.living.pop(row.node, None)
-        self._dial_at.pop(row.node, None)
         if before is not None and row.node not in self.linked:
             self.commands.append(Forget(before.address))
         if self.linked.get(row.node, row.incarnation + 1) <= row.incarnation:

@@ -38,19 +38,25 @@ def settings_of(cluster: Cluster, settings: dict[str, Any]) -> dict[str, Any]:
     again: dict[str, Any] = {
         **former,
         "life": int(former.get("life", 1)) + 1,
-        # Whoever looks for this node, firewalls among them, finds it where it was.
-        "port": cluster.inbox.port,
         "join": [address for address in join if address != own][:_ADDRESSES_MAX],
     }
     return {**settings, "cluster": again}
 
 
-def begin(directory: str, settings: dict[str, Any]) -> NoReturn:
-    """Start anew in this process. What it had open is closed by the kernel, but for its log."""
+def begin(directory: str, settings: dict[str, Any], lock: int) -> NoReturn:
+    """Start anew in this process. What it had open is closed by the kernel, but for its log.
+
+    Args:
+        directory: of the node.
+        settings: of the next life.
+        lock: by which this process holds the directory, also between the two lives.
+    """
     nobody = os.open(os.devnull, os.O_WRONLY)
-    os.set_inheritable(nobody, True)
+    for descriptor in (nobody, lock):
+        os.set_inheritable(descriptor, True)
     command = [
         *(sys.executable, "-m", "zray.brokers", "node", "--dir", directory),
         *("--ready-fd", str(nobody), "--settings", json.dumps(settings)),
+        *("--lock-fd", str(lock)),
     ]
     os.execv(sys.executable, command)

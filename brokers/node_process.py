@@ -16,7 +16,7 @@ import signal
 import time
 from typing import Any
 
-from zray import errors
+from zray import errors, node_directory
 
 from .next_life import settings_of
 from .node import Node
@@ -72,21 +72,29 @@ def serve(
 
 
 def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
+    from zray.net.addresses import is_free
     from zray.net.curve import ClusterKeys
 
     from .cluster import Cluster
     from .gcs_connection import enter
 
     keys = None if settings.get("keys") is None else ClusterKeys.load(settings["keys"])
+    host = settings.get("host", "127.0.0.1")
+    port = int(settings.get("port") or 0)
+    if not port:
+        # Others look for a node that is started again where it was, for a head above all.
+        before = node_directory.last_port(node.directory)
+        port = before if is_free(host, before) else 0
     node.cluster = Cluster(
         node,
         keys,
-        host=settings.get("host", "127.0.0.1"),
-        port=settings.get("port", 0),
+        host=host,
+        port=port,
         advertise=settings.get("advertise"),
         bulk_port=settings.get("bulk_port", 0),
         bulk_advertise=settings.get("bulk_advertise"),
     )
+    node_directory.remember_port(node.directory, node.cluster.inbox.port)
     enter(node.cluster, settings)
 
 

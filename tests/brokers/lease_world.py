@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from zray.brokers.actor_fences import ActorFences, FreeName, Stopped
@@ -95,7 +96,7 @@ class World:
         self.is_replaced = self.is_name_free = False
         for node in self.nodes:
             node.expires_at = node.clock.at(0) + NODE_LEASE_S
-            self.every(node.name, TICK_S, lambda node=node: self.tick(node))
+            self.every(node.name, TICK_S, partial(self.tick, node))
         self.every("gcs", TICK_S / 3, self.gcs_tick)
         self.host.leases.hosts(WORKER, HOME, self.host.clock.at(0))
         self.home.fences.started(ACTOR, WORKER, is_shared=False)
@@ -197,9 +198,9 @@ class World:
         asked, node.leases.commands = node.leases.commands, []
         for command in asked:
             if isinstance(command, AskHome):
-                self.send("host", "home", lambda command=command: self.renew(command))
+                self.send("host", "home", partial(self.renew, command))
             else:
-                self.send("home", "host", lambda command=command: self.granted(command))
+                self.send("home", "host", partial(self.granted, command))
         over, node.fences.commands = node.fences.commands, []
         for each in over:
             # Nothing begins at a home whose own lease is over.

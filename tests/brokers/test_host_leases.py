@@ -9,6 +9,7 @@ Never   waits: time is a number.
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -125,7 +126,7 @@ def test_no_two_copies_whatever_is_cut_late_still_or_started_again(
         world.later(world.works_at(at, "gcs"), world.gcs_restarts)
     for at in breaks:
         name = chance.choice(("home", "host"))
-        world.later(world.works_at(at, "gcs"), lambda name=name: world.declare_dead(name))
+        world.later(world.works_at(at, "gcs"), partial(world.declare_dead, name))
     for at in losses:
         world.later(world.works_at(at, "home"), world.home_loses_host)
     world.run(15.0)

@@ -197,8 +197,6 @@ def test_a_node_that_is_heard_again_before_that_lives_on(world):
     assert world.replica.machine.alive == {NODE: 1}
 
 
-
-
 def test_a_node_that_leaves_is_gone_at_once(world):
     node = world.client(b"node")
     node.join(NODE)
