@@ -50,6 +50,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     spill.py        S  files of objects that did not fit
     workers.py      S  zygote and worker processes: start, reap, lifelines
     output.py       S  log files of a node that stays, bounded
+    log_stream.py   S  its standard output, whose disk may be full
     gcs/               tables of this node in LMDB: compare-and-transact, lease, watch
 
 Among other nodes:

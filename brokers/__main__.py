@@ -17,6 +17,8 @@ import sys
 
 from zray import errors, node_directory
 
+from .log_stream import LogStream
+
 
 def main() -> int:
     """Run the process that the arguments name; returns its exit status."""
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--life-fd", type=int)
     parser.add_argument("--lock-fd", type=int)
     arguments = parser.parse_args()
+    sys.stdout, sys.stderr = LogStream(1), LogStream(2)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if arguments.what == "gcs":

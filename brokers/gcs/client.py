@@ -339,7 +339,8 @@ class GcsSession:
         kind, fields = unpack(frame, to_gcs=False)
         self._now = now
         self.heard_at = now
-        self._reason = "it answers slowly"
+        if kind == ANSWERS:
+            self._reason = "it answers slowly"
         boot, *rest = fields
         if boot != self._boot:
             self._met(boot)

@@ -257,7 +257,11 @@ def serve(
     _write_report(directory, report)
     _report(report, ready_fd)
     note(f"the GCS serves {directory} at {link.endpoint}, pid {os.getpid()}")
-    server.run()
+    try:
+        server.run()
+    except errors.GcsUnavailableError as error:
+        note(f"the GCS has ended: {error}")
+        return 1
     note(f"the GCS has ended: {server.stopping}")
     return 0
 
