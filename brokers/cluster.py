@@ -19,7 +19,7 @@ from zray.net import mailbox
 from zray.net.curve import ClusterKeys
 from zray.net.deliveries import Deliveries
 from zray.net.link_inbox import LinkInbox, Payload, Sender
-from zray.net.links import Links, LinkState
+from zray.net.links import LINK_BACKLOG_BYTES_MAX, Links, LinkState
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
 from zray.protocol.limits import LINEAGE_COPIES
@@ -193,6 +193,7 @@ class Cluster:
     def sweep(self) -> None:
         """A few times a second."""
         self.inbox.sweep()
+        self.deliveries.retry()
         for (function, job), since in list(self.code_wanted.items()):
             if self.node.now - since > _CODE_S:
                 self._fetch_shared_code(function, job)
@@ -400,6 +401,9 @@ class Cluster:
             header = frames.pack(messages.FORWARDED, source, payloads=len(payloads))
             parts = [bytes(each) for each in payloads]
             self.deliveries.send(destination, process.details["endpoint"], header, parts)
+            if self.deliveries.backlog_bytes(destination) > LINK_BACKLOG_BYTES_MAX:
+                self.node.kill_worker(destination)
+                self.node.process_gone(destination, "it does not read what others send it")
 
     def to_process(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...]) -> bool:
         """What this node says to a process (or a node) that is not of it."""

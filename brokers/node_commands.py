@@ -146,8 +146,13 @@ def _granted(node: Node, command: scheduling.Granted) -> None:
 
 
 def _fork(node: Node, command: scheduling.Fork) -> None:
-    for _ in range(command.count):
-        worker = node.workers.fork(command.env)
+    for done in range(command.count):
+        try:
+            starting = len(node.processes.starting)
+            worker = node.workers.fork(command.env, starting=starting)
+        except OSError as error:
+            node.put_off(scheduling.Fork(command.env, command.count - done), error)
+            return
         node.processes.forked(worker.process, node.now)
         node.scheduler.worker_forked(worker.process, command.env)
 

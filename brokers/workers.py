@@ -9,6 +9,7 @@ Never   decides how many workers there are: the scheduler does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -22,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from zray.net.channel import Channel
+from zray.net.descriptors import FORK_RESERVE, WORKER_DESCRIPTORS, is_scarce
 from zray.protocol import frames, messages
 from zray.protocol.ids import worker_id
 from zray.store.lease_table import LeaseTable
@@ -115,12 +117,18 @@ class Workers:
 
     # -- forking ---------------------------------------------------------------------------------
 
-    def fork(self, env: tuple[tuple[str, str], ...]) -> WorkerProcess:
-        """Ask for one worker; it says HELLO when it runs."""
+    def fork(self, env: tuple[tuple[str, str], ...], *, starting: int = 0) -> WorkerProcess:
+        """Ask for one worker; it says HELLO when it runs.
+
+        Args:
+            env: what identifies its job, and its variables.
+            starting: workers that have been asked for and have not said HELLO.
+
+        Raises OSError where this process has hardly any descriptors left.
+        """
+        (out_read, out_write), (err_read, err_write) = _two_pipes(starting)
         self._forked += 1
         process = worker_id(self.node, self._forked)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
         worker = WorkerProcess(process, env, (out_read, err_read))
         self.by_process[process] = worker
         for descriptor in worker.pipes:
@@ -297,6 +305,22 @@ class Workers:
             self.zygote.wait()
             return False
         return True
+
+
+def _two_pipes(starting: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the pipes of a worker's output, unless the node would lack what they take."""
+    first = os.pipe()
+    try:
+        second = os.pipe()
+    except OSError:
+        for descriptor in first:
+            os.close(descriptor)
+        raise
+    if is_scarce(second[1] + starting * WORKER_DESCRIPTORS, FORK_RESERVE):
+        for descriptor in (*first, *second):
+            os.close(descriptor)
+        raise OSError(errno.EMFILE, "few descriptors are left: raise the limit (ulimit -n)")
+    return first, second
 
 
 def describe_exit(status: int | None) -> str:
