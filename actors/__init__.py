@@ -9,6 +9,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
 
     __main__.py      S  argument parsing; starts the zygote
     zygote.py        S  has imported everything and made no socket; forks a worker in 2 ms
+    guards.py        S  stops workers whose lease is over
     host.py          S  one per worker: the loop, what arrives, what the node asks, the end
     work.py          P  the queue: ranges of tasks, calls, actors to start and to end
     task_runner.py   S  tasks, in the main thread

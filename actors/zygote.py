@@ -1,6 +1,7 @@
 """The zygote: a process that has imported everything and forks workers in 2 ms.
 
 What    Imports once, then forks at every FORK; reaps its children and reports how they ended.
+        Stops those that host actors while their lease is over (guards.py).
         It never makes a zmq context: a fork after one would keep its peers' descriptors open.
 Caller  brokers/workers.py, through ``python -m zray.actors zygote``.
 Never   runs user code, starts a thread, or outlives its node.
@@ -11,16 +12,21 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import math
 import os
 import select
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 from zray.net.channel import Channel
 from zray.net.wake import Wake
 from zray.protocol import frames, messages
+from zray.store.lease_table import LeaseTable
+
+from .guards import Guards
 
 
 def serve(descriptor: int, directory: str) -> int:
@@ -34,20 +40,25 @@ def serve(descriptor: int, directory: str) -> int:
     gc.freeze()  # Collections in children must not touch, and so copy, these pages.
     channel.send(frames.pack(messages.ZYGOTE_READY, os.getpid()))
     children: dict[int, bytes] = {}
+    guards: Guards | None = None
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     poller.register(wake.fileno(), select.POLLIN)
     channel.socket.setblocking(False)
     alive = True
     while alive:
-        poller.poll()
+        due_s = None if guards is None else guards.enforce(time.monotonic())
+        poller.poll(None if due_s is None else math.ceil(due_s * 1000))
         wake.clear()
         received, alive = channel.drain()
         for packed in received:
             message = frames.unpack(packed)
             if message[1] == messages.FORK:
                 _fork(channel, children, message[3], message[4], directory)
-        alive = _reap(channel, children) and alive
+            elif message[1] == messages.GUARD:
+                guards = guards or Guards(_lease_table(channel))
+                _guard(guards, children, message[3], message[4])
+        alive = _reap(channel, children, guards) and alive
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -69,12 +80,25 @@ def _import_everything() -> None:
     del actor, cloudpickle, host, msgpack, numpy, remote_decorators
 
 
-def _reap(channel: Channel, children: dict[int, bytes]) -> bool:
+def _lease_table(channel: Channel) -> LeaseTable:
+    """Return the node's table of leases, which came with its first GUARD."""
+    return LeaseTable(channel.descriptors.popleft(), writable=False)
+
+
+def _guard(guards: Guards, children: dict[int, bytes], process: bytes, slot: int) -> None:
+    for pid, child in children.items():
+        if child == process:
+            guards.add(pid, slot)
+
+
+def _reap(channel: Channel, children: dict[int, bytes], guards: Guards | None) -> bool:
     while children:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return True
         children.pop(pid, None)
+        if guards is not None:
+            guards.forget(pid)
         try:
             _send(channel, frames.pack(messages.CHILD_EXITED, pid, status))
         except OSError:

@@ -50,12 +50,17 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     spill.py        S  files of objects that did not fit
     workers.py      S  zygote and worker processes: start, reap, lifelines
     output.py       S  log files of a node that stays, bounded
+    log_stream.py   S  its standard output, whose disk may be full
     gcs/               tables of this node in LMDB: compare-and-transact, lease, watch
 
 Among other nodes:
 
     cluster.py      S  the links, and what goes over them for this node's processes
     membership.py   P  who is a member: the GCS's table, the links, this node's own lease
+    host_leases.py  P  until when actors may run where they are: no copy beside an older one
+    actor_fences.py P  what waits until a host out of reach has certainly stopped
+    hosting.py      S  these two, the page that the zygote looks at, the messages
+    next_life.py    S  a node that was declared dead comes back as another one
     gcs_process.py  S  the GCS process beside the head node
     gcs_relay.py    S  the sessions of other nodes, carried between their links and the GCS process
     gcs_frames.py   P  frames to and from the GCS in pieces that a link carries

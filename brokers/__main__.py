@@ -17,6 +17,8 @@ import sys
 
 from zray import errors, node_directory
 
+from .log_stream import LogStream
+
 
 def main() -> int:
     """Run the process that the arguments name; returns its exit status."""
@@ -28,7 +30,9 @@ def main() -> int:
     parser.add_argument("--bind", default="")
     parser.add_argument("--durability", choices=["process", "disk"], default="disk")
     parser.add_argument("--life-fd", type=int)
+    parser.add_argument("--lock-fd", type=int)
     arguments = parser.parse_args()
+    sys.stdout, sys.stderr = LogStream(1), LogStream(2)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if arguments.what == "gcs":
@@ -42,7 +46,7 @@ def main() -> int:
             life_fd=arguments.life_fd,
         )
     try:
-        lock = node_directory.hold(arguments.dir)
+        lock = _hold(arguments.dir, arguments.lock_fd)
     except errors.NodeStartError as error:
         os.write(arguments.ready_fd, json.dumps({"error": str(error)}).encode() + b"\n")
         return 1
@@ -56,12 +60,24 @@ def main() -> int:
     zygote = Zygote(arguments.dir) if runs_work else NoZygote()
     from .node_process import serve
 
-    status = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
+    status, next_life = serve(arguments.dir, arguments.settings, arguments.ready_fd, zygote)
     sys.stdout.flush()
     sys.stderr.flush()
+    if next_life is not None:
+        from .next_life import begin
+
+        begin(arguments.dir, next_life, lock)
     os.close(lock)  # The last act: who waits for the lock finds all else done.
     # Freeing ten thousand records one by one would keep whoever waits for our end: 0.15 s.
     os._exit(status)
+
+
+def _hold(directory: str, lock: int | None) -> int:
+    """Take the directory, unless a former life of this process has it."""
+    if lock is None:
+        return node_directory.hold(directory)
+    os.set_inheritable(lock, False)
+    return lock
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from zray.net import mailbox
 from zray.net.curve import ClusterKeys
 from zray.net.deliveries import Deliveries
 from zray.net.link_inbox import LinkInbox, Payload, Sender
-from zray.net.links import Links, LinkState
+from zray.net.links import LINK_BACKLOG_BYTES_MAX, Links, LinkState
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
 from zray.protocol.limits import LINEAGE_COPIES
@@ -28,6 +28,7 @@ from zray.protocol.roles import Role
 from . import deaths
 from .gcs_connection import GcsConnection
 from .gcs_relay import GcsRelay
+from .hosting import Hosting
 from .lineage_copies import LineageCopies
 from .loans import Loans
 from .membership import Membership
@@ -108,6 +109,7 @@ class Cluster:
         self.joining: dict[bytes, str] = {}
         """Addresses that we dial without knowing who is there."""
         self.refusals = Refusals(self)
+        self.hosting = Hosting(self)
         self.loans = Loans(self)
         self.borrowed = self.loans.borrowed
         self.overflowed: set[bytes] = set()
@@ -143,7 +145,7 @@ class Cluster:
         """In how many seconds serve() wants to be called, whatever is readable."""
         if self._more:
             return 0.0
-        due = self.loans.due_s
+        due = min(self.loans.due_s, self.hosting.due_s)
         if self.gcs is not None:
             due = min(due, self.gcs.due_s)
         return due if self.gcs_relay is None else min(due, self.gcs_relay.due_s)
@@ -152,6 +154,7 @@ class Cluster:
         """Handle what other nodes have sent."""
         from .link_rules import handle
 
+        self.hosting.serve()
         self.objects.serve()
         for event in self.links.events():
             if event.state is LinkState.DISCONNECTED:
@@ -201,6 +204,7 @@ class Cluster:
     def sweep(self) -> None:
         """A few times a second."""
         self.inbox.sweep()
+        self.deliveries.retry()
         for (function, job), since in list(self.code_wanted.items()):
             if self.node.now - since > _CODE_S:
                 self._fetch_shared_code(function, job)
@@ -432,6 +436,9 @@ class Cluster:
             header = frames.pack(messages.FORWARDED, source, payloads=len(payloads))
             parts = [bytes(each) for each in payloads]
             self.deliveries.send(destination, process.details["endpoint"], header, parts)
+            if self.deliveries.backlog_bytes(destination) > LINK_BACKLOG_BYTES_MAX:
+                self.node.kill_worker(destination)
+                self.node.process_gone(destination, "it does not read what others send it")
 
     def to_process(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...]) -> bool:
         """What this node says to a process (or a node) that is not of it."""
@@ -535,6 +542,7 @@ class Cluster:
     def process_left(self, identity: bytes) -> None:
         """A process of ours is gone."""
         self.deliveries.drop(identity)
+        self.hosting.worker_gone(identity)
         for watching in (*self.watchers.values(), *self.places.values()):
             watching.discard(identity)
 
@@ -552,8 +560,9 @@ class Cluster:
             for each in self.nodes
         ]
 
-    def close(self) -> None:
-        """Leave; the head takes the GCS with it."""
+    def close(self, *, all_ended: bool) -> None:
+        """Leave; the head takes the GCS with it. all_ended: no worker of this node lives."""
+        self.hosting.close(all_ended=all_ended)
         if self.gcs is not None:
             self.gcs.close()
         if self.gcs_relay is not None:

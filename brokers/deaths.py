@@ -70,8 +70,10 @@ def process_gone(node: Node, identity: bytes, reason: str) -> None:
     node_directory.remove_mailbox(node.directory, identity)
 
 
-def tell_of_death(node: Node, identity: bytes, reason: str, process: Process | None) -> None:
-    """Tell the machines, and who had dealings with it."""
+def tell_of_death(
+    node: Node, identity: bytes, reason: str, process: Process | None, *, may_run: bool = False
+) -> None:
+    """Tell the machines, and who had dealings with it. may_run: it is out of reach."""
     text = f"worker {identity.hex()} died: {reason}"
     if node.cluster is not None:
         node.cluster.process_left(identity)
@@ -85,7 +87,7 @@ def tell_of_death(node: Node, identity: bytes, reason: str, process: Process | N
             f" last one: {reason}"
         )
     cause = error_outcome(errors.ActorDiedError(f"its {text}"))
-    node.dispatcher.worker_died(identity, cause)
+    node.dispatcher.worker_died(identity, cause, may_run=may_run)
     node.dispatcher.process_died(identity, cause)
     node.scheduler.client_died(identity)
     node.objects.process_died(identity)

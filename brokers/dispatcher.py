@@ -148,6 +148,8 @@ class Dispatcher:
         self.next_host = 0
         self.dead: dict[ActorId, bytes] = {}
         """Causes of death of the most recent dead actors."""
+        self.fenced: dict[ProcessId, list[ActorId]] = {}
+        """By worker out of reach: what starts again when that has certainly stopped."""
 
     # -- birth -----------------------------------------------------------------------------------
 
@@ -351,7 +353,8 @@ class Dispatcher:
                 worker = actor.worker
                 self._leave(actor)
                 self.commands.append(End(identity, worker, actor.incarnation, killed=True))
-                self._restart_or_end(actor, cause)
+                if self._restart_or_end(actor, cause):
+                    self._seek_place(actor)
             else:
                 self.commands.append(KillWorker(actor.worker, "zray.kill(no_restart=False)"))
 
@@ -387,25 +390,39 @@ class Dispatcher:
         if len(self.dead) > 10_000:
             del self.dead[next(iter(self.dead))]
 
-    def worker_died(self, worker: ProcessId, cause: bytes) -> None:
-        """Its actors restart where they may; else they are dead."""
+    def worker_died(self, worker: ProcessId, cause: bytes, *, may_run: bool = False) -> None:
+        """Its actors restart where they may; else they are dead.
+
+        may_run: it is out of reach, and may run on for a while: they restart with stopped().
+        """
         self.hosts.pop(worker, None)
         for identity in sorted(self.by_worker.pop(worker, ())):
             actor = self.actors[identity]
             self._leave(actor)
-            self._restart_or_end(actor, cause)
+            restarts = self._restart_or_end(actor, cause)
+            if restarts and may_run:
+                self.fenced.setdefault(worker, []).append(identity)
+            elif restarts:
+                self._seek_place(actor)
 
-    def _restart_or_end(self, actor: Actor, cause: bytes) -> None:
+    def stopped(self, worker: ProcessId) -> None:
+        """A worker that was out of reach has certainly stopped: its actors restart."""
+        for identity in self.fenced.pop(worker, ()):
+            if identity in self.actors:
+                self._seek_place(self.actors[identity])
+
+    def _restart_or_end(self, actor: Actor, cause: bytes) -> bool:
+        """Let it restart, where it may: returns whether it seeks a place now."""
         if actor.restarts_left == 0 or (actor.unreferenced and not actor.details["detached"]):
             self._end(actor, cause)
-            return
+            return False
         if actor.restarts_left > 0:
             actor.restarts_left -= 1
         actor.incarnation += 1
         actor.state = RESTARTING
         actor.cause = cause
         self._changed(actor)
-        self._seek_place(actor)
+        return True
 
     def retire_hosts(self, jobs: set[str]) -> None:
         """End the hosts without actors whose job is none of these: nobody will use them again."""
@@ -440,6 +457,8 @@ class Dispatcher:
                 assert actor.state in (STARTING, ALIVE)
             else:
                 assert actor.state in (PENDING, RESTARTING)
+        for worker in self.fenced:
+            assert worker not in self.by_worker, "out of reach, and used"
         for worker, hosted in self.by_worker.items():
             if worker not in self.hosts:
                 assert len(hosted) <= 1, "a process actor shares its worker"

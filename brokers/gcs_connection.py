@@ -204,12 +204,15 @@ class GcsConnection:
                     self._end(command.reason)
 
     def _end(self, reason: str) -> None:
+        node = self._node
+        node.begins_anew = not node.embedded
+        then = "begins another life" if node.begins_anew else "ends"
         print(
-            f"this node ends, and all its actors and workers: {reason}; to the rest of the cluster"
-            " it is dead",
+            f"this node {then}, all its actors and workers end: {reason}; to the rest of the"
+            " cluster it is dead",
             flush=True,
         )
-        self._node.stop(f"fenced: {reason}")
+        node.stop(f"fenced: {reason}")
 
     # -- the node's loop -------------------------------------------------------------------------
 
@@ -259,7 +262,7 @@ def enter(cluster: Cluster, settings: dict[str, Any]) -> None:
     Args:
         cluster: of this node.
         settings: ``head``: start the GCS. ``join``: addresses of nodes. ``fence_s``: see
-            membership.FENCE_S.
+            membership.FENCE_S. ``life``: of this process, counted from 1.
 
     Raises:
         NodeStartError: the GCS did not start.

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 _HOME_TIMEOUT_S = 5.0
+_AGAIN_S = 0.1
+"""After so long a name is asked for again that a dead actor is about to free."""
 _SHOWN = ("class", "methods", "pending")
 """Of an actor's details: what a handle is made of."""
 
@@ -67,6 +69,10 @@ class GcsTables:
         self._registering: dict[ActorId, list[Callable[[], None]]] = {}
         self._registered: dict[ActorId, dict[str, Any]] = {}
         """Living named actors of this node, as the GCS was told of them."""
+        self._kept_names: dict[ActorId, tuple[str, str]] = {}
+        """Of dead actors, whose last host may not know it yet."""
+        self._refused: list[tuple[float, Callable[[], None]]] = []
+        """Registrations under a name that is about to be free, and when to try again."""
         self._awaited: list[_Awaited] = []
         self.failures = 0
         """What the GCS was to be told and could not be, where nobody waits for an answer."""
@@ -101,8 +107,12 @@ class GcsTables:
         """Record a named actor of a job (in hex); `done` gets whether the name was free."""
         record = self._record(actor, class_id, job, details)
         self._registering[actor] = []
+        deadline = self._node.now + ASK_TIMEOUT_S
 
         def registered(holder: Any, error: Exception | None) -> None:
+            if error is None and holder == b"" and self._node.now < deadline:
+                self._refused.append((self._node.now + _AGAIN_S, register))
+                return
             free = error is None and holder is None
             if free:
                 free = self._node.gcs.actor_created(actor, class_id, job, details) is None
@@ -114,7 +124,10 @@ class GcsTables:
             for then in self._registering.pop(actor):
                 then()
 
-        self._ask("ACTOR_REGISTER", record, done=registered)
+        def register() -> None:
+            self._ask("ACTOR_REGISTER", record, done=registered)
+
+        register()
 
     def _record(
         self, actor: ActorId, class_id: bytes, job: str, details: dict[str, Any]
@@ -148,10 +161,19 @@ class GcsTables:
         record.update(changes)
         self._tell("ACTOR_UPDATE", actor, changes)
 
-    def actor_died(self, actor: ActorId) -> None:
-        """Free the name of an actor of this node."""
-        if self._registered.pop(actor, None) is not None:
-            self._tell("ACTOR_UPDATE", actor, {"state": "dead"})
+    def actor_died(self, actor: ActorId, *, keeps_name: bool) -> None:
+        """Free the name of an actor of this node, or keep it until free_name()."""
+        record = self._registered.pop(actor, None)
+        if record is not None:
+            self._tell("ACTOR_END", actor, keeps_name)
+            if keeps_name:
+                self._kept_names[actor] = (record["namespace"], record["name"])
+
+    def free_name(self, actor: ActorId) -> None:
+        """Nothing of a dead actor runs any more."""
+        name = self._kept_names.pop(actor, None)
+        if name is not None:
+            self._tell("NAME_RELEASE", *name, actor)
 
     def after_registration(self, actor: ActorId, then: Callable[[], None]) -> None:
         """Call when an actor that is being registered, if so, has been."""
@@ -329,7 +351,13 @@ class GcsTables:
             print(f"a name of an actor here is that of {holder.hex()} in the cluster", flush=True)
 
     def tick(self, now: float) -> None:
-        """Answer with actors whose homes are linked by now, or gone."""
+        """Answer with actors whose homes are linked by now, or gone; ask again for names."""
+        refused, self._refused = self._refused, []
+        for at, register in refused:
+            if now >= at:
+                register()
+            else:
+                self._refused.append((at, register))
         if not self._awaited:
             return
         awaited, self._awaited = self._awaited, []

@@ -19,6 +19,7 @@ from zray.protocol.ids import node_of
 from zray.protocol.roles import Role, may_claim
 
 from . import link_roles
+from .hosting import HOSTING_RULES
 from .link_roles import RoleError
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
@@ -252,6 +253,7 @@ def _copy_gone(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 LINK_RULES: dict[int, Rule] = {
     **LOAN_RULES,
     **QUERY_RULES,
+    **HOSTING_RULES,
     link_messages.RELAY: _relay,
     link_messages.CODE_WANTED: _code_wanted,
     link_messages.CODE: _code,

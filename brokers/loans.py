@@ -169,11 +169,20 @@ class Loans:
         self.borrowed.pop(command.worker, None)
         self.cluster.send(command.lender, link_messages.GIVE_BACK, command.worker, command.spent)
 
+    def worker_died(self, worker: bytes, reason: str) -> None:
+        """A borrowed worker has died: its node says so."""
+        self._gone(worker, reason, may_run=False)
+        self.cluster.hosting.borrowed_died(worker)
+
     def worker_lost(self, worker: bytes, reason: str) -> None:
-        """A borrowed worker has died."""
+        """A borrowed worker is out of reach."""
+        self._gone(worker, reason, may_run=True)
+        self.cluster.hosting.borrowed_lost(worker)
+
+    def _gone(self, worker: bytes, reason: str, *, may_run: bool) -> None:
         process = self.borrowed.pop(worker, None)
         if process is not None:
-            deaths.tell_of_death(self.node, worker, reason, process)
+            deaths.tell_of_death(self.node, worker, reason, process, may_run=may_run)
 
     def suspect(self, worker: bytes) -> None:
         """A borrowed worker does not answer: is it stopped?"""
@@ -188,6 +197,9 @@ class Loans:
         # Who was refused has an old row of ours: the next one asks where there is more.
         load = scheduler.borrowing.report(self.node.now).fields() if worker is None else None
         process = None if worker is None else self.node.processes.by_id.get(worker)
+        loan = None if worker is None else self.node.scheduler.lending.loans.get(worker)
+        if worker is not None and loan is not None and loan.for_actor:
+            self.cluster.hosting.lent(worker, command.node)
         self.cluster.send(
             command.node,
             link_messages.LENT,
@@ -255,7 +267,10 @@ def _lent(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Paylo
 
 
 def _give_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    cluster.node.scheduler.lending.given_back(peer, message[3], spent=bool(message[4]))
+    lending = cluster.node.scheduler.lending
+    if lending.is_lent_to(peer, message[3]):
+        cluster.hosting.given_back(message[3])
+        lending.given_back(peer, message[3], spent=bool(message[4]))
 
 
 def _wanted_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -266,7 +281,8 @@ def _wanted_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: lis
 def _to_worker(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Payload]) -> None:
     if cluster.node.scheduler.lending.is_lent_to(peer, message[3]):
         header, *rest = [bytes(each) for each in payloads]
-        cluster.node.peers.send(message[3], header, rest)
+        if not cluster.hosting.take_mail(message[3], header, rest):
+            cluster.node.peers.send(message[3], header, rest)
 
 
 def _tell_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -298,7 +314,7 @@ def _from_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: lis
 
 def _worker_died(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     if node_of(message[3]) == peer:
-        cluster.loans.worker_lost(message[3], str(message[4]))
+        cluster.loans.worker_died(message[3], str(message[4]))
 
 
 def _suspected(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:

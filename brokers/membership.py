@@ -2,8 +2,9 @@
 
 What    The table names living nodes, each with an incarnation: those without a link are dialled,
         and a dead one is lost whatever its link says. What a dead incarnation says is refused.
-        A node whose own lease has been over for a while ends: it is dead to all others, who may
-        have put its actors' successors elsewhere. Without a GCS, links alone say who is there.
+        A node whose own lease is over lets its actors stand still (host_leases.py): others may
+        be about to put successors in their places. When it has been over for long, or the GCS
+        says that this life is dead, it is at an end. Without a GCS, links alone say who is there.
 Caller  brokers/gcs_connection.py, brokers/cluster.py.
 Never   opens a socket, reads a clock or the tables.
 Spec    docs/explanation/architecture.md, "The GCS and lineage".
@@ -17,9 +18,12 @@ from dataclasses import dataclass
 from zray.protocol.ids import NodeId
 from zray.protocol.roles import Role
 
+from .host_leases import LEASE_MARGIN_S
+
 FENCE_S = 10.0
-"""A lease may be over for so long before its node ends itself: the GCS process may be starting
-again meanwhile, and a node that the GCS has declared dead hears so with its next beat."""
+"""A lease may be over for so long before its node gives up what stands still: the GCS process, or
+the head, may be starting again meanwhile, and a node that the GCS has declared dead hears so with
+its next beat."""
 
 REDIAL_S = 1.0
 """Between two attempts to reach a living node."""
@@ -50,7 +54,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """This node is dead to all others: end its actors, and itself."""
+    """This life is dead to all others: end its actors and workers, and begin another one."""
 
     reason: str
 
@@ -97,7 +101,10 @@ class Membership:
         """Nodes with a link, and the incarnation they gave (0: they had none yet)."""
         self.commands: list[Command] = []
         self.incarnation = 0
-        self._lease_expires_at: float | None = None
+        self.lease_until = float("inf")
+        """Until when nobody puts another one into this node's place. Before the first JOIN nobody
+        knows of it."""
+        self._has_lease = False
         self._dial_at: dict[NodeId, float] = {}
         self.is_over = False
         """Whether this node has to end."""
@@ -122,12 +129,12 @@ class Membership:
             self._dial(row.node, now)
             return
         self.ended[row.node] = row.incarnation
+        before = self.living.pop(row.node, None)
+        self._dial_at.pop(row.node, None)
         if row.node == self.own:
             if row.incarnation == self.incarnation:
                 self._end("the GCS has declared it dead")
             return
-        before = self.living.pop(row.node, None)
-        self._dial_at.pop(row.node, None)
         if before is not None and row.node not in self.linked:
             self.commands.append(Forget(before.address))
         if self.linked.get(row.node, row.incarnation + 1) <= row.incarnation:
@@ -189,8 +196,10 @@ class Membership:
             self._dial(node, now)
         if not self.incarnation:
             return
-        self._lease_expires_at = max(lease_expires_at, self._lease_expires_at or 0.0)
-        over_s = now - self._lease_expires_at
+        before = self.lease_until if self._has_lease else float("-inf")
+        self.lease_until = max(before, lease_expires_at - LEASE_MARGIN_S)
+        self._has_lease = True
+        over_s = now - self.lease_until
         if over_s > self.fence_s:
             self._end(f"its lease at the GCS has been over for {over_s:.1f} s")
 

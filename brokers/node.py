@@ -54,7 +54,7 @@ from .queries import Queries
 from .reception import Reception
 from .resources import ResourceSet
 from .scheduler import Scheduler
-from .scheduling import JOB_VARIABLE, job_of
+from .scheduling import JOB_VARIABLE, Fork, job_of
 from .shared_tables import OwnTables, SharedTables
 from .store import Store
 from .validation import check_fields
@@ -67,6 +67,7 @@ _TICK_S = 0.01
 _SWEEP_S = 0.5
 _BATCH_MESSAGES = 1000
 """Messages handled in one wake: the unix streams get their turn in between."""
+_TELL_S = 10.0
 _READY_S = 1.0
 _JOIN_S = 8.0
 """A node that is to join others waits for them so long before it says that it is there."""
@@ -91,6 +92,8 @@ class Node:
         """Known to the processes of this node alone: by it they believe each other."""
         self.started_at = time.time()
         self.stopping: str | None = None
+        self.begins_anew = False
+        """Whether this process is to start the node again when this life is over."""
         self.poller = new_poller()
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.wake = Wake()
@@ -123,6 +126,9 @@ class Node:
         self._ready_by = self.now + _READY_S
         self._join_by = self.now + _JOIN_S
         self._next_sweep = self.now + _SWEEP_S
+        self._put_off: list[Fork] = []
+        """Workers that could not be forked: for the next sweep."""
+        self._told_of_forks = float("-inf")
         self._log_lines: dict[str, list[tuple[str, bool, str]]] = {}
         self.output_log = None if self.embedded else OutputLog(directory)
         self.scheduler.start_pool()
@@ -328,6 +334,9 @@ class Node:
             self.scheduler.retire(now, WORKER_IDLE_S)
             self.gcs.flush(time.time())
             self._sweep_starting(now)
+            if self._put_off:
+                put_off, self._put_off = self._put_off, []
+                self.scheduler.commands.extend(put_off)
             self.reception.sweep(now)
             self._sweep_jobs()
             if self.cluster is not None:
@@ -477,6 +486,13 @@ class Node:
         for waiter in self.processes.waiting_for_function.pop(function, ()):
             answer_code(self, waiter, function, code)
 
+    def put_off(self, command: Fork, error: OSError) -> None:
+        """A worker could not be forked, for want of descriptors or memory: try again soon."""
+        if self.now > self._told_of_forks + _TELL_S:
+            self._told_of_forks = self.now
+            print(f"a worker can't be started now: {error}", flush=True)
+        self._put_off.append(command)
+
     def process_gone(self, identity: bytes, reason: str) -> None:
         """A driver or worker is dead: everything derives from this one fact."""
         process_gone(self, identity, reason)
@@ -589,7 +605,7 @@ class Node:
         for identity in list(self.processes.by_id):
             self.tell(identity, messages.EXIT, f"the node stops: {self.stopping}")
         self._await_workers()
-        self.workers.close()
+        all_ended = self.workers.close()
         self.reception.close()
         if self._log_lines:
             self.send_lines()
@@ -597,7 +613,7 @@ class Node:
             self.output_log.close()
         self.gcs.close(time.time())
         if self.cluster is not None:
-            self.cluster.close()
+            self.cluster.close(all_ended=all_ended)
         self.store.close()
         for process in self.processes.by_id.values():
             process.lifeline.close()

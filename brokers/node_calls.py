@@ -158,7 +158,7 @@ def _create_actor(node: Node, process: Process, message: list[Any]) -> None:
             node.answer(process, None, error or _name_taken(details))
         elif not _is_wanted(node, process, details):
             node.gcs.actor_died(identity)
-            node.shared_tables.actor_died(identity)
+            node.shared_tables.actor_died(identity, keeps_name=False)
         else:
             _begin_actor(node, process, message)
             node.answer(process, True)

@@ -146,8 +146,13 @@ def _granted(node: Node, command: scheduling.Granted) -> None:
 
 
 def _fork(node: Node, command: scheduling.Fork) -> None:
-    for _ in range(command.count):
-        worker = node.workers.fork(command.env)
+    for done in range(command.count):
+        try:
+            starting = len(node.processes.starting)
+            worker = node.workers.fork(command.env, starting=starting)
+        except OSError as error:
+            node.put_off(scheduling.Fork(command.env, command.count - done), error)
+            return
         node.processes.forked(worker.process, node.now)
         node.scheduler.worker_forked(worker.process, command.env)
 
@@ -240,6 +245,8 @@ def _gather_start(node: Node, command: dispatcher.Start, starts: dict[bytes, lis
     actor = node.dispatcher.actors.get(command.actor)
     if actor is None or actor.worker is None:
         return
+    if node.cluster is not None and not node.cluster.hosting.starts(command):
+        return
     owner = node.processes.by_id.get(actor.owner)
     endpoint = owner.details["endpoint"] if owner is not None else ""
     starts.setdefault(actor.worker, []).append(
@@ -285,7 +292,8 @@ def _record(node: Node, command: dispatcher.Record) -> None:
     actor = node.dispatcher.actors.get(command.actor)
     if actor is None:
         node.gcs.actor_died(command.actor)
-        node.shared_tables.actor_died(command.actor)
+        is_free = node.cluster is None or node.cluster.hosting.died(command.actor)
+        node.shared_tables.actor_died(command.actor, keeps_name=not is_free)
     else:
         place = (actor.state, actor.worker or b"", actor.incarnation, actor.restarts_left)
         node.gcs.actor_changed(actor.actor, *place)

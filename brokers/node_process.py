@@ -2,7 +2,7 @@
 
 What    serve() makes the node, writes node.json, reports on a descriptor when the first worker is
         there, and runs the node's loop to its end. Where the settings name a cluster, the node
-        enters it.
+        enters it; where that has declared it dead, it is to begin another life.
 Caller  brokers/__main__.py.
 Never   handles a message: the loop is brokers/node.py.
 """
@@ -16,27 +16,31 @@ import signal
 import time
 from typing import Any
 
-from zray import errors
+from zray import errors, node_directory
 from zray.protocol.roles import Role
 
+from .next_life import settings_of
 from .node import Node
 from .workers import NoZygote, Zygote
 
 
 def serve(
     directory: str, settings: dict[str, Any], ready_fd: int, zygote: Zygote | NoZygote
-) -> int:
-    """Run a node until it is stopped; report on ready_fd first. Returns the exit status."""
+) -> tuple[int, dict[str, Any] | None]:
+    """Run a node until it is stopped; report on ready_fd first.
+
+    Returns the exit status, and the settings of its next life where there is to be one.
+    """
     try:
         node = Node(directory, settings, zygote)
         if settings.get("cluster") is not None:
             _enter_cluster(node, settings["cluster"])
     except (errors.ZrayError, OSError, ValueError) as error:
-        os.write(
-            ready_fd, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n"
-        )
+        text = f"{type(error).__name__}: {error}"
+        _note(f"the node did not start: {text}")
+        os.write(ready_fd, json.dumps({"error": text}).encode() + b"\n")
         os.close(ready_fd)
-        return 1
+        return 1, None
     temporary = node.embedded or "parent" in settings
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda number, _frame: _signalled(node, number))
@@ -64,27 +68,37 @@ def serve(
         orphaned = os.getppid() != settings.get("parent", os.getppid())
         if (node.embedded or orphaned) and not (crashed and node.processes.drivers):
             shutil.rmtree(directory, ignore_errors=True)
-    return 0
+    if node.cluster is not None and node.begins_anew:
+        return 0, settings_of(node.cluster, settings)
+    return 0, None
 
 
 def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
+    from zray.net.addresses import is_free
     from zray.net.curve import ClusterKeys
 
     from .cluster import Cluster
     from .gcs_connection import enter
 
     keys = None if settings.get("keys") is None else ClusterKeys.load(settings["keys"])
+    host = settings.get("host", "127.0.0.1")
+    port = int(settings.get("port") or 0)
+    if not port:
+        # Others look for a node that is started again where it was, for a head above all.
+        before = node_directory.last_port(node.directory)
+        port = before if is_free(host, before) else 0
     node.cluster = Cluster(
         node,
         keys,
-        host=settings.get("host", "127.0.0.1"),
-        port=settings.get("port", 0),
+        host=host,
+        port=port,
         advertise=settings.get("advertise"),
         bulk_port=settings.get("bulk_port", 0),
         role=node.role,
         key_role=Role(settings.get("key_role", node.role)),
         bulk_advertise=settings.get("bulk_advertise"),
     )
+    node_directory.remember_port(node.directory, node.cluster.inbox.port)
     enter(node.cluster, settings)
 
 

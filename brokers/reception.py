@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.net import channel, mailbox
+from zray.net.descriptors import ACCEPT_RESERVE
 from zray.protocol import frames, messages
 from zray.protocol.ids import node_of
 from zray.protocol.limits import (
@@ -52,7 +53,7 @@ class Reception:
         joined: Callable[[channel.Channel, str, bytes, int, dict[str, Any]], None],
     ) -> None:
         self.node = node
-        self.listener = channel.Listener(path)
+        self.listener = channel.Listener(path, descriptors_left=ACCEPT_RESERVE)
         self.refused = 0
         self._joined = joined
         self._waiting: dict[channel.Channel, float] = {}

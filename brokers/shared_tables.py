@@ -36,8 +36,12 @@ class SharedTables(Protocol):
         """An actor of this node is in another state, or another worker."""
         ...
 
-    def actor_died(self, actor: ActorId) -> None:
-        """An actor of this node has ended: its name is free."""
+    def actor_died(self, actor: ActorId, *, keeps_name: bool) -> None:
+        """An actor of this node has ended: its name is free, or will be with free_name()."""
+        ...
+
+    def free_name(self, actor: ActorId) -> None:
+        """Nothing of a dead actor runs any more."""
         ...
 
     def after_registration(self, actor: ActorId, then: Callable[[], None]) -> None:
@@ -94,7 +98,10 @@ class OwnTables:
     ) -> None:
         """Nobody else is to know."""
 
-    def actor_died(self, actor: ActorId) -> None:
+    def actor_died(self, actor: ActorId, *, keeps_name: bool) -> None:
+        """Nobody else is to know."""
+
+    def free_name(self, actor: ActorId) -> None:
         """Nobody else is to know."""
 
     def after_registration(self, actor: ActorId, then: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ Never   decides how many workers there are: the scheduler does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -22,8 +23,10 @@ from functools import partial
 from typing import Any
 
 from zray.net.channel import Channel
+from zray.net.descriptors import FORK_RESERVE, WORKER_DESCRIPTORS, is_scarce
 from zray.protocol import frames, messages
 from zray.protocol.ids import worker_id
+from zray.store.lease_table import LeaseTable
 
 _LINE_BYTES_MAX = 64 * 1024
 _STATUS_S = 0.1
@@ -130,16 +133,23 @@ class Workers:
         self.zygote = zygote.process
         self.channel = zygote.channel
         self.zygote_gone = False
+        self._has_table = False
         watch(self.channel.fileno(), self._read_zygote)
 
     # -- forking ---------------------------------------------------------------------------------
 
-    def fork(self, env: tuple[tuple[str, str], ...]) -> WorkerProcess:
-        """Ask for one worker; it says HELLO when it runs."""
+    def fork(self, env: tuple[tuple[str, str], ...], *, starting: int = 0) -> WorkerProcess:
+        """Ask for one worker; it says HELLO when it runs.
+
+        Args:
+            env: what identifies its job, and its variables.
+            starting: workers that have been asked for and have not said HELLO.
+
+        Raises OSError where this process has hardly any descriptors left.
+        """
+        (out_read, out_write), (err_read, err_write) = _two_pipes(starting)
         self._forked += 1
         process = worker_id(self.node, self._forked)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
         worker = WorkerProcess(process, env, (out_read, err_read))
         self.by_process[process] = worker
         for descriptor in worker.pipes:
@@ -257,6 +267,14 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signum)
 
+    def guard(self, process: bytes, slot: int, table: LeaseTable) -> None:
+        """Have the zygote stop a worker while its slot of the table of leases is over."""
+        descriptors = () if self._has_table else (table.read_only_fd,)
+        self._has_table = True
+        while not self.channel.flush():
+            self._wait_writable()
+        self.channel.queue(frames.pack(messages.GUARD, process, slot), descriptors)
+
     def is_stopped(self, process: bytes) -> bool:
         """Return whether a signal or a debugger has stopped this worker, where /proc tells."""
         worker = self.by_process.get(process)
@@ -296,8 +314,8 @@ class Workers:
                 self._lines(worker, descriptor, data)
         self._close_pipe(worker, descriptor)
 
-    def close(self) -> None:
-        """End the zygote and every worker, and reap the zygote."""
+    def close(self) -> bool:
+        """End the zygote and every worker, and reap the zygote; returns whether all are dead."""
         for process in list(self.by_process):
             self.kill(process)
         self.channel.close()
@@ -306,6 +324,24 @@ class Workers:
         except subprocess.TimeoutExpired:
             self.zygote.kill()
             self.zygote.wait()
+            return False
+        return True
+
+
+def _two_pipes(starting: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the pipes of a worker's output, unless the node would lack what they take."""
+    first = os.pipe()
+    try:
+        second = os.pipe()
+    except OSError:
+        for descriptor in first:
+            os.close(descriptor)
+        raise
+    if is_scarce(second[1] + starting * WORKER_DESCRIPTORS, FORK_RESERVE):
+        for descriptor in (*first, *second):
+            os.close(descriptor)
+        raise OSError(errno.EMFILE, "few descriptors are left: raise the limit (ulimit -n)")
+    return first, second
 
 
 def describe_exit(status: int | None) -> str:

@@ -10,12 +10,14 @@ Never   touches a node that it has not started, or leaves a process, file or key
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -43,9 +45,25 @@ class TestNode:
 
     directory: str
     pid: int
-    node_id: str
-    address: str
     _process: subprocess.Popen[bytes] = field(repr=False)
+    _told: dict[str, Any] = field(repr=False)
+
+    @property
+    def node_id(self) -> str:
+        """Another one when the node, declared dead by the others, has begun another life."""
+        return str(self._tells()["node"])
+
+    @property
+    def address(self) -> str:
+        """Where other nodes reach it."""
+        return str(self._tells()["address"]).removeprefix("tcp://")
+
+    def _tells(self) -> dict[str, Any]:
+        """Return what the node has told of itself; of a dead one, what it told last."""
+        # Between two lives the file may be half written.
+        with contextlib.suppress(OSError, ValueError):
+            self._told.update(json.loads(Path(self.directory, "node.json").read_text()))
+        return self._told
 
 
 class Cluster:
@@ -145,10 +163,8 @@ class Cluster:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        with Observer(directory) as observer:
-            found = observer.ask("status")
-        address = found["cluster"]["address"].removeprefix("tcp://")
-        node = TestNode(directory, process.pid, found["node"], address, process)
+        node = TestNode(directory, process.pid, process, {})
+        node._tells()
         self._nodes.append(node)
         self._await_all()
         return node

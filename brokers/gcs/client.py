@@ -340,7 +340,8 @@ class GcsSession:
         kind, fields = unpack(frame, to_gcs=False)
         self._now = now
         self.heard_at = now
-        self._reason = "it answers slowly"
+        if kind == ANSWERS:
+            self._reason = "it answers slowly"
         boot, *rest = fields
         if boot != self._boot:
             self._met(boot)
@@ -415,6 +416,8 @@ class GcsSession:
     def _take_renewal(self, stamp: float, incarnation: int, watches: int, _revision: int) -> None:
         if incarnation and incarnation == self.incarnation:
             self.lease_expires_at = max(self.lease_expires_at, stamp + NODE_LEASE_S)
+        elif self.incarnation:
+            self._next_beat = self._now  # Now that it knows that we hear it, it will renew.
         expected = self._ranges.count() + (self._on_loads is not None)
         if stamp > self._watched_at and watches < expected:
             self._watch_again()
@@ -499,7 +502,7 @@ class GcsSession:
             self._send_again(self._first)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_S
-            beat = packb(("RENEW", (now, self._load)))
+            beat = packb(("RENEW", (now, now - self.heard_at, self._load)))
             self._send(pack(SOFT, self.session, self._first, [beat]))
         self.flush()
 

@@ -182,6 +182,10 @@ def _hashes(value: Any) -> bool:
     return type(value) is list and all(map(_hash, value))
 
 
+def _processes(value: Any) -> bool:
+    return type(value) is list and all(map(_process, value))
+
+
 def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
@@ -269,6 +273,7 @@ _OWN: dict[str, Check] = {"node_id": _process, "incarnation": _count}
 _PAGED: dict[str, Check] = {"limit": _page, "after": _short}
 _PLACE: dict[str, Check] = {"namespace": _text, "key": _short}
 _HASH: dict[str, Check] = {"hash": _hash}
+_BEAT: dict[str, Check] = {"stamp": _number, "silent_s": _number, "load": _or_none(_load)}
 _RANGE: dict[str, Check] = {"table": _watchable, "prefix": _short}
 _NODE: dict[str, Check] = {
     "node_id": _process,
@@ -284,6 +289,7 @@ _CHANGE: dict[str, Check] = {
     "actor_id": _object,
     "changes": _some_of(_ACTOR_CHANGES, frozenset()),
 }
+_END: dict[str, Check] = {"actor_id": _object, "keeps_name": _flag}
 _ACTORS: dict[str, Check] = {"state": _or_none(_text), "job_id": _or_none(_bytes), **_PAGED}
 _JOB: dict[str, Check] = {"record": _some_of(_JOB_FIELDS, frozenset(("job_id",)))}
 _JOB_END: dict[str, Check] = {
@@ -311,10 +317,12 @@ _ROWS: tuple[tuple[str, Effect, Mapping[str, Check], str], ...] = (
     ("JOIN", "write", _NODE, "a node is there; its new incarnation, which binds the session"),
     ("LEAVE", "write", _OWN, "a node ends in order; whether it was alive"),
     ("NODE_DIED", "internal", {**_OWN, "cause": _text}, "its lease or its connection has ended"),
+    ("NAMES_FREE", "internal", {"nodes": _processes}, "of dead actors of dead nodes; how many"),
     ("PRUNE", "internal", {}, "forgets the longest ended nodes, jobs and actors"),
     ("SESSION_END", "internal", {"sessions": _sessions}, "they were silent for too long"),
-    ("ACTOR_REGISTER", "write", _ACTOR, "None, or the id of the actor that has its name"),
+    ("ACTOR_REGISTER", "write", _ACTOR, "None, or who has its name: an id, or b'': for a moment"),
     ("ACTOR_UPDATE", "write", _CHANGE, "the state; death releases the name"),
+    ("ACTOR_END", "write", _END, "whether it was alive; its name can be kept for NAME_RELEASE"),
     ("ACTOR_LOOKUP", "read", {"actor_id": _object}, "a packed record or None"),
     ("ACTOR_LIST", "read", _ACTORS, "[packed records, where to go on or None]"),
     ("JOB_START", "write", _JOB, "whether the job is new"),
@@ -338,7 +346,7 @@ _ROWS: tuple[tuple[str, Effect, Mapping[str, Check], str], ...] = (
     ("TRANSACT", "write", _TRANSACTION, "[whether all comparisons held, what each get found]"),
     ("GET", "read", {"table": _readable, "key": _key}, "[value, created, modified] or None"),
     ("RANGE", "read", {"table": _readable, "prefix": _short, **_PAGED}, "[revision, rows, more]"),
-    ("RENEW", "soft", {"stamp": _number, "load": _or_none(_load)}, "a beat: renews the lease"),
+    ("RENEW", "soft", _BEAT, "a beat: renews the lease of who has heard us lately"),
     ("LOAD", "soft", {"load": _load}, "the node's row of the load table, as it is now"),
     ("WATCH", "soft", {**_RANGE, "from_revision": _count}, "replaces a watch of the same range"),
     ("UNWATCH", "soft", _RANGE, "no more of these changes"),

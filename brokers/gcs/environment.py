@@ -26,6 +26,9 @@ Durability = Literal["process", "disk"]
 MAP_BYTES = 64 << 30
 """Address space, not disk or memory: large enough that a store is never resized in service."""
 
+_LOCK_FILE_BYTES = 8192
+"""Of LMDB's lock.mdb, with its 126 readers."""
+
 _UNSYNCED = "unsynced"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -188,7 +191,20 @@ class LmdbEnvironment:
                 "outlive the machine needs durability='disk'",
             )
 
+    def _reserve_lock_file(self) -> None:
+        """Make LMDB's table of readers as large as it will be, with memory or disk behind it.
+
+        LMDB makes a hole and maps it: where the disk is full, to touch that is a SIGBUS.
+        """
+        descriptor = os.open(self.path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
+        finally:
+            os.close(descriptor)
+
     def _open(self, map_bytes: int, databases_max: int) -> lmdb.Environment:
+        self._reserve_lock_file()
         try:
             env = lmdb.open(
                 str(self.path),

@@ -253,6 +253,10 @@ class StateMachine:
         batch.round.revision = overlay.revision
         return batch.round
 
+    def dead_nodes(self) -> list[bytes]:
+        """Return the nodes whose lives have ended, as far as they are remembered."""
+        return [node for node, _entry in self._all("nodes") if node not in self.alive]
+
     def is_fenced(self, session: Session) -> bool:
         """Whether the life of the node that this session speaks for has ended."""
         return bool(session.node) and self.alive.get(session.node) != session.incarnation

@@ -2,8 +2,10 @@
 
 What    Requests gather until run(), which does them in one commit and answers after it. Nodes hold
         leases: one that has not renewed for NODE_LEASE_S, or whose connection broke, is declared
-        dead by a command like any other. Leases and loads are in memory only: after a start every
-        living node has its full time again, and reports its load anew.
+        dead by a command like any other. In the second case it may live on, and know nothing of
+        it, until its lease is over: the names of its actors are free only then. Leases and loads
+        are in memory only: after a start every living node has its full time again, and reports
+        its load anew.
 Caller  server.py.
 Never   opens a socket, reads a clock, answers before the commit, keeps a message for a slow peer.
 Spec    docs/explanation/architecture.md, "The GCS and lineage".
@@ -48,6 +50,10 @@ UNFINISHED_S = 600.0
 BATCH_BYTES_MAX = 64 << 20
 """Requests that wait for one commit; those beyond it are dropped, and will be repeated."""
 
+HEARD_S = 0.75
+"""A beat of a node that has heard nothing for longer does not renew its lease: what we say does
+not get there, and it will stand still though its own words arrive."""
+
 _SWEEP_S = 1.0
 _STALL_S = 4 * TICK_S
 _PRUNE_S = 60.0
@@ -91,6 +97,8 @@ class Replica:
         self._internal: list[Command] = []
         self._soft_replies: list[tuple[bytes, bytes]] = []
         self._deadlines = dict.fromkeys(self.machine.alive, now + NODE_LEASE_S)
+        self._names_free_at = dict.fromkeys(self.machine.dead_nodes(), now + NODE_LEASE_S)
+        """Dead nodes, and when they have noticed it at the latest."""
         self._heard_peers: dict[bytes, float] = {}
         self._heard_sessions = dict.fromkeys(self.machine.sessions, now)
         self._peer_of_session: dict[bytes, bytes] = {}
@@ -182,13 +190,13 @@ class Replica:
     def _renew(
         self, peer: bytes, name: bytes, session: Session | None, fields: Any, now: float
     ) -> None:
-        stamp, load = fields
+        stamp, silent_s, load = fields
         if session is not None and self.machine.is_fenced(session):
             text = f"incarnation {session.incarnation} of this node was declared dead; join again"
             self._soft_replies.append((peer, pack(REFUSED, self.boot, name, "fenced", text)))
             return
         incarnation = 0
-        if session is not None and session.node:
+        if session is not None and session.node and silent_s <= HEARD_S:
             incarnation = session.incarnation
             self._deadlines[session.node] = now + NODE_LEASE_S
             if load is not None:
@@ -310,7 +318,7 @@ class Replica:
     def _follow_nodes(self, changes: Sequence[Change], now: float) -> None:
         alive = self.machine.alive
         for node in [node for node in self._deadlines if node not in alive]:
-            del self._deadlines[node]
+            self._names_free_at[node] = self._deadlines.pop(node)
             self.deaths += 1
             self._ended_since_prune += 1
             self._loads.remove(node)
@@ -343,6 +351,11 @@ class Replica:
             elif deadline <= now:
                 cause = f"it has not renewed its lease of {NODE_LEASE_S} s"
                 self._declare_dead(node, incarnation, cause)
+        over = [node for node, at in self._names_free_at.items() if at <= now]
+        if over:
+            self._internal.append(Command("NAMES_FREE", (over,)))
+            for node in over:
+                del self._names_free_at[node]
 
     def _sweep(self, now: float) -> None:
         for peer in [one for one, at in self._heard_peers.items() if now - at > PEER_SILENT_S]:
@@ -378,7 +391,8 @@ class Replica:
         """Return the monotonic time at which run() is to be called at the latest."""
         tick = self._ran_at + TICK_S
         due_at = self._loads.due_at(self._ran_at)
-        return min(tick, due_at, self._next_sweep, *self._deadlines.values())
+        ends = (*self._deadlines.values(), *self._names_free_at.values())
+        return min(tick, due_at, self._next_sweep, *ends)
 
     @property
     def has_requests(self) -> bool:

@@ -108,8 +108,27 @@ def _node_died(state: State, fields: Any, now: float) -> Applied:
     return _end_of_node(state, fields[0], fields[1], f"its node died: {fields[2]}", now)
 
 
+def _names_free(state: State, fields: Any, _now: float) -> Applied:
+    """Free the names of the dead actors of some nodes, whose leases are over by now."""
+    homes = {node_id[:NODE_PREFIX_BYTES] for node_id in fields[0]}
+    writes: list[Write] = [
+        Delete("names", place)
+        for place, entry in state.scan("names").entries
+        if entry.value[:NODE_PREFIX_BYTES] in homes and _is_dead(state, entry.value)
+    ]
+    return len(writes), writes
+
+
+def _is_dead(state: State, actor_id: bytes) -> bool:
+    record = _record(state, "actors", actor_id, ActorRecord)
+    return record is not None and record.state == "dead"
+
+
 def _end_of_node(state: State, node_id: bytes, incarnation: int, cause: str, now: float) -> Applied:
-    """Mark one life of a node dead, and with it the actors and jobs that had their home there."""
+    """Mark one life of a node dead, and with it the actors and jobs that had their home there.
+
+    Their names stay taken until NAMES_FREE: the node may live, and not know of this yet.
+    """
     node = _record(state, "nodes", node_id, NodeRecord)
     if node is None or node.state == "dead" or node.epoch != incarnation:
         return False, []
@@ -118,7 +137,8 @@ def _end_of_node(state: State, node_id: bytes, incarnation: int, cause: str, now
     for _, entry in state.scan("actors", home).entries:
         actor = ActorRecord.unpack(entry.value)
         if actor.state != "dead":
-            writes += _actor_writes(state, replace(actor, state="dead", death_cause=cause))
+            dead = replace(actor, state="dead", death_cause=cause)
+            writes += _actor_writes(state, dead, keeps_name=True)
     for job_id, entry in state.scan("jobs", home).entries:
         job = JobRecord.unpack(entry.value)
         if job.state == "running":
@@ -169,7 +189,7 @@ def _actor_register(state: State, fields: Any, _now: float) -> Applied:
         place = _name_key(record.namespace, record.name)
         claim = state.get("names", place)
         if claim is not None and claim.value != record.actor_id:
-            return claim.value, []
+            return b"" if _is_dead(state, claim.value) else claim.value, []
         writes.append(Put("names", place, record.actor_id))
     return None, writes
 
@@ -187,9 +207,19 @@ def _actor_update(state: State, fields: Any, _now: float) -> Applied:
     return updated.state, _actor_writes(state, updated)
 
 
-def _actor_writes(state: State, record: ActorRecord) -> list[Write]:
+def _actor_end(state: State, fields: Any, _now: float) -> Applied:
+    actor_id, keeps_name = fields
+    record = _record(state, "actors", actor_id, ActorRecord)
+    if record is None:
+        raise GcsError(f"actor {actor_id.hex()} is not registered; register it first")
+    if record.state == "dead":
+        return False, []
+    return True, _actor_writes(state, replace(record, state="dead"), keeps_name=keeps_name)
+
+
+def _actor_writes(state: State, record: ActorRecord, *, keeps_name: bool = False) -> list[Write]:
     writes: list[Write] = [Put("actors", record.actor_id, record.pack())]
-    if record.state == "dead" and record.name:
+    if record.state == "dead" and record.name and not keeps_name:
         place = _name_key(record.namespace, record.name)
         claim = state.get("names", place)
         if claim is not None and claim.value == record.actor_id:
@@ -236,7 +266,7 @@ def _name_release(state: State, fields: Any, _now: float) -> Applied:
 
 def _name_lookup(state: State, fields: Any, _now: float) -> Applied:
     entry = state.get("names", _name_key(*fields))
-    return None if entry is None else entry.value, []
+    return None if entry is None or _is_dead(state, entry.value) else entry.value, []
 
 
 def _name_list(state: State, fields: Any, _now: float) -> Applied:
@@ -245,8 +275,9 @@ def _name_list(state: State, fields: Any, _now: float) -> Applied:
     page = _page_of(state, "names", prefix, limit, after)
     rows = []
     for key, entry in page.entries:
-        space, _, name = key.decode().partition("\0")
-        rows.append([space, name, entry.value])
+        if not _is_dead(state, entry.value):
+            space, _, name = key.decode().partition("\0")
+            rows.append([space, name, entry.value])
     return [rows, page.entries[-1][0] if page.more else None], []
 
 
@@ -485,10 +516,12 @@ RULES: dict[str, Rule] = {
     "JOIN": _join,
     "LEAVE": _leave,
     "NODE_DIED": _node_died,
+    "NAMES_FREE": _names_free,
     "PRUNE": _prune,
     "SESSION_END": _session_end,
     "ACTOR_REGISTER": _actor_register,
     "ACTOR_UPDATE": _actor_update,
+    "ACTOR_END": _actor_end,
     "ACTOR_LOOKUP": _actor_lookup,
     "ACTOR_LIST": _actor_list,
     "JOB_START": _job_start,

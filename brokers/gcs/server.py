@@ -222,10 +222,13 @@ def serve(
         ready_fd: gets one line of JSON.
         durability: "disk": an answer means that a power loss will not undo it. "process": only
             that the death of this process will not.
-        life_fd: a socket whose other end belongs to who has started this process.
+        life_fd: a socket whose other end belongs to who has started this process: nothing is
+            touched before a byte has come by it.
     """
     store: LmdbStore | None = None
     life = None if life_fd is None else socket.socket(fileno=life_fd)
+    if life is not None and not life.recv(1):
+        return 0
     try:
         # Before it is bound: who does not get the files must not get the address either.
         store = LmdbStore(
@@ -252,12 +255,27 @@ def serve(
         "durability": durability,
         "started_at": time.time(),
     }
-    Path(directory, "gcs.json").write_text(json.dumps(report))
+    _write_report(directory, report)
     _report(report, ready_fd)
     note(f"the GCS serves {directory} at {link.endpoint}, pid {os.getpid()}")
-    server.run()
+    try:
+        server.run()
+    except errors.GcsUnavailableError as error:
+        note(f"the GCS has ended: {error}")
+        return 1
     note(f"the GCS has ended: {server.stopping}")
     return 0
+
+
+def _write_report(directory: str, report: dict[str, Any]) -> None:
+    """Say who serves, for people and tests; whole, or as it was."""
+    path = Path(directory, "gcs.json")
+    try:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(report))
+        fresh.replace(path)
+    except OSError as error:  # A full disk does not keep it from serving what is there.
+        note(f"{path} can't be written: {error}")
 
 
 def _report(report: dict[str, Any], ready_fd: int) -> None:

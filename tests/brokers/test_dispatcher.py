@@ -130,6 +130,34 @@ def test_a_worker_that_dies_in_the_wake_that_gives_it_away_is_claimed_anew(actor
     assert actors.commands(Claim) == [Claim(A, {}, {}, ())]
 
 
+def test_what_a_worker_out_of_reach_hosted_restarts_when_that_has_stopped(actors: Actors) -> None:
+    actors.create(A, restarts=1)
+    actors.place(A)
+    actors.commands()
+    actors.dispatcher.worker_died(W1, b"its node is gone", may_run=True)
+    assert actors.state(A) == RESTARTING
+    assert actors.commands(Claim, Tell) == [Tell(OWNER, A)]
+    actors.dispatcher.stopped(W2)
+    assert actors.commands(Claim) == []
+    actors.dispatcher.stopped(W1)
+    actors.dispatcher.stopped(W1)
+    assert actors.commands(Claim) == [Claim(A, {}, {}, ())]
+    actors.place(A, W2)
+    assert actors.state(A) == ALIVE
+
+
+def test_an_actor_that_was_killed_while_it_waited_for_that_does_not_restart(
+    actors: Actors,
+) -> None:
+    actors.create(A, restarts=1)
+    actors.place(A)
+    actors.dispatcher.worker_died(W1, b"its node is gone", may_run=True)
+    actors.dispatcher.kill(A, b"killed", no_restart=True)
+    actors.commands()
+    actors.dispatcher.stopped(W1)
+    assert actors.commands(Claim) == []
+
+
 def test_killing_ends_an_actor_and_its_worker(actors: Actors) -> None:
     actors.create(A, restarts=-1)
     actors.place(A)

@@ -94,10 +94,10 @@ class Side:
         self.tables.register_actor(actor, b"class", self.driver.hex(), details, registered)
         return actor
 
-    def ends(self, actor: bytes) -> None:
+    def ends(self, actor: bytes, *, keeps_name: bool = False) -> None:
         self.node.dispatcher.kill(actor, b"", no_restart=True)
         self.node.gcs.actor_died(actor)
-        self.tables.actor_died(actor)
+        self.tables.actor_died(actor, keeps_name=keeps_name)
 
 
 @pytest.fixture
@@ -134,6 +134,30 @@ def test_a_name_is_free_again_when_its_actor_has_ended(sides: tuple[Side, Side])
     two.tables.find_actor("n", "space", two.done)
     assert two.answer() is None
     two.register("n")
+    assert two.answer() is True
+
+
+def test_a_name_that_a_dead_actors_host_may_not_know_of_is_given_when_it_has_stopped(
+    sides: tuple[Side, Side],
+) -> None:
+    one, two = sides
+    actor = one.register("n")
+    assert one.answer() is True
+    one.ends(actor, keeps_name=True)
+    two.tables.find_actor("n", "space", two.done)
+    assert two.answer() is None
+    two.tables.actor_names(None, two.done)
+    assert two.answer() == []
+    two.register("n")
+    for _ in range(3):
+        two.node.now += 0.2
+        two.tables.tick(two.node.now)
+        two.world.settle()
+    assert two.told == []
+    one.tables.free_name(actor)
+    two.world.settle()
+    two.node.now += 0.2
+    two.tables.tick(two.node.now)
     assert two.answer() is True
 
 

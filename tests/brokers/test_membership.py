@@ -10,6 +10,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zray.brokers.host_leases import LEASE_MARGIN_S
 from zray.brokers.membership import (
     REDIAL_S,
     Command,
@@ -113,8 +114,10 @@ def test_a_node_ends_when_its_lease_has_been_over_for_long_and_not_before() -> N
     membership.tick(100.0, 0.0)
     assert taken(membership) == []
     membership.joined(1)
+    assert membership.lease_until == float("inf"), "nobody knows of it before"
     membership.tick(100.0, 102.0)
-    membership.tick(107.0, 102.0)
+    assert membership.lease_until == 102.0 - LEASE_MARGIN_S
+    membership.tick(106.9, 102.0)
     assert taken(membership) == []
     membership.tick(107.1, 102.0)
     membership.tick(108.0, 102.0)
@@ -127,6 +130,7 @@ def test_a_session_that_begins_anew_does_not_make_the_lease_older() -> None:
     membership.tick(100.0, 102.0)
     membership.tick(103.0, 0.0)
     assert taken(membership) == []
+    assert membership.lease_until == 102.0 - LEASE_MARGIN_S
 
 
 def test_a_node_that_reads_of_its_own_death_ends() -> None:

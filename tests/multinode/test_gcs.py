@@ -8,6 +8,7 @@ Never   sleeps: what changes by itself is waited for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -248,31 +249,58 @@ def test_a_killed_node_is_known_to_be_dead_at_once(pair: Cluster) -> None:
         zray.get(far.add.remote(1), timeout=20)
 
 
-def test_a_node_that_stands_still_is_dead_within_three_seconds_and_ends(pair: Cluster) -> None:
+def test_a_node_that_stands_still_is_dead_within_three_seconds_and_comes_back_as_another_one(
+    pair: Cluster,
+) -> None:
     still = pair.nodes[1]
+    before, address, program = still.node_id, still.address, "print(kv.put('n', b'1'))"
     third = pair.add_node(num_cpus=1)
-    with open(Path(still.directory, "node.log")) as its_log:  # It removes the file at its end.
-        os.kill(still.pid, signal.SIGSTOP)
-        try:
-            wait_until(lambda: [known_to(node) for node in (pair.nodes[0], third)] == [2, 2], 3.5)
-        finally:
-            os.kill(still.pid, signal.SIGCONT)
-        wait_until(lambda: still._process.poll() is not None, 10)
-        assert "to the rest of the cluster it is dead" in its_log.read()
-    assert [known_to(node) for node in (pair.nodes[0], third)] == [2, 2]
+    os.kill(still.pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: [known_to(node) for node in (pair.nodes[0], third)] == [2, 2], 3.5)
+    finally:
+        os.kill(still.pid, signal.SIGCONT)
+    wait_until(lambda: still.node_id != before, 15)
+    pair.wait_for_nodes(3, timeout_s=15)
+    assert "to the rest of the cluster it is dead" in log(still)
+    assert still._process.poll() is None, "it is the same process"
+    assert still.address == address
+    assert on(still, program) == "True"
+    living = {row["NodeID"]: row["Alive"] for row in zray.nodes()}
+    assert living[still.node_id]
+    assert not living.get(before, False)
 
 
-def test_a_node_cut_off_from_the_gcs_ends_itself(place: Place) -> None:
+def test_a_node_whose_head_stays_away_gives_up_and_joins_the_next_one(
+    place: Place,
+) -> None:
     folders = [place.folder / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir(mode=0o700)
     parent = {"num_cpus": 1, "parent": os.getpid()}
-    head = launch.launch_node(str(folders[0]), {**parent, "cluster": {"head": True}})
-    place.children.append(head)  # type: ignore[arg-type]
+
+    def start_head() -> subprocess.Popen[bytes]:
+        made = launch.launch_node(str(folders[0]), {**parent, "cluster": {"head": True}})
+        place.children.append(made)  # type: ignore[arg-type]
+        return made
+
+    def node_id() -> str:
+        with contextlib.suppress(OSError, ValueError):
+            return str(json.loads((folders[1] / "node.json").read_text())["node"])
+        return ""
+
+    head = start_head()
     report = json.loads((folders[0] / "node.json").read_text())
     joining = {"join": [report["address"]], "fence_s": 0.5}
     other = launch.launch_node(str(folders[1]), {**parent, "cluster": joining})
     place.children.append(other)  # type: ignore[arg-type]
+    before = node_id()
     head.kill()
     head.wait()
-    assert other.wait(10) == 0
+    wait_until(lambda: node_id() not in ("", before), 15)
+    assert other.poll() is None
+    again = json.loads((folders[1] / "node.json").read_text())["node"]
+    start_head()
+    with Observer(str(folders[1])) as observer:
+        wait_until(lambda: observer.ask("cluster")["nodes"] == 2, 20)
+    assert node_id() == again, "nothing of it had to end a second time"

@@ -3,7 +3,7 @@
 What    mailbox.py (ZeroMQ: one ROUTER inbox a process, one DEALER a peer), edges.py (the direct
         ways between processes), channel.py (unix streams to the node: lifeline and calls),
         tokens.py (whom a process of a node believes), poller.py (epoll, or what is missing),
-        wake.py (an eventfd that ends a poll).
+        wake.py (an eventfd that ends a poll), descriptors.py (how many are left).
         Between nodes: link_inbox.py (the one TCP port that receives), links.py (one DEALER a
         node), bulk_link.py (the port for chunks of objects), curve.py (who is a member: keys and
         ZAP), addresses.py (what to bind, what to tell others), connections.py (how many a port

@@ -111,6 +111,20 @@ def _address_on_the_way(family: sockets.AddressFamily, target: str) -> str:
         return str(probe.getsockname()[0])
 
 
+def is_free(host: str, port: int) -> bool:
+    """Return whether a TCP port of this machine could be bound just now."""
+    family, kind, _protocol, _name, address = sockets.getaddrinfo(
+        numeric(host), port, type=sockets.SOCK_STREAM
+    )[0]
+    with sockets.socket(family, kind) as probe:
+        probe.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError:
+            return False
+    return True
+
+
 def bind(socket: zmq.Socket[bytes], host: str, port: int) -> int:
     """Bind a socket of libzmq to TCP and return the port; 0 asks for one that is free.
 

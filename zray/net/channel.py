@@ -16,6 +16,7 @@ import struct
 from collections import deque
 
 from zray.errors import RemoteProtocolError
+from zray.net.descriptors import is_scarce
 from zray.protocol.limits import CHANNEL_MESSAGE_BYTES_MAX
 
 _LENGTH = struct.Struct("<I")
@@ -199,9 +200,11 @@ class Listener:
 
     Args:
         path: of the unix socket, bound here; a file that is in the way is removed.
+        descriptors_left: connections are refused that would leave this process fewer than that.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, descriptors_left: int = 0) -> None:
+        self._descriptors_left = descriptors_left
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         if os.path.exists(path):
             os.unlink(path)
@@ -238,6 +241,10 @@ class Listener:
                     raise
                 if not self._refuse_one():
                     return None
+                continue
+            if self._descriptors_left and is_scarce(sock.fileno(), self._descriptors_left):
+                sock.close()
+                self.refused += 1
                 continue
             if same_user(sock):
                 sock.setblocking(False)

@@ -2,7 +2,7 @@
 
 What    One stream to each process that somebody elsewhere speaks to, in ZMTP like all edges, so
         that the thread that waits there reads it itself: through the mailbox every message
-        would pass two I/O threads more.
+        would pass two I/O threads more. Where there is no descriptor for one, its messages wait.
 Caller  brokers/cluster.py.
 Never   blocks: what the kernel does not take is kept and leaves when it can. Receives.
 Spec    RFC 37/ZMTP.
@@ -10,6 +10,7 @@ Spec    RFC 37/ZMTP.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 
@@ -18,16 +19,19 @@ from .edges import frame, message_frames, ready
 from .poller import READABLE, WRITABLE, new_poller
 
 _READ_BYTES = 4096
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class _Way:
     """The stream to one process."""
 
-    __slots__ = ("outbound", "process", "socket")
+    __slots__ = ("endpoint", "outbound", "process", "socket")
 
-    def __init__(self, process: bytes, sock: socket.socket) -> None:
+    def __init__(self, process: bytes, endpoint: str, sock: socket.socket | None) -> None:
+        self.endpoint = endpoint
         self.process = process
         self.socket = sock
+        """None: there was no descriptor for it yet."""
         self.outbound = bytearray()
 
 
@@ -64,21 +68,43 @@ class Deliveries:
         return True
 
     def _open(self, process: bytes, endpoint: str) -> _Way | None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        way = _Way(process, endpoint, None)
         try:
-            sock.connect(endpoint.removeprefix("ipc://") + ".e")
-        except OSError:
-            sock.close()  # It has died; its lifeline is about to tell.
-            return None
-        sock.setblocking(False)
-        way = self._ways[process] = _Way(process, sock)
-        self._by_descriptor[sock.fileno()] = way
-        self._poller.register(sock.fileno(), READABLE)
+            self._connect(way)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                return None  # It has died; its lifeline is about to tell.
+        self._ways[process] = way
         self._write(way, self._hello)
         return way
 
+    def _connect(self, way: _Way) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(way.endpoint.removeprefix("ipc://") + ".e")
+        except OSError:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        way.socket = sock
+        self._by_descriptor[sock.fileno()] = way
+        self._poller.register(sock.fileno(), READABLE)
+
+    def retry(self) -> None:
+        """Connect those for whom there was no descriptor; a few times a second."""
+        for way in [each for each in self._ways.values() if each.socket is None]:
+            try:
+                self._connect(way)
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS:
+                    self.drop(way.process)
+                continue
+            data = bytes(way.outbound)
+            way.outbound.clear()
+            self._write(way, data)
+
     def _write(self, way: _Way, data: bytes) -> None:
-        if way.outbound:
+        if way.outbound or way.socket is None:
             way.outbound += data
             return
         try:
@@ -104,6 +130,7 @@ class Deliveries:
                 self._read(way)
 
     def _flush(self, way: _Way) -> None:
+        assert way.socket is not None
         try:
             sent = way.socket.send(way.outbound)
         except (BlockingIOError, InterruptedError):
@@ -117,6 +144,7 @@ class Deliveries:
 
     def _read(self, way: _Way) -> None:
         """Its READY, which says nothing we do not know, or its end."""
+        assert way.socket is not None
         try:
             data = way.socket.recv(_READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -129,7 +157,7 @@ class Deliveries:
     def drop(self, process: bytes) -> None:
         """A process is gone."""
         way = self._ways.pop(process, None)
-        if way is not None:
+        if way is not None and way.socket is not None:
             descriptor = way.socket.fileno()
             del self._by_descriptor[descriptor]
             self._poller.unregister(descriptor)

@@ -43,6 +43,9 @@ OUTPUT = 140
 JOB_ENDED = 150
 SUSPECTED = 151
 STOPPED = 152
+HOST_RENEW = 153
+HOST_RENEWED = 154
+HOSTS_ENDED = 155
 QUERY = 160
 QUERY_ROWS = 161
 QUERY_NEXT = 162
@@ -111,6 +114,19 @@ LINK_MESSAGES: tuple[Message, ...] = (
     ),
     _row(SUSPECTED, "SUSPECTED", ("worker",), "A worker that is lent to us does not answer."),
     _row(STOPPED, "STOPPED", ("worker",), "It was stopped: others may do what it has not begun."),
+    _row(
+        HOST_RENEW,
+        "HOST_RENEW",
+        ("stamp",),
+        "Workers of ours host actors of yours: may they go on? stamp: our clock, in seconds.",
+    ),
+    _row(
+        HOST_RENEWED,
+        "HOST_RENEWED",
+        ("stamp", "lease_s"),
+        "For so long, from when you asked; then they stand still until you have a new lease.",
+    ),
+    _row(HOSTS_ENDED, "HOSTS_ENDED", (), "All our workers are dead: replace what they hosted."),
     _row(JOB_ENDED, "JOB_ENDED", ("job",), "A driver of ours is gone: nothing of its job goes on."),
     _row(
         LINEAGE,
@@ -208,6 +224,7 @@ UNFENCED = frozenset(
         *(GCS_CALL, GCS_ANSWER),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),
+        *(HOST_RENEW, HOST_RENEWED, HOSTS_ENDED),
     )
 )
 """Nobody gives up a reference because of these: they need not wait until HOLDs are counted."""

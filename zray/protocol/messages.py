@@ -103,6 +103,7 @@ FORK = 96
 FORKED = 97
 CHILD_EXITED = 98
 ZYGOTE_READY = 99
+GUARD = 100
 
 _M, _C, _L, _Z = "mailbox", "calls", "lifeline", "zygote"
 
@@ -688,6 +689,16 @@ MESSAGES: tuple[Message, ...] = (
         "node",
         ("pid",),
         "Imports are done, forking takes 2 ms from here on.",
+    ),
+    Message(
+        GUARD,
+        "GUARD",
+        _Z,
+        "node",
+        "zygote",
+        ("process", "slot"),
+        "This worker hosts actors: it stands still while its slot of the table of leases is over."
+        " The first one carries that table.",
     ),
 )
 

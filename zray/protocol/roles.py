@@ -51,6 +51,9 @@ LINK_SENDERS: dict[int, frozenset[Role]] = {
     link.WORKER_DIED: _NODES,
     link.SUSPECTED: _USERS,
     link.STOPPED: _NODES,
+    link.HOST_RENEW: _NODES,
+    link.HOST_RENEWED: _USERS,  # A driver's node is the home of the actors it has made.
+    link.HOSTS_ENDED: _NODES,
     link.JOB_ENDED: _ALL,
     link.OUTPUT: _NODES,
     link.CODE_WANTED: _USERS,

@@ -104,11 +104,11 @@ class Segment:
             ObjectStoreFullError: the system refuses a file of this size.
         """
         capacity_bytes = -(-capacity_bytes // PAGE_BYTES) * PAGE_BYTES
-        fd = _memory_file()
+        fd = memory_file()
         try:
             os.ftruncate(fd, capacity_bytes)
             _seal(fd)
-            return cls(fd, _reopen_read_only(fd), capacity_bytes)
+            return cls(fd, reopen_read_only(fd), capacity_bytes)
         except OSError as error:
             os.close(fd)
             raise _full(error, capacity_bytes, capacity_bytes) from error
@@ -345,7 +345,7 @@ def _mark_forked() -> None:
 os.register_at_fork(after_in_child=_mark_forked)
 
 
-def _memory_file() -> int:
+def memory_file() -> int:
     """A file in memory without a name, so that nothing is left behind by any death."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("zray-store", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -359,7 +359,7 @@ def _seal(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
 
 
-def _reopen_read_only(fd: int) -> int:
+def reopen_read_only(fd: int) -> int:
     """A descriptor that cannot be mapped writable, where /proc can make one."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

@@ -25,10 +25,12 @@ GOOD = {
     "JOIN": [NODE, {"control": "tcp://a:1"}, {"CPU": 2.0}, {"zone": "a"}, "host", 7, "node"],
     "LEAVE": [NODE, 1],
     "NODE_DIED": [NODE, 1, "silence"],
+    "NAMES_FREE": [[NODE]],
     "PRUNE": [],
     "SESSION_END": [[bytes(16)]],
     "ACTOR_REGISTER": [{"actor_id": ACTOR, "class_id": b"c", "name": "a"}],
     "ACTOR_UPDATE": [ACTOR, {"state": "alive"}],
+    "ACTOR_END": [ACTOR, True],
     "ACTOR_LOOKUP": [ACTOR],
     "ACTOR_LIST": [None, None, 10, b""],
     "JOB_START": [{"job_id": DRIVER, "entrypoint": "train.py"}],
@@ -56,7 +58,7 @@ GOOD = {
     ],
     "GET": ["kv", b"k"],
     "RANGE": ["kv", b"", 10, b""],
-    "RENEW": [1.5, b"row"],
+    "RENEW": [1.5, 0.1, b"row"],
     "LOAD": [b"row"],
     "WATCH": ["load", b"", 0],
     "UNWATCH": ["nodes", b""],
@@ -122,7 +124,7 @@ def test_every_malformed_field_is_refused_by_its_name(name):
                 continue
             if field in ("resources",) and wrong == {"no such": 1}:
                 continue
-            if field in ("stamp", "ended_at") and isinstance(wrong, int):
+            if field in ("stamp", "silent_s", "ended_at") and isinstance(wrong, int):
                 continue
             if field in ("compare", "success", "failure") and wrong == []:
                 continue
@@ -186,6 +188,13 @@ def test_a_dead_node_takes_its_actors_names_and_jobs_with_it_and_no_others(run, 
     assert "silence" in here.death_cause
     assert run("NAME_LOOKUP", "", "here") is None
     assert run("NAME_LOOKUP", "", "there") == FOREIGN
+    rival = {"actor_id": b"elseelse" + bytes(8), "class_id": b"c", "name": "here"}
+    # It may live on for the rest of its lease.
+    assert run("ACTOR_REGISTER", rival) == b""
+    assert run("NAMES_FREE", [b"elseelse"]) == 0
+    assert run("NAMES_FREE", [NODE]) == 1
+    assert run("ACTOR_REGISTER", rival) is None
+    assert run("NAMES_FREE", [NODE]) == 0
     ended = JobRecord.unpack(store.get("jobs", DRIVER).value)
     assert (ended.state, ended.ended_at) == ("failed", 9.0)
     assert JobRecord.unpack(store.get("jobs", b"elsedriv").value).state == "running"

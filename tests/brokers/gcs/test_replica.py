@@ -282,7 +282,13 @@ def test_a_malformed_message_is_refused_and_counted(world, frame):
 
 @pytest.mark.parametrize(
     "command",
-    [("NODE_DIED", (NODE, 1, "")), ("PRUNE", ()), ("RENEW", (1.0, None)), ("KV_GET", (1, 2)), 7],
+    [
+        ("NODE_DIED", (NODE, 1, "")),
+        ("PRUNE", ()),
+        ("RENEW", (1.0, 0.0, None)),
+        ("KV_GET", (1, 2)),
+        7,
+    ],
 )
 def test_a_malformed_command_is_answered_and_uses_its_number(world, command):
     world.arrive(b"p", frame_of(OPEN, command, put(b"k")))

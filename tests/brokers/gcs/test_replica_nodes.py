@@ -168,27 +168,33 @@ def test_nobody_speaks_in_another_s_session(world):
     leave = packb(("LEAVE", (NODE, 1)))
     with pytest.raises(RemoteProtocolError, match="another peer"):
         world.arrive(b"thief", pack(COMMANDS, node.session.session, 1, 3, [leave]))
-    world.run()
-    assert world.replica.machine.alive == {NODE: 1}
 
 
-@pytest.mark.parametrize("name", ["JOIN", "LEAVE"])
-def test_a_node_joins_and_leaves_for_itself_alone(world, name):
-    victim = world.client(b"victim")
-    victim.join(NODE)
-    fields = {"JOIN": (NODE, {}, {}, {}, "", 1), "LEAVE": (NODE, 1)}[name]
-    commands = [packb(("SESSION_OPEN", ("",))), packb((name, fields))]
-    frame = pack(COMMANDS, b"s" * 16, 1, 1, commands)
-    world.replica.received(OTHER, frame, world.now, OTHER)
-    world.run()
-    (told,) = [frame for peer, frame in world.coming if peer == OTHER]
-    world.coming = []
-    ok, (code, text) = unpack(told, to_gcs=False)[1][3][1]
-    assert not ok
-    assert code == "refused"
-    assert OTHER.hex() in text
+def test_a_node_that_is_heard_and_does_not_hear_is_dead_within_three_seconds(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    other.join(OTHER)
+    world.passes(1.0)
+    # A cut in one direction: what it says arrives, and what it is told does not.
+    world.takes = lambda peer: peer != b"node"
+    began = world.now
+    while NODE in world.replica.machine.alive:
+        world.passes(0.05)
+    assert world.now - began < 3.0
+    assert node.session.lease_expires_at < world.now
+    assert world.replica.machine.alive == {OTHER: 1}
+
+
+def test_a_node_that_is_heard_again_before_that_lives_on(world):
+    node = world.client(b"node")
+    node.join(NODE)
+    for _ in range(5):
+        world.takes = lambda _peer: False
+        world.passes(1.2)
+        world.takes = lambda _peer: True
+        world.passes(0.5)
+        assert node.session.lease_expires_at > world.now + NODE_LEASE_S - 0.6
     assert world.replica.machine.alive == {NODE: 1}
-    assert not victim.lost
 
 
 def test_a_node_that_leaves_is_gone_at_once(world):
@@ -196,6 +202,43 @@ def test_a_node_that_leaves_is_gone_at_once(world):
     node.join(NODE)
     assert node.ask("LEAVE", NODE, 1) is True
     assert world.replica.machine.alive == {}
+
+
+def named(name: str) -> dict[str, object]:
+    return {"actor_id": NODE[:4] + bytes(12), "class_id": b"c", "name": name}
+
+
+def test_the_names_of_a_node_that_is_declared_dead_early_are_free_when_its_lease_is_over(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    assert node.ask("ACTOR_REGISTER", named("n")) is None
+    rival = {**named("n"), "actor_id": OTHER[:4] + bytes(12)}
+    lease_ends = node.session.lease_expires_at
+    node.is_connected = False
+    world.replica.disconnected(b"node")
+    world.run()
+    assert world.replica.machine.alive == {}
+    # Its process may live on behind a broken connection, and its actors with it.
+    assert other.ask("ACTOR_REGISTER", rival) == b""
+    assert other.ask("NAME_LIST", None, 10, b"") == [[], None]
+    while other.ask("ACTOR_REGISTER", rival) is not None:
+        world.passes(0.1)
+        assert world.now < lease_ends + 1.0
+    assert world.now >= lease_ends
+
+
+def test_names_that_were_to_be_freed_are_freed_though_the_gcs_started_again(world):
+    node, other = world.client(b"node"), world.client(b"other")
+    node.join(NODE)
+    assert node.ask("ACTOR_REGISTER", named("n")) is None
+    node.is_connected = False
+    world.replica.disconnected(b"node")
+    world.run()
+    world.open()
+    rival = {**named("n"), "actor_id": OTHER[:4] + bytes(12)}
+    assert other.ask("ACTOR_REGISTER", rival) == b""
+    world.passes(NODE_LEASE_S + 0.2)
+    assert other.ask("ACTOR_REGISTER", rival) is None
 
 
 # ------------------------------------------------------------------------------------------ loads
