@@ -59,6 +59,7 @@ Among other nodes:
     gcs_process.py  S  the GCS process beside the head node
     gcs_connection.py S this node's session with the GCS process
     gcs_tables.py   S  the shared tables, asked of the GCS
+    relays.py       S  what processes of two nodes say to each other, passed on
     link_rules.py   S  rules of messages from other nodes
     borrowing.py    P  workers of other nodes that run this node's tasks and actors
     lending.py      P  workers of this node that work for others

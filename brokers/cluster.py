@@ -34,11 +34,16 @@ from .membership import Membership
 from .node_outcomes import error_outcome
 from .objects_elsewhere import ObjectsElsewhere
 from .peers import Process
+from .relays import Relays
 
 if TYPE_CHECKING:
     from .node import Node
 
-_BATCH_MESSAGES = 1000
+_BATCH_BYTES = 4 << 20
+_MESSAGE_BYTES = 4096
+"""Of the batch that a message takes at least: what it costs to handle one."""
+_PAUSED_S = 0.002
+"""Nothing tells that a link has room again for who waits for it."""
 _CODE_S = 1.0
 """A job's home that has not sent code after so long is passed by."""
 
@@ -88,10 +93,13 @@ class Cluster:
         self.context = mailbox.new_context()
         self.inbox = LinkInbox(self.context, keys, host=host, port=port, advertise=advertise)
         self.links = Links(self.context, node.process, keys, Role.NODE)
-        for descriptor in (*self.inbox.descriptors, self.links.descriptor):
+        arrivals, control = self.inbox.descriptors
+        node.watch(arrivals, self._readable, carries=True)
+        for descriptor in (control, self.links.descriptor):
             node.watch(descriptor, self._readable)
         self.deliveries = Deliveries(node.process, node.secret)
-        node.watch(self.deliveries.descriptor, self.deliveries.serve)
+        node.watch(self.deliveries.descriptor, self.deliveries.serve, carries=True)
+        self.relays = Relays(self)
         self.members: dict[bytes, Member] = {}
         self.joining: dict[bytes, str] = {}
         """Addresses that we dial without knowing who is there."""
@@ -128,7 +136,7 @@ class Cluster:
         """In how many seconds serve() wants to be called, whatever is readable."""
         if self._more:
             return 0.0
-        due = self.loans.due_s
+        due = _PAUSED_S if self.relays.paused else self.loans.due_s
         if self.gcs is not None:
             due = min(due, self.gcs.due_s)
         return due if self.gcs_process is None else min(due, self.gcs_process.due_s)
@@ -145,24 +153,46 @@ class Cluster:
                 if event.peer in self.joining:
                     self.join_refused[self.joining[event.peer]] = event.reason
                 print(f"the link to {event.peer.hex()} was refused: {event.reason}", flush=True)
+        if self.relays.paused:
+            self.relays.resume()
         if self.gcs is not None:
             self.gcs.serve()
         if self.gcs_process is not None:
             self.gcs_process.tick(self.node.now)
         if not self._more:
             return
-        for _ in range(_BATCH_MESSAGES):
+        nbytes = 0
+        while nbytes < _BATCH_BYTES:
             received = self.inbox.receive()
             if received is None:
                 self._more = False
                 break
             handle(self, *received)
+            nbytes += _MESSAGE_BYTES + sum(map(len, received[2]))
         while self.inbox.departed:
             self._departed(self.inbox.departed.popleft())
         while self.overflowed:
             member = self.overflowed.pop()
             if member in self.members:
                 self.lost(member, "it does not read what it is sent")
+
+    def carry(self) -> None:
+        """Hand over what has come for processes; anything else stirs the node."""
+        from .link_rules import handle
+
+        node, inbox = self.node, self.inbox
+        nbytes = 0
+        while self._more and nbytes < _BATCH_BYTES:
+            received = inbox.arrived()
+            if received is None:
+                self._more = False
+                break
+            handle(self, *received)
+            if node.stirred:
+                return
+            nbytes += _MESSAGE_BYTES + sum(map(len, received[2]))
+        if self._more or self.overflowed or inbox.has_ended:
+            self._more = node.stirred = True
 
     def after_wake(self) -> None:
         """What waits here may run elsewhere; what is free here others may use."""
@@ -337,9 +367,10 @@ class Cluster:
         header = frames.pack(kind, *fields, payloads=len(payloads))
         if kind in link_messages.UNFENCED:
             return self.deliver(node, header, payloads)
-        return self._send(node, header, payloads)
+        return self.send_header(node, header, payloads)
 
-    def _send(self, node: bytes, header: bytes, payloads: tuple[Payload, ...]) -> bool:
+    def send_header(self, node: bytes, header: bytes, payloads: tuple[Payload, ...]) -> bool:
+        """Send what is packed already, when what was held before it is counted."""
         if self.objects.may_go(node, header, payloads):
             return self.deliver(node, header, payloads)
         return True
@@ -355,34 +386,14 @@ class Cluster:
             self._more = True
         return sent
 
-    def forward(self, source: bytes, destination: bytes, payloads: list[bytes]) -> None:
-        """A process of ours says something to one of another node."""
-        self.send(
-            node_of(destination),
-            link_messages.RELAY,
-            destination,
-            source,
-            payloads=tuple(payloads),
-        )
-
-    def hand_over(self, destination: bytes, source: bytes, payloads: list[Payload]) -> None:
-        """What a process of another node says to one of ours."""
-        process = self.node.processes.by_id.get(destination)
-        if process is not None:
-            header = frames.pack(messages.FORWARDED, source, payloads=len(payloads))
-            parts = [bytes(each) for each in payloads]
-            self.deliveries.send(destination, process.details["endpoint"], header, parts)
-
     def to_process(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...]) -> bool:
         """What this node says to a process (or a node) that is not of it."""
         home = node_of(peer)
         if peer == home:
-            return self._send(home, header, payloads)
+            return self.send_header(home, header, payloads)
         if peer in self.borrowed:
             return self.send(home, link_messages.TO_WORKER, peer, payloads=(header, *payloads))
-        return self.send(
-            home, link_messages.RELAY, peer, self.node.process, payloads=(header, *payloads)
-        )
+        return self.relays.say(peer, (header, *payloads))
 
     # -- code and jobs ---------------------------------------------------------------------------
 

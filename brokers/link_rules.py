@@ -20,6 +20,7 @@ from zray.protocol.ids import node_of
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
 from .queries import QUERY_RULES
+from .relays import RELAY_ONE
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -27,11 +28,17 @@ if TYPE_CHECKING:
 Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]
 
 
+_RELAY_ONE = frames.unpack(RELAY_ONE)
+
+
 def handle(cluster: Cluster, sender: Sender, header: bytes, payloads: list[Payload]) -> None:
     """Obey one message; what is malformed is counted, never fatal."""
     try:
-        message = frames.unpack(header)
+        # Known by its bytes, because most messages are these.
+        message = _RELAY_ONE if header == RELAY_ONE else frames.unpack(header)
         rule = LINK_RULES.get(message[1])
+        if rule is not _relay:
+            cluster.node.stirred = True
         if rule is None or message[2] != len(payloads) or sender.role is not Role.NODE:
             raise errors.RemoteProtocolError("not a message of a node for a node")
         if message[1] == link_messages.LINK_HELLO:
@@ -52,11 +59,8 @@ def _hello(_cluster: Cluster, _peer: bytes, _message: list[Any], _frames: list[P
     return
 
 
-def _relay(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Payload]) -> None:
-    destination, source = message[3:5]
-    if node_of(source) != peer:
-        raise errors.RemoteProtocolError("RELAY of a process of another node")
-    cluster.hand_over(destination, source, payloads)
+def _relay(cluster: Cluster, peer: bytes, _message: list[Any], payloads: list[Payload]) -> None:
+    cluster.relays.hand_over(peer, payloads)
 
 
 # -- code ------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from .peers import Process, Processes
 from .process_questions import ProcessQuestions
 from .queries import Queries
 from .reception import Reception
+from .relays import is_forward
 from .resources import ResourceSet
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, job_of
@@ -92,6 +93,10 @@ class Node:
         self.stopping: str | None = None
         self.poller = new_poller()
         self.callbacks: dict[int, Callable[[], None]] = {}
+        self.carriers: set[int] = set()
+        """Descriptors of which most wakes change nothing here, see watch()."""
+        self.stirred = False
+        """Whether a wake of those has changed something after all."""
         self.wake = Wake()
         self.watch(self.wake.fileno(), self.wake.clear)
         self.workers = Workers(
@@ -186,23 +191,37 @@ class Node:
 
     # -- polling ---------------------------------------------------------------------------------
 
-    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
-        """Call back whenever the descriptor is readable."""
+    def watch(
+        self, descriptor: int, callback: Callable[[], None], *, carries: bool = False
+    ) -> None:
+        """Call back whenever the descriptor is readable.
+
+        Args:
+            descriptor: to poll.
+            callback: never blocks.
+            carries: it sets ``stirred`` where it does anything but pass on what processes of two
+                nodes say to each other.
+        """
         self.callbacks[descriptor] = callback
+        if carries:
+            self.carriers.add(descriptor)
         self.poller.register(descriptor, READABLE)
 
     def unwatch(self, descriptor: int) -> None:
         """Stop watching a descriptor that is about to be closed."""
         if self.callbacks.pop(descriptor, None) is not None:
             self.poller.unregister(descriptor)
+            self.carriers.discard(descriptor)
 
     def run(self) -> None:
         """Serve until stopped."""
         inbox_fd = self.inbox.descriptor
-        more = True
+        more, due_at = True, 0.0
         while self.stopping is None:
-            ready = self.poller.poll(0.0 if more else self._timeout_s())
+            ready = self.poller.poll(max(0.0, due_at - time.monotonic()))
             self.now = time.monotonic()
+            if self.now < due_at and self._only_carries(ready):
+                continue
             received: list[mailbox.Message] = []
             if more or any(descriptor == inbox_fd for descriptor, _events in ready):
                 # The descriptor is edge-triggered: it speaks again only after the inbox has
@@ -223,7 +242,24 @@ class Node:
             if self.cluster is not None:
                 self.cluster.after_wake()
             perform_all(self)
+            due_at = 0.0 if more else time.monotonic() + self._timeout_s()
         self._shut_down()
+
+    def _only_carries(self, ready: list[tuple[int, int]]) -> bool:
+        """Serve a wake in which others' messages pass through and nothing of ours changes.
+
+        To look at all else cost four times as much as to pass one on. False: there is more.
+        """
+        if self.cluster is None or not ready:
+            return False
+        for descriptor, _events in ready:
+            if descriptor not in self.carriers:
+                return False
+        self.stirred = False
+        self._serve_streams(ready)
+        if not self.stirred:
+            self.cluster.carry()
+        return not self.stirred
 
     def _serve_streams(self, ready: list[tuple[int, int]]) -> None:
         for descriptor, _events in ready:
@@ -290,9 +326,10 @@ class Node:
                 return
             rule(self, process, message, payloads)
         except Exception as error:  # A broken client must not end the node that serves others.
-            self._malformed(process, error)
+            self.refuse(process, error)
 
-    def _malformed(self, process: Process, error: Exception) -> None:
+    def refuse(self, process: Process, error: Exception) -> None:
+        """Count and show what a process should not have sent."""
         self.malformed += 1
         if self.malformed < 100:
             print(f"refused a message of {process}: {error!r}", flush=True)
@@ -383,7 +420,7 @@ class Node:
         if role == "calls":
             process = self.processes.by_id[identity]
             process.calls = stream
-            self.watch(stream.fileno(), lambda: self._read_calls(process))
+            self.watch(stream.fileno(), lambda: self._read_calls(process), carries=True)
             return
         process = self.processes.join(identity, role, pid, stream, details)
         if role == "observer":
@@ -416,7 +453,7 @@ class Node:
         try:
             _received, alive = process.lifeline.drain()
         except errors.RemoteProtocolError as error:
-            self._malformed(process, error)
+            self.refuse(process, error)
             alive = False
         if not alive:
             self.process_gone(process.identity, "")
@@ -428,17 +465,41 @@ class Node:
         try:
             received, alive = calls.drain()
         except errors.RemoteProtocolError as error:
-            self._malformed(process, error)
+            self.refuse(process, error)
             received, alive = [], False
+        forwards: list[bytes] = []
         for packed in received:
+            if is_forward(packed):
+                forwards.append(packed)
+                continue
+            if forwards:
+                self._forward(process, forwards)
+                forwards = []
+            self.stirred = True
             self.handle_call(process, packed)
             if calls.outbound_bytes > ANSWERS_BYTES_MAX:
                 fault = errors.RemoteProtocolError("it asks and does not read the answers")
-                self._malformed(process, fault)
+                self.refuse(process, fault)
                 alive = False
                 break
+        if forwards:
+            self._forward(process, forwards)
         if not alive:
+            self.stirred = True
             self.process_gone(process.identity, "")
+
+    def listen_again(self, process: Process) -> None:
+        """Read a process's calls that nobody listened to for a while."""
+        calls = process.calls
+        if calls is not None:
+            wanted = READABLE | WRITABLE if calls.outbound_bytes else READABLE
+            self.poller.modify(calls.fileno(), wanted)
+
+    def _forward(self, process: Process, calls: list[bytes]) -> None:
+        if self.cluster is None:
+            self.refuse(process, errors.RemoteProtocolError("FORWARD where there is one node"))
+        else:
+            self.cluster.relays.forward(process, calls)
 
     def handle_call(self, process: Process, packed: bytes) -> None:
         """Obey one message of a process's calls; what is malformed is counted, never fatal."""
@@ -452,7 +513,7 @@ class Node:
                 return
             rule(self, process, message)
         except Exception as error:  # A broken client must not end the node that serves others.
-            self._malformed(process, error)
+            self.refuse(process, error)
             if process.calls is not None and _asks(packed):
                 self.answer(process, None, error)
 

@@ -23,7 +23,7 @@ from zray.net import channel, mailbox
 from zray.net.edges import Edges
 from zray.net.wake import Wake
 from zray.objects import Objects
-from zray.protocol import frames, messages, outcome
+from zray.protocol import envelopes, frames, messages, outcome
 from zray.protocol.ids import task_number_of
 from zray.protocol.limits import (
     BLOCKED_AFTER_S,
@@ -49,6 +49,8 @@ _BUSY_S = 0.0005
 """Who has sent something less than this ago will want its lease in a moment."""
 _ARMED_PERIODS = 2
 _REFUSALS_SHOWN = 3
+_FORWARDS = 64
+"""Envelopes sent at a time: a copy of them is made."""
 
 LifelineRule = Callable[[list[Any]], None]
 
@@ -108,6 +110,8 @@ class Client:
         self._sleeps_forever = False
         self._look_at: float | None = None
         self._answers_owed = 0
+        self._forwarded: list[bytes] = []
+        """Envelopes for processes of other nodes, of the flush that is under way."""
         self._last_flush = 0.0
         self._last_sweep = 0.0
         self._reconcile_at: float | None = None
@@ -176,6 +180,8 @@ class Client:
             send = self.peers.send
             for peer, header, payloads in queued:
                 send(peer, header, payloads)
+            if self._forwarded:
+                self._send_forwarded()
         self._last_flush = time.monotonic()
         if session.needs_service or (
             self._sleeps_forever and (session.references.holds_at_node or session.expects_results)
@@ -196,13 +202,18 @@ class Client:
             self._node_lost(f"its socket is closed ({error})")
 
     def _forward(self, peer: bytes, parts: list[bytes]) -> bool:
-        """Called by flush(), which holds the lock of the stream."""
+        """Called in flush(), which sends at its end what has gathered: the node wakes once."""
+        self._forwarded += envelopes.seal(peer, self.process, parts)
+        return True
+
+    def _send_forwarded(self) -> None:
+        gathered, self._forwarded = self._forwarded, []
         try:
-            self.calls.send(frames.pack(messages.FORWARD, peer, parts))
+            for at in range(0, len(gathered), _FORWARDS):
+                each = gathered[at : at + _FORWARDS]
+                self.calls.send_all([frames.pack(messages.FORWARD, one) for one in each])
         except OSError as error:
             self._node_lost(f"its socket is closed ({error})")
-            return False
-        return True
 
     def submitted(self) -> None:
         """Something was added: send it now, or let it wait a moment for company."""

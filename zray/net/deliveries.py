@@ -14,10 +14,12 @@ import socket
 from collections.abc import Sequence
 
 from . import tokens
-from .edges import frame, message_frames, ready
+from .edges import FORWARDED, MORE, frame, prefix, ready
+from .link_inbox import Payload
 from .poller import READABLE, WRITABLE, new_poller
 
 _READ_BYTES = 4096
+_FORWARDED = frame(MORE, FORWARDED)
 
 
 class _Way:
@@ -48,19 +50,21 @@ class Deliveries:
         self._poller = new_poller()
         self.descriptor = self._poller.fileno()
 
-    def send(self, process: bytes, endpoint: str, header: bytes, payloads: Sequence[bytes]) -> bool:
-        """Send one message; False where the process is gone.
+    def send(self, process: bytes, endpoint: str, envelopes: Sequence[Payload]) -> bool:
+        """Send one FORWARDED for each envelope; False where the process is gone.
 
         Args:
             process: of this node.
             endpoint: of its mailbox, "ipc://…".
-            header: as frames.pack() made it.
-            payloads: frames behind it.
+            envelopes: as they came (zray/protocol/envelopes.py).
         """
         way = self._ways.get(process) or self._open(process, endpoint)
         if way is None:
             return False
-        self._write(way, message_frames(header, payloads) if payloads else frame(0, header))
+        parts: list[Payload] = []
+        for envelope in envelopes:
+            parts += (_FORWARDED, prefix(0, len(envelope)), envelope)
+        self._write(way, b"".join(parts))
         return True
 
     def _open(self, process: bytes, endpoint: str) -> _Way | None:
