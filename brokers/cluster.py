@@ -28,6 +28,7 @@ from . import deaths
 from .gcs_connection import GcsConnection
 from .gcs_process import GcsProcess
 from .lineage_copies import LineageCopies
+from .link_rules import handle
 from .load import read_load
 from .loans import Loans
 from .membership import Membership
@@ -124,17 +125,18 @@ class Cluster:
         self.code_wanted: dict[tuple[bytes, str], float] = {}
         """Functions and their jobs, and since when the jobs' homes have been asked."""
         self.refused = 0
-        self._more = True
+        self.has_more = True
+        """Whether the inbox may have a message, or something here waits for serve()."""
 
     # -- polling ---------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        self._more = True
+        self.has_more = True
 
     @property
     def due_s(self) -> float:
         """In how many seconds serve() wants to be called, whatever is readable."""
-        if self._more:
+        if self.has_more:
             return 0.0
         due = _PAUSED_S if self.relays.paused else self.loans.due_s
         if self.gcs is not None:
@@ -143,8 +145,6 @@ class Cluster:
 
     def serve(self) -> None:
         """Handle what other nodes have sent."""
-        from .link_rules import handle
-
         self.objects.serve()
         for event in self.links.events():
             if event.state is LinkState.DISCONNECTED:
@@ -159,13 +159,13 @@ class Cluster:
             self.gcs.serve()
         if self.gcs_process is not None:
             self.gcs_process.tick(self.node.now)
-        if not self._more:
+        if not self.has_more:
             return
         nbytes = 0
         while nbytes < _BATCH_BYTES:
             received = self.inbox.receive()
             if received is None:
-                self._more = False
+                self.has_more = False
                 break
             handle(self, *received)
             nbytes += _MESSAGE_BYTES + sum(map(len, received[2]))
@@ -178,21 +178,19 @@ class Cluster:
 
     def carry(self) -> None:
         """Hand over what has come for processes; anything else stirs the node."""
-        from .link_rules import handle
-
         node, inbox = self.node, self.inbox
         nbytes = 0
-        while self._more and nbytes < _BATCH_BYTES:
+        while self.has_more and nbytes < _BATCH_BYTES:
             received = inbox.arrived()
             if received is None:
-                self._more = False
+                self.has_more = False
                 break
             handle(self, *received)
             if node.stirred:
                 return
             nbytes += _MESSAGE_BYTES + sum(map(len, received[2]))
-        if self._more or self.overflowed or inbox.has_ended:
-            self._more = node.stirred = True
+        if self.has_more or inbox.has_ended:
+            self.has_more = node.stirred = True
 
     def after_wake(self) -> None:
         """What waits here may run elsewhere; what is free here others may use."""
@@ -383,7 +381,7 @@ class Cluster:
         sent = self.links.send(member.link, header, payloads)
         if not sent:
             self.overflowed.add(node)
-            self._more = True
+            self.has_more = self.node.stirred = True
         return sent
 
     def to_process(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...]) -> bool:

@@ -15,6 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zray import detect, errors, node_directory
@@ -257,7 +258,7 @@ class Node:
                 return False
         self.stirred = False
         self._serve_streams(ready)
-        if not self.stirred:
+        if self.cluster.has_more and not self.stirred:
             self.cluster.carry()
         return not self.stirred
 
@@ -420,7 +421,7 @@ class Node:
         if role == "calls":
             process = self.processes.by_id[identity]
             process.calls = stream
-            self.watch(stream.fileno(), lambda: self._read_calls(process), carries=True)
+            self.watch(stream.fileno(), partial(self._read_calls, process), carries=True)
             return
         process = self.processes.join(identity, role, pid, stream, details)
         if role == "observer":

@@ -65,17 +65,14 @@ class Relays:
         by_node: dict[NodeId, list[bytes]] = {}
         for packed in calls:
             try:
-                envelope = _envelope_of(frames.unpack(packed), process)
+                envelope = _envelope_of(process, frames.unpack(packed))
                 home = destination_node(envelope)
                 if home == self._node.process:
                     raise RemoteProtocolError("FORWARD to a process of this node")
             except RemoteProtocolError as error:
                 self._node.refuse(process, error)
                 continue
-            if home in by_node:
-                by_node[home].append(envelope)
-            else:
-                by_node[home] = [envelope]
+            by_node.setdefault(home, []).append(envelope)
         for home, sealed in by_node.items():
             self._send(home, sealed)
             if len(sealed) > 1 or len(sealed[0]) >= _LARGE_BYTES:
@@ -132,18 +129,14 @@ class Relays:
         for envelope in sealed:
             check_envelope(envelope, prefix)
             by_process.setdefault(destination_of(envelope), []).append(envelope)
-        processes = self._node.processes.by_id
+        processes, send = self._node.processes.by_id, self._cluster.deliveries.send
         for destination, each in by_process.items():
             process = processes.get(destination)
             if process is not None:  # Or it has died, and its callers are about to hear of it.
-                self._deliver(process, each)
-
-    def _deliver(self, process: Process, sealed: list[Payload]) -> None:
-        deliveries = self._cluster.deliveries
-        deliveries.send(process.identity, process.details["endpoint"], sealed)
+                send(destination, process.details["endpoint"], each)
 
 
-def _envelope_of(message: list[Any], process: Process) -> bytes:
+def _envelope_of(process: Process, message: list[Any]) -> bytes:
     """Return what is in a FORWARD of this process; raises RemoteProtocolError."""
     envelope = message[3]
     if message[1] != messages.FORWARD or type(envelope) is not bytes:

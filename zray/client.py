@@ -50,7 +50,7 @@ _BUSY_S = 0.0005
 _ARMED_PERIODS = 2
 _REFUSALS_SHOWN = 3
 _FORWARDS = 64
-"""Envelopes sent at a time: a copy of them is made."""
+"""FORWARDs sent at a time: a copy of them is made."""
 
 LifelineRule = Callable[[list[Any]], None]
 
@@ -111,7 +111,7 @@ class Client:
         self._look_at: float | None = None
         self._answers_owed = 0
         self._forwarded: list[bytes] = []
-        """Envelopes for processes of other nodes, of the flush that is under way."""
+        """FORWARDs for processes of other nodes, of the flush that is under way."""
         self._last_flush = 0.0
         self._last_sweep = 0.0
         self._reconcile_at: float | None = None
@@ -203,15 +203,18 @@ class Client:
 
     def _forward(self, peer: bytes, parts: list[bytes]) -> bool:
         """Called in flush(), which sends at its end what has gathered: the node wakes once."""
-        self._forwarded += envelopes.seal(peer, self.process, parts)
+        for envelope in envelopes.seal(peer, self.process, parts):
+            self._forwarded.append(frames.pack(messages.FORWARD, envelope))
         return True
 
     def _send_forwarded(self) -> None:
         gathered, self._forwarded = self._forwarded, []
         try:
+            if len(gathered) == 1:
+                self.calls.send(gathered[0])
+                return
             for at in range(0, len(gathered), _FORWARDS):
-                each = gathered[at : at + _FORWARDS]
-                self.calls.send_all([frames.pack(messages.FORWARD, one) for one in each])
+                self.calls.send_all(gathered[at : at + _FORWARDS])
         except OSError as error:
             self._node_lost(f"its socket is closed ({error})")
 

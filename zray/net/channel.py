@@ -129,12 +129,17 @@ class Channel:
         left = min(_DRAIN_BYTES_MAX, self.message_bytes_max)
         try:
             while left > 0:
-                got = self._read()
-                if got == 0:
+                data = self._receive()
+                if len(data) >= 4 and not self._inbound:
+                    (length,) = _LENGTH.unpack_from(data)
+                    if len(data) == length + 4 <= self.message_bytes_max:
+                        return [data[4:]], True  # One message, as mostly: nothing to put together.
+                self._inbound += data
+                if not data:
                     alive = False
-                if got < _READ_BYTES:
+                if len(data) < _READ_BYTES:
                     break
-                left -= got
+                left -= len(data)
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
@@ -145,6 +150,13 @@ class Channel:
         return messages, alive
 
     def _read(self) -> int:
+        data = self._receive()
+        self._inbound += data
+        return len(data)
+
+    def _receive(self) -> bytes:
+        if not self._takes_descriptors:
+            return self.socket.recv(_READ_BYTES)  # The kernel closes what comes along.
         data, ancillary, _flags, _address = self.socket.recvmsg(
             _READ_BYTES, socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)
         )
@@ -152,13 +164,8 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % 4])
-                if self._takes_descriptors:
-                    self.descriptors.extend(received)
-                else:
-                    for descriptor in received:
-                        os.close(descriptor)
-        self._inbound += data
-        return len(data)
+                self.descriptors.extend(received)
+        return data
 
     def _next(self) -> bytes | None:
         inbound = self._inbound
