@@ -33,6 +33,7 @@ _PAUSE_BYTES = LINK_BACKLOG_BYTES_MAX // 2
 _RESUME_BYTES = LINK_BACKLOG_BYTES_MAX // 8
 _FORWARD_AT = 2
 _FORWARD = bytes((messages.FORWARD,))
+_FORWARDED = frames.pack(messages.FORWARDED, payloads=1)
 RELAY_ONE = frames.pack(link_messages.RELAY, payloads=1)
 """The header of a RELAY with one envelope: most have one."""
 
@@ -133,7 +134,7 @@ class Relays:
         for destination, each in by_process.items():
             process = processes.get(destination)
             if process is not None:  # Or it has died, and its callers are about to hear of it.
-                send(destination, process.details["endpoint"], each)
+                send(destination, process.details["endpoint"], _FORWARDED, each)
 
 
 def _envelope_of(process: Process, message: list[Any]) -> bytes:

@@ -49,8 +49,6 @@ _BUSY_S = 0.0005
 """Who has sent something less than this ago will want its lease in a moment."""
 _ARMED_PERIODS = 2
 _REFUSALS_SHOWN = 3
-_FORWARDS = 64
-"""FORWARDs sent at a time: a copy of them is made."""
 
 LifelineRule = Callable[[list[Any]], None]
 
@@ -210,11 +208,7 @@ class Client:
     def _send_forwarded(self) -> None:
         gathered, self._forwarded = self._forwarded, []
         try:
-            if len(gathered) == 1:
-                self.calls.send(gathered[0])
-                return
-            for at in range(0, len(gathered), _FORWARDS):
-                self.calls.send_all(gathered[at : at + _FORWARDS])
+            self.calls.send_all(gathered)
         except OSError as error:
             self._node_lost(f"its socket is closed ({error})")
 

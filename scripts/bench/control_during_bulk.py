@@ -16,7 +16,7 @@ import numpy as np
 import zray
 from scripts.bench import measuring
 from scripts.bench.bench_node import Bench
-from scripts.bench.curve import Curve
+from scripts.bench.curve import Curve, Row
 from scripts.bench.driver import Counter
 from zray.testing import Cluster
 
@@ -64,7 +64,7 @@ def measure(bench: Bench) -> list[Curve]:
         zray.init(address=near.directory, log_to_driver=False)
         there, here = {"far": 1}, {"near": 1}
         counter: Any = Counter.options(resources=there).remote()
-        ways = [
+        ways: list[tuple[Any, Any]] = [
             (Source.options(resources=there).remote(), Sink.options(resources=here).remote()),
             (Source.options(resources=here).remote(), Sink.options(resources=there).remote()),
         ]
@@ -82,6 +82,6 @@ def measure(bench: Bench) -> list[Curve]:
         ("nothing", alone, 0.0),
         ("64 MiB objects both ways", busy, moved / (seconds * 1.3) / 1e9),
     ):
-        row = {"beside": beside, "p50 µs": found.p50_us, "p99 µs": found.p99_us}
+        row: Row = {"beside": beside, "p50 µs": found.p50_us, "p99 µs": found.p99_us}
         curve.add(row, {"moved GB/s": rate})
     return [curve]

@@ -48,15 +48,15 @@ class World:
             )
             for number, identity in enumerate((ME, YOU))
         }
-        self.node = Stub(
+        node: Any = Stub(
             process=HERE,
             processes=Stub(by_id=self.processes),
             poller=Stub(modify=self.listening.__setitem__),
             refuse=lambda process, _error: self.refused.append(process.identity),
         )
-        self.node.listen_again = lambda process: Node.listen_again(self.node, process)  # type: ignore[arg-type]
+        node.listen_again = lambda process: Node.listen_again(node, process)
         cluster: Any = Stub(
-            node=self.node,
+            node=node,
             members={node: Stub(link=node) for node in (B, C)},
             links=Stub(queued=lambda link: (0, self.queued[link])),
             deliveries=Stub(send=self._deliver),
@@ -68,8 +68,9 @@ class World:
         self.sent.append((node, header, list(sealed)))
         return True
 
-    def _deliver(self, process: bytes, endpoint: str, sealed: list[bytes]) -> bool:
+    def _deliver(self, process: bytes, endpoint: str, header: bytes, sealed: list[bytes]) -> bool:
         assert endpoint == process.hex()
+        assert frames.unpack(header)[1:] == [messages.FORWARDED, 1]
         self.delivered.append((process, list(sealed)))
         return True
 
@@ -189,7 +190,8 @@ class Loop:
         self.node: Any = Node.__new__(Node)
         self.node.callbacks = {}
         self.node.carriers = {1, 2}
-        self.node.cluster = Stub(has_more=True, carry=self._carry)
+        cluster: Any = Stub(has_more=True, carry=self._carry)
+        self.node.cluster = cluster
 
     def _carry(self) -> None:
         self.carried += 1

@@ -13,13 +13,12 @@ from typing import Any
 import zray
 from zray.testing import Cluster
 
-FAR = {"far": 1}
 LARGE = b"x" * 60_000
 """As large as an argument may be that goes with its call."""
 
 
 @zray.remote(num_cpus=0)
-class Recorder:
+class Recorder(zray.Actor):
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
 
@@ -37,12 +36,17 @@ class Recorder:
         return list(zray.get([recorder.note.remote(who, number) for number in range(count)]))
 
 
+def recorder(**resources: float) -> Any:
+    """Return an actor of its own, wherever these resources are."""
+    return Recorder.options(resources=resources).remote()
+
+
 def test_calls_that_waited_for_an_actor_arrive_though_together_they_are_larger_than_a_message(
     two_nodes: Cluster,
 ) -> None:
-    blockers = [Recorder.options(resources=FAR).remote() for _ in range(2)]
+    blockers = [recorder(far=1) for _ in range(2)]
     zray.get([blocker.of.remote("") for blocker in blockers])
-    late = Recorder.options(resources=FAR).remote()
+    late = recorder(far=1)
     count = 1500  # 90 MB: a link takes messages of 64.
     refs = [late.note.remote("driver", number, LARGE) for number in range(count)]
     for blocker in blockers:
@@ -55,9 +59,9 @@ def test_calls_that_waited_for_an_actor_arrive_though_together_they_are_larger_t
 def test_every_caller_keeps_its_order_while_many_call_the_same_actor_from_both_nodes(
     two_nodes: Cluster,
 ) -> None:
-    target = Recorder.options(resources=FAR).remote()
-    callers = {f"near {number}": Recorder.remote() for number in range(3)}
-    callers |= {"far": Recorder.options(resources=FAR).remote()}
+    target = recorder(far=1)
+    callers = {f"near {number}": recorder() for number in range(3)}
+    callers |= {"far": recorder(far=1)}
     count = 400
     refs = [caller.relay.remote(target, who, count) for who, caller in callers.items()]
     for number in range(count):
@@ -71,7 +75,7 @@ def test_every_caller_keeps_its_order_while_many_call_the_same_actor_from_both_n
 
 
 def test_replies_of_many_actors_elsewhere_arrive_at_once(two_nodes: Cluster) -> None:
-    actors = [Recorder.options(resources={"far": 0.1}).remote() for _ in range(10)]
+    actors = [recorder(far=0.1) for _ in range(10)]
     refs = [actor.ballast.remote(50_000) for actor in actors for _ in range(50)]
     assert {len(reply) for reply in zray.get(refs, timeout=60)} == {50_000}
     for actor in actors:

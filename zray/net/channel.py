@@ -23,6 +23,8 @@ _READ_BYTES = 256 * 1024
 _DRAIN_BYTES_MAX = 64 << 20
 """Read in one go: far more than a socket's buffer holds, so that what was sent before another
 message is in it, and an end all the same for a peer that writes as fast as we read."""
+_TOGETHER_MAX = 64
+"""Messages sent at once: they are copied for it, and may be long."""
 _DESCRIPTORS_MAX = 8
 _ACCEPT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -68,13 +70,15 @@ class Channel:
             self.socket.sendall(data)
 
     def send_all(self, messages: list[bytes]) -> None:
-        """Send several messages with one system call: the peer wakes once.
+        """Send several messages with few system calls: the peer wakes once.
 
         Raises OSError where the peer is gone.
         """
-        self.socket.sendall(
-            b"".join(part for message in messages for part in (_LENGTH.pack(len(message)), message))
-        )
+        for start in range(0, len(messages), _TOGETHER_MAX):
+            parts: list[bytes] = []
+            for message in messages[start : start + _TOGETHER_MAX]:
+                parts += (_LENGTH.pack(len(message)), message)
+            self.socket.sendall(b"".join(parts))
 
     def receive(self) -> bytes | None:
         """Block for one message; None at EOF."""

@@ -14,12 +14,11 @@ import socket
 from collections.abc import Sequence
 
 from . import tokens
-from .edges import FORWARDED, MORE, frame, prefix, ready
+from .edges import MORE, frame, prefix, ready
 from .link_inbox import Payload
 from .poller import READABLE, WRITABLE, new_poller
 
 _READ_BYTES = 4096
-_FORWARDED = frame(MORE, FORWARDED)
 
 
 class _Way:
@@ -50,20 +49,24 @@ class Deliveries:
         self._poller = new_poller()
         self.descriptor = self._poller.fileno()
 
-    def send(self, process: bytes, endpoint: str, envelopes: Sequence[Payload]) -> bool:
-        """Send one FORWARDED for each envelope; False where the process is gone.
+    def send(
+        self, process: bytes, endpoint: str, header: bytes, envelopes: Sequence[Payload]
+    ) -> bool:
+        """Send a message for each envelope, all at once; False where the process is gone.
 
         Args:
             process: of this node.
             endpoint: of its mailbox, "ipc://…".
+            header: of each message, as frames.pack() made it.
             envelopes: as they came (zray/protocol/envelopes.py).
         """
         way = self._ways.get(process) or self._open(process, endpoint)
         if way is None:
             return False
         parts: list[Payload] = []
+        first = frame(MORE, header)
         for envelope in envelopes:
-            parts += (_FORWARDED, prefix(0, len(envelope)), envelope)
+            parts += (first, prefix(0, len(envelope)), envelope)
         self._write(way, b"".join(parts))
         return True
 

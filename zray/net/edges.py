@@ -49,9 +49,7 @@ _FRAMES_MAX = 1024
 _ACCEPTS_MAX = 64
 _EDGE_ROUNDS = 4
 _IN, _OUT = READABLE, WRITABLE
-
-FORWARDED = frames.pack(messages.FORWARDED, payloads=1)
-"""Before each envelope that a node brings."""
+_FORWARDED = frames.pack(messages.FORWARDED, payloads=1)
 
 
 def prefix(flags: int, length: int) -> bytes:
@@ -269,7 +267,7 @@ class Edges:
 
     def _open(self, header: bytes, envelope: bytes) -> None:
         """What the node has brought from a process of another node is that process's message."""
-        if header != FORWARDED:
+        if header != _FORWARDED:
             self.malformed += 1  # It says everything else through the mailbox.
             return
         try:

@@ -22,6 +22,7 @@ from zray.net import edges, mailbox, tokens
 from zray.net.deliveries import Deliveries
 from zray.net.edges import Edges
 from zray.net.mailbox import Message
+from zray.protocol import frames, messages
 from zray.protocol.envelopes import seal
 from zray.protocol.ids import node_id, process_id
 from zray.protocol.limits import EDGE_MESSAGE_BYTES_MAX, UNNAMED_CONNECTIONS_MAX
@@ -29,6 +30,7 @@ from zray.protocol.limits import EDGE_MESSAGE_BYTES_MAX, UNNAMED_CONNECTIONS_MAX
 SECRET, NODE = b"s" * 32, node_id(b"home")
 ONE, TWO, THREE = (process_id(NODE, own) for own in (b"-one", b"-two", b"-tre"))
 ELSEWHERE = process_id(node_id(b"away"), b"-one")
+FORWARDED = frames.pack(messages.FORWARDED, payloads=1)
 READY_ALONE = b"\x05READY"
 
 
@@ -148,8 +150,10 @@ def test_what_the_node_brings_of_others_comes_as_theirs_and_one_bad_message_spoi
     try:
         long = seal(ONE, ELSEWHERE, [b"long", bytes(3 << 20)])
         assert len(long) > 1
-        deliveries.send(ONE, one.endpoint, [*long, ONE + ELSEWHERE + bytes(4) + b"no message"])
-        deliveries.send(ONE, one.endpoint, seal(ONE, ELSEWHERE, [b"header", b"payload"]))
+        deliveries.send(
+            ONE, one.endpoint, FORWARDED, [*long, ONE + ELSEWHERE + bytes(4) + b"no message"]
+        )
+        deliveries.send(ONE, one.endpoint, FORWARDED, seal(ONE, ELSEWHERE, [b"header", b"payload"]))
 
         def look() -> Message | None:
             deliveries.serve()
@@ -158,7 +162,9 @@ def test_what_the_node_brings_of_others_comes_as_theirs_and_one_bad_message_spoi
         assert wait_until(look) == (ELSEWHERE, b"long", [bytes(3 << 20)])
         assert wait_until(look) == (ELSEWHERE, b"header", [b"payload"])
         assert one.malformed == 1
-        assert not deliveries.send(TWO, "ipc:///nowhere", seal(TWO, ELSEWHERE, [b"to nobody"]))
+        assert not deliveries.send(
+            TWO, "ipc:///nowhere", FORWARDED, seal(TWO, ELSEWHERE, [b"to nobody"])
+        )
     finally:
         deliveries.close()
 
