@@ -98,7 +98,8 @@ class Cluster:
         node.watch(arrivals, self._readable, carries=True)
         for descriptor in (control, self.links.descriptor):
             node.watch(descriptor, self._readable)
-        self.deliveries = Deliveries(node.process, node.secret)
+        forwarded = frames.pack(messages.FORWARDED, payloads=1)
+        self.deliveries = Deliveries(node.process, node.secret, forwarded)
         node.watch(self.deliveries.descriptor, self.deliveries.serve, carries=True)
         self.relays = Relays(self)
         self.members: dict[bytes, Member] = {}

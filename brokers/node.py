@@ -257,7 +257,10 @@ class Node:
             if descriptor not in self.carriers:
                 return False
         self.stirred = False
-        self._serve_streams(ready)
+        for descriptor, _events in ready:
+            callback = self.callbacks.get(descriptor)
+            if callback is not None:
+                callback()
         if self.cluster.has_more and not self.stirred:
             self.cluster.carry()
         return not self.stirred

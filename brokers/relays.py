@@ -10,7 +10,7 @@ Never   changes the order of what goes from one process to another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zray.errors import RemoteProtocolError
 from zray.net.link_inbox import Payload
@@ -31,16 +31,14 @@ _LARGE_BYTES = 16 * 1024
 """Shorter ones alone do not fill a link, so nobody looks how full it is."""
 _PAUSE_BYTES = LINK_BACKLOG_BYTES_MAX // 2
 _RESUME_BYTES = LINK_BACKLOG_BYTES_MAX // 8
-_FORWARD_AT = 2
 _FORWARD = bytes((messages.FORWARD,))
-_FORWARDED = frames.pack(messages.FORWARDED, payloads=1)
 RELAY_ONE = frames.pack(link_messages.RELAY, payloads=1)
 """The header of a RELAY with one envelope: most have one."""
 
 
 def is_forward(packed: bytes) -> bool:
     """Return whether a call to the node is one for another node's process, by its bytes."""
-    return packed[_FORWARD_AT : _FORWARD_AT + 1] == _FORWARD
+    return packed[2:3] == _FORWARD
 
 
 class Relays:
@@ -66,7 +64,8 @@ class Relays:
         by_node: dict[NodeId, list[bytes]] = {}
         for packed in calls:
             try:
-                envelope = _envelope_of(process, frames.unpack(packed))
+                envelope = frames.unpack(packed)[3]
+                check_envelope(envelope, process.identity)
                 home = destination_node(envelope)
                 if home == self._node.process:
                     raise RemoteProtocolError("FORWARD to a process of this node")
@@ -126,24 +125,22 @@ class Relays:
         Raises RemoteProtocolError where one is not of a process of that node.
         """
         prefix = peer[:NODE_PREFIX_BYTES]
+        if len(sealed) == 1:
+            check_envelope(sealed[0], prefix)
+            self._deliver(destination_of(sealed[0]), sealed)
+            return
         by_process: dict[ProcessId, list[Payload]] = {}
         for envelope in sealed:
             check_envelope(envelope, prefix)
             by_process.setdefault(destination_of(envelope), []).append(envelope)
-        processes, send = self._node.processes.by_id, self._cluster.deliveries.send
         for destination, each in by_process.items():
-            process = processes.get(destination)
-            if process is not None:  # Or it has died, and its callers are about to hear of it.
-                send(destination, process.details["endpoint"], _FORWARDED, each)
+            self._deliver(destination, each)
 
-
-def _envelope_of(process: Process, message: list[Any]) -> bytes:
-    """Return what is in a FORWARD of this process; raises RemoteProtocolError."""
-    envelope = message[3]
-    if message[1] != messages.FORWARD or type(envelope) is not bytes:
-        raise RemoteProtocolError("not a FORWARD")
-    check_envelope(envelope, process.identity)
-    return envelope
+    def _deliver(self, destination: ProcessId, sealed: Sequence[Payload]) -> None:
+        process = self._node.processes.by_id.get(destination)
+        if process is not None:  # Or it has died, and its callers are about to hear of it.
+            endpoint = process.details["endpoint"]
+            self._cluster.deliveries.send(destination, endpoint, sealed)
 
 
 def _grouped(sealed: list[bytes]) -> Iterator[list[bytes]]:

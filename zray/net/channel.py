@@ -131,9 +131,10 @@ class Channel:
         """
         alive = True
         left = min(_DRAIN_BYTES_MAX, self.message_bytes_max)
+        discards = not self._takes_descriptors
         try:
             while left > 0:
-                data = self._receive()
+                data = self.socket.recv(_READ_BYTES) if discards else self._receive()
                 if len(data) >= 4 and not self._inbound:
                     (length,) = _LENGTH.unpack_from(data)
                     if len(data) == length + 4 <= self.message_bytes_max:

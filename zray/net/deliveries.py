@@ -40,33 +40,31 @@ class Deliveries:
     Args:
         node: this node's id.
         secret: of the node: who has it is believed.
+        header: of each message, as frames.pack() made it.
     """
 
-    def __init__(self, node: bytes, secret: bytes) -> None:
+    def __init__(self, node: bytes, secret: bytes, header: bytes) -> None:
+        self._first = frame(MORE, header)
         self._hello = ready(node, tokens.token(secret, node))
         self._ways: dict[bytes, _Way] = {}
         self._by_descriptor: dict[int, _Way] = {}
         self._poller = new_poller()
         self.descriptor = self._poller.fileno()
 
-    def send(
-        self, process: bytes, endpoint: str, header: bytes, envelopes: Sequence[Payload]
-    ) -> bool:
+    def send(self, process: bytes, endpoint: str, envelopes: Sequence[Payload]) -> bool:
         """Send a message for each envelope, all at once; False where the process is gone.
 
         Args:
             process: of this node.
             endpoint: of its mailbox, "ipc://…".
-            header: of each message, as frames.pack() made it.
             envelopes: as they came (zray/protocol/envelopes.py).
         """
         way = self._ways.get(process) or self._open(process, endpoint)
         if way is None:
             return False
         parts: list[Payload] = []
-        first = frame(MORE, header)
         for envelope in envelopes:
-            parts += (first, prefix(0, len(envelope)), envelope)
+            parts += (self._first, prefix(0, len(envelope)), envelope)
         self._write(way, b"".join(parts))
         return True
 

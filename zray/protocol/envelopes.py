@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from zray.errors import RemoteProtocolError
 
-from .ids import PROCESS_ID_BYTES, NodeId, ProcessId, node_of
+from .ids import NODE_PREFIX_BYTES, PROCESS_ID_BYTES, NodeId, ProcessId
 from .limits import EDGE_MESSAGE_BYTES_MAX, ENVELOPE_BYTES_MAX
 from .packing import packb, unpackb
 
@@ -25,6 +25,7 @@ _PIECE = struct.Struct("<I")
 _PIECE_AT = 2 * PROCESS_ID_BYTES
 _MORE = 1
 """Of a piece: another one follows. The bits above it count the pieces from 0."""
+_NODE_ITSELF = bytes(PROCESS_ID_BYTES - NODE_PREFIX_BYTES)
 _WHOLE = bytes(_PIECE.size)
 
 
@@ -56,7 +57,8 @@ def check_envelope(envelope: bytes | memoryview, source: bytes) -> None:
         source: what the id of its source begins with: all of a process's, or its node's part.
     """
     if (
-        not _HEAD_BYTES < len(envelope) <= _HEAD_BYTES + ENVELOPE_BYTES_MAX
+        type(envelope) not in (bytes, memoryview)
+        or not _HEAD_BYTES < len(envelope) <= _HEAD_BYTES + ENVELOPE_BYTES_MAX
         or envelope[PROCESS_ID_BYTES : PROCESS_ID_BYTES + len(source)] != source
     ):
         raise RemoteProtocolError("an envelope of somebody else than its sender")
@@ -69,7 +71,7 @@ def destination_of(envelope: bytes | memoryview) -> ProcessId:
 
 def destination_node(envelope: bytes) -> NodeId:
     """Return the node of the process that it is for."""
-    return node_of(envelope)
+    return envelope[:NODE_PREFIX_BYTES] + _NODE_ITSELF
 
 
 class Reassembly:
@@ -121,6 +123,7 @@ def _opened(body: bytearray | memoryview) -> tuple[bytes, list[bytes]]:
         frames = unpackb(body)
     except Exception as error:  # msgpack raises a dozen types for malformed input
         raise RemoteProtocolError(f"an envelope that is not msgpack: {error}") from None
-    if type(frames) is not list or not frames or not all(type(each) is bytes for each in frames):
+    # Payloads are looked at by whoever decodes them; a header that is none is looked at by nobody.
+    if type(frames) is not list or not frames or type(frames[0]) is not bytes:
         raise RemoteProtocolError("an envelope without a message")
     return frames[0], frames[1:]

@@ -146,14 +146,12 @@ def test_what_the_node_brings_of_others_comes_as_theirs_and_one_bad_message_spoi
     ends: Ends,
 ) -> None:
     one = ends(ONE)
-    deliveries = Deliveries(NODE, SECRET)
+    deliveries = Deliveries(NODE, SECRET, FORWARDED)
     try:
         long = seal(ONE, ELSEWHERE, [b"long", bytes(3 << 20)])
         assert len(long) > 1
-        deliveries.send(
-            ONE, one.endpoint, FORWARDED, [*long, ONE + ELSEWHERE + bytes(4) + b"no message"]
-        )
-        deliveries.send(ONE, one.endpoint, FORWARDED, seal(ONE, ELSEWHERE, [b"header", b"payload"]))
+        deliveries.send(ONE, one.endpoint, [*long, ONE + ELSEWHERE + bytes(4) + b"no message"])
+        deliveries.send(ONE, one.endpoint, seal(ONE, ELSEWHERE, [b"header", b"payload"]))
 
         def look() -> Message | None:
             deliveries.serve()
@@ -162,9 +160,7 @@ def test_what_the_node_brings_of_others_comes_as_theirs_and_one_bad_message_spoi
         assert wait_until(look) == (ELSEWHERE, b"long", [bytes(3 << 20)])
         assert wait_until(look) == (ELSEWHERE, b"header", [b"payload"])
         assert one.malformed == 1
-        assert not deliveries.send(
-            TWO, "ipc:///nowhere", FORWARDED, seal(TWO, ELSEWHERE, [b"to nobody"])
-        )
+        assert not deliveries.send(TWO, "ipc:///nowhere", seal(TWO, ELSEWHERE, [b"to nobody"]))
     finally:
         deliveries.close()
 
