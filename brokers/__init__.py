@@ -66,6 +66,7 @@ Among other nodes:
     gcs_frames.py   P  frames to and from the GCS in pieces that a link carries
     gcs_connection.py S this node's session with the GCS process
     gcs_tables.py   S  the shared tables, asked of the GCS
+    relays.py       S  what processes of two nodes say to each other, passed on
     link_rules.py   S  rules of messages from other nodes
     link_roles.py   P  what clients and gateways may say on links
     refusals.py     S  who is not let in, by us or by others, and why
@@ -78,6 +79,7 @@ Among other nodes:
     lineage_copying.py P which nodes keep copies of this node's lineage, and what they lack
     lineage_copies.py S the copies, sent and kept
     objects_elsewhere.py S  objects of and at other nodes: holds, pulls, serving
+    gateway_calls.py S what gateways' processes say, opened before it is brought on
     hold_fence.py   P  what is said to a node waits until what is held was counted
     bulk.py         S  the bulk thread: chunks of objects between segments and sockets
     transfer.py     P  the transfer machine, both its sides together

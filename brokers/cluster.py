@@ -19,7 +19,7 @@ from zray.net import mailbox
 from zray.net.curve import ClusterKeys
 from zray.net.deliveries import Deliveries
 from zray.net.link_inbox import LinkInbox, Payload, Sender
-from zray.net.links import LINK_BACKLOG_BYTES_MAX, Links, LinkState
+from zray.net.links import Links, LinkState
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
 from zray.protocol.limits import LINEAGE_COPIES
@@ -30,19 +30,25 @@ from .gcs_connection import GcsConnection
 from .gcs_relay import GcsRelay
 from .hosting import Hosting
 from .lineage_copies import LineageCopies
+from .link_rules import handle
 from .loans import Loans
 from .membership import Membership
 from .node_outcomes import error_outcome
 from .objects_elsewhere import ObjectsElsewhere
 from .peers import Process
 from .refusals import Refusals
+from .relays import Relays
 
 if TYPE_CHECKING:
     from .node import Node
 
-_BATCH_MESSAGES = 1000
 _CLOGGED_MESSAGES = 100
 _CLOGGED_BYTES = 1 << 20
+_BATCH_BYTES = 4 << 20
+_MESSAGE_BYTES = 4096
+"""Of the batch that a message takes at least: what it costs to handle one."""
+_PAUSED_S = 0.002
+"""Nothing tells that a link has room again for who waits for it."""
 _CODE_S = 1.0
 """A job's home that has not sent code after so long is passed by."""
 
@@ -101,10 +107,14 @@ class Cluster:
             self.context, keys, host=host, port=port, advertise=advertise, role=key_role
         )
         self.links = Links(self.context, node.process, keys, key_role, ipv6_names=":" in host)
-        for descriptor in (*self.inbox.descriptors, self.links.descriptor):
+        arrivals, control = self.inbox.descriptors
+        node.watch(arrivals, self._readable, carries=True)
+        for descriptor in (control, self.links.descriptor):
             node.watch(descriptor, self._readable)
-        self.deliveries = Deliveries(node.process, node.secret)
-        node.watch(self.deliveries.descriptor, self.deliveries.serve)
+        forwarded = frames.pack(messages.FORWARDED, payloads=1)
+        self.deliveries = Deliveries(node.process, node.secret, forwarded)
+        node.watch(self.deliveries.descriptor, self.deliveries.serve, carries=True)
+        self.relays = Relays(self)
         self.members: dict[bytes, Member] = {}
         self.joining: dict[bytes, str] = {}
         """Addresses that we dial without knowing who is there."""
@@ -133,27 +143,26 @@ class Cluster:
         self.code_wanted: dict[tuple[bytes, str], float] = {}
         """Functions and their jobs, and since when the jobs' homes have been asked."""
         self.refused = 0
-        self._more = True
+        self.has_more = True
+        """Whether the inbox may have a message, or something here waits for serve()."""
 
     # -- polling ---------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        self._more = True
+        self.has_more = True
 
     @property
     def due_s(self) -> float:
         """In how many seconds serve() wants to be called, whatever is readable."""
-        if self._more:
+        if self.has_more:
             return 0.0
-        due = min(self.loans.due_s, self.hosting.due_s)
+        due = _PAUSED_S if self.relays.paused else min(self.loans.due_s, self.hosting.due_s)
         if self.gcs is not None:
             due = min(due, self.gcs.due_s)
         return due if self.gcs_relay is None else min(due, self.gcs_relay.due_s)
 
     def serve(self) -> None:
         """Handle what other nodes have sent."""
-        from .link_rules import handle
-
         self.hosting.serve()
         self.objects.serve()
         for event in self.links.events():
@@ -163,24 +172,44 @@ class Cluster:
                 self.refusals.refused_us(event.peer, event.reason)
             elif event.peer in self.joining:
                 self.refusals.let_us_in(event.peer)
+        if self.relays.paused:
+            self.relays.resume()
         if self.gcs_relay is not None:
             self.gcs_relay.serve()
         if self.gcs is not None:
             self.gcs.serve()
-        if not self._more:
+        if not self.has_more:
             return
-        for _ in range(_BATCH_MESSAGES):
+        nbytes = 0
+        while nbytes < _BATCH_BYTES:
             received = self.inbox.receive()
             if received is None:
-                self._more = False
+                self.has_more = False
                 break
             handle(self, *received)
+            nbytes += _MESSAGE_BYTES + sum(map(len, received[2]))
         while self.inbox.departed:
             self._departed(self.inbox.departed.popleft())
         while self.overflowed:
             member = self.overflowed.pop()
             if member in self.members:
                 self.lost(member, "it does not read what it is sent")
+
+    def carry(self) -> None:
+        """Hand over what has come for processes; anything else stirs the node."""
+        node, inbox = self.node, self.inbox
+        nbytes = 0
+        while self.has_more and nbytes < _BATCH_BYTES:
+            received = inbox.arrived()
+            if received is None:
+                self.has_more = False
+                break
+            handle(self, *received)
+            if node.stirred:
+                return
+            nbytes += _MESSAGE_BYTES + sum(map(len, received[2]))
+        if self.has_more or inbox.has_ended:
+            self.has_more = node.stirred = True
 
     def after_wake(self) -> None:
         """What waits here may run elsewhere; what is free here others may use."""
@@ -365,6 +394,7 @@ class Cluster:
         node.scheduler.lending.node_lost(identity)
         self.objects.node_lost(identity)
         self.lineage.node_lost(identity)
+        self.refusals.gateways.forget(identity)
         cause = f"its node {identity.hex()} is gone: {reason}"
         for worker in [each for each in self.places if node_of(each) == identity]:
             self.tell_of_death(worker, cause)
@@ -390,9 +420,10 @@ class Cluster:
         header = frames.pack(kind, *fields, payloads=len(payloads))
         if kind in link_messages.UNFENCED:
             return self.deliver(node, header, payloads)
-        return self._send(node, header, payloads)
+        return self.send_header(node, header, payloads)
 
-    def _send(self, node: bytes, header: bytes, payloads: tuple[Payload, ...]) -> bool:
+    def send_header(self, node: bytes, header: bytes, payloads: tuple[Payload, ...]) -> bool:
+        """Send what is packed already, when what was held before it is counted."""
         if self.objects.may_go(node, header, payloads):
             return self.deliver(node, header, payloads)
         return True
@@ -405,7 +436,7 @@ class Cluster:
         sent = self.links.send(member.link, header, payloads)
         if not sent:
             self.overflowed.add(node)
-            self._more = True
+            self.has_more = self.node.stirred = True
         return sent
 
     def send_by(
@@ -419,37 +450,14 @@ class Cluster:
         messages_len, nbytes = self.links.queued(link)
         return messages_len > _CLOGGED_MESSAGES or nbytes > _CLOGGED_BYTES
 
-    def forward(self, source: bytes, destination: bytes, payloads: list[bytes]) -> None:
-        """A process of ours says something to one of another node."""
-        self.send(
-            node_of(destination),
-            link_messages.RELAY,
-            destination,
-            source,
-            payloads=tuple(payloads),
-        )
-
-    def hand_over(self, destination: bytes, source: bytes, payloads: list[Payload]) -> None:
-        """What a process of another node says to one of ours."""
-        process = self.node.processes.by_id.get(destination)
-        if process is not None:
-            header = frames.pack(messages.FORWARDED, source, payloads=len(payloads))
-            parts = [bytes(each) for each in payloads]
-            self.deliveries.send(destination, process.details["endpoint"], header, parts)
-            if self.deliveries.backlog_bytes(destination) > LINK_BACKLOG_BYTES_MAX:
-                self.node.kill_worker(destination)
-                self.node.process_gone(destination, "it does not read what others send it")
-
     def to_process(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...]) -> bool:
         """What this node says to a process (or a node) that is not of it."""
         home = node_of(peer)
         if peer == home:
-            return self._send(home, header, payloads)
+            return self.send_header(home, header, payloads)
         if peer in self.borrowed:
             return self.send(home, link_messages.TO_WORKER, peer, payloads=(header, *payloads))
-        return self.send(
-            home, link_messages.RELAY, peer, self.node.process, payloads=(header, *payloads)
-        )
+        return self.relays.say(peer, (header, *payloads))
 
     # -- code and jobs ---------------------------------------------------------------------------
 

@@ -96,7 +96,6 @@ def _code(peer: NodeId, message: Sequence[Any]) -> bool:
 _OF_ITSELF: dict[int, Callable[[NodeId, Sequence[Any]], bool]] = {
     link_messages.BORROW: _borrow,
     link_messages.CODE: _code,
-    link_messages.RELAY: lambda peer, message: _is_of(peer, message[4]),
     link_messages.JOB_ENDED: lambda peer, message: _is_job_of(peer, message[3]),
     messages.PROCESS_DIED: lambda peer, message: _is_of(peer, message[3]),
     messages.ACTOR_STATE: lambda peer, message: all(_is_of(peer, row[0]) for row in message[3]),

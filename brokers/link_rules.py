@@ -24,6 +24,7 @@ from .link_roles import RoleError
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
 from .queries import QUERY_RULES
+from .relays import RELAY_ONE
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -32,19 +33,26 @@ Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]
 OpenRule = Callable[["Cluster", Sender, list[Any], list[Payload]], None]
 
 
+_RELAY_ONE = frames.unpack(RELAY_ONE)
+
+
 def handle(cluster: Cluster, sender: Sender, header: bytes, payloads: list[Payload]) -> None:
     """Obey one message; what is malformed is counted, never fatal."""
     try:
-        message = _unpacked(cluster, sender, header)
+        # Known by its bytes, because most messages are these.
+        message = _RELAY_ONE if header == RELAY_ONE else _unpacked(cluster, sender, header)
         if message is None:
             return
         if message[2] != len(payloads):
             raise errors.RemoteProtocolError("not a message of a node for a node")
         open_rule = OPEN_RULES.get(message[1])
         if open_rule is not None:
+            cluster.node.stirred = True
             open_rule(cluster, sender, message, payloads)
             return
         rule = LINK_RULES.get(message[1])
+        if rule is not _relay:
+            cluster.node.stirred = True
         if rule is None:
             raise errors.RemoteProtocolError("not a message for a node")
         member = cluster.members.get(sender.peer)
@@ -118,14 +126,11 @@ OPEN_RULES: dict[int, OpenRule] = {
 # -- of members ------------------------------------------------------------------------------------
 
 
-def _relay(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Payload]) -> None:
-    destination, source = message[3:5]
-    if node_of(source) != peer:
-        raise errors.RemoteProtocolError("RELAY of a process of another node")
-    is_of_gateway = cluster.members[peer].role is Role.GATEWAY
-    if is_of_gateway and cluster.refusals.refuse_calls(destination, source, payloads):
-        return
-    cluster.hand_over(destination, source, payloads)
+def _relay(cluster: Cluster, peer: bytes, _message: list[Any], payloads: list[Payload]) -> None:
+    if cluster.members[peer].role is Role.GATEWAY:
+        payloads = [*cluster.refusals.gateways.admitted(peer, payloads)]
+    if payloads:
+        cluster.relays.hand_over(peer, payloads)
 
 
 # -- code ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zray import detect, errors, node_directory
@@ -52,6 +53,7 @@ from .peers import Process, Processes
 from .process_questions import ProcessQuestions
 from .queries import Queries
 from .reception import Reception
+from .relays import is_forward
 from .resources import ResourceSet
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, Fork, job_of
@@ -96,6 +98,10 @@ class Node:
         """Whether this process is to start the node again when this life is over."""
         self.poller = new_poller()
         self.callbacks: dict[int, Callable[[], None]] = {}
+        self.carriers: set[int] = set()
+        """Descriptors of which most wakes change nothing here, see watch()."""
+        self.stirred = False
+        """Whether a wake of those has changed something after all."""
         self.wake = Wake()
         self.watch(self.wake.fileno(), self.wake.clear)
         self.workers = Workers(
@@ -195,23 +201,37 @@ class Node:
 
     # -- polling ---------------------------------------------------------------------------------
 
-    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
-        """Call back whenever the descriptor is readable."""
+    def watch(
+        self, descriptor: int, callback: Callable[[], None], *, carries: bool = False
+    ) -> None:
+        """Call back whenever the descriptor is readable.
+
+        Args:
+            descriptor: to poll.
+            callback: never blocks.
+            carries: it sets ``stirred`` where it does anything but pass on what processes of two
+                nodes say to each other.
+        """
         self.callbacks[descriptor] = callback
+        if carries:
+            self.carriers.add(descriptor)
         self.poller.register(descriptor, READABLE)
 
     def unwatch(self, descriptor: int) -> None:
         """Stop watching a descriptor that is about to be closed."""
         if self.callbacks.pop(descriptor, None) is not None:
             self.poller.unregister(descriptor)
+            self.carriers.discard(descriptor)
 
     def run(self) -> None:
         """Serve until stopped."""
         inbox_fd = self.inbox.descriptor
-        more = True
+        more, due_at = True, 0.0
         while self.stopping is None:
-            ready = self.poller.poll(0.0 if more else self._timeout_s())
+            ready = self.poller.poll(max(0.0, due_at - time.monotonic()))
             self.now = time.monotonic()
+            if self.now < due_at and self._only_carries(ready):
+                continue
             received: list[mailbox.Message] = []
             if more or any(descriptor == inbox_fd for descriptor, _events in ready):
                 # The descriptor is edge-triggered: it speaks again only after the inbox has
@@ -232,7 +252,27 @@ class Node:
             if self.cluster is not None:
                 self.cluster.after_wake()
             perform_all(self)
+            due_at = 0.0 if more else time.monotonic() + self._timeout_s()
         self._shut_down()
+
+    def _only_carries(self, ready: list[tuple[int, int]]) -> bool:
+        """Serve a wake in which others' messages pass through and nothing of ours changes.
+
+        To look at all else cost four times as much as to pass one on. False: there is more.
+        """
+        if self.cluster is None or not ready:
+            return False
+        for descriptor, _events in ready:
+            if descriptor not in self.carriers:
+                return False
+        self.stirred = False
+        for descriptor, _events in ready:
+            callback = self.callbacks.get(descriptor)
+            if callback is not None:
+                callback()
+        if self.cluster.has_more and not self.stirred:
+            self.cluster.carry()
+        return not self.stirred
 
     def _serve_streams(self, ready: list[tuple[int, int]]) -> None:
         for descriptor, _events in ready:
@@ -299,9 +339,10 @@ class Node:
                 return
             rule(self, process, message, payloads)
         except Exception as error:  # A broken client must not end the node that serves others.
-            self._malformed(process, error)
+            self.refuse(process, error)
 
-    def _malformed(self, process: Process, error: Exception) -> None:
+    def refuse(self, process: Process, error: Exception) -> None:
+        """Count and show what a process should not have sent."""
         self.malformed += 1
         if self.malformed < 100:
             print(f"refused a message of {process}: {error!r}", flush=True)
@@ -397,7 +438,7 @@ class Node:
         if role == "calls":
             process = self.processes.by_id[identity]
             process.calls = stream
-            self.watch(stream.fileno(), lambda: self._read_calls(process))
+            self.watch(stream.fileno(), partial(self._read_calls, process), carries=True)
             return
         process = self.processes.join(identity, role, pid, stream, details)
         if role == "observer":
@@ -431,7 +472,7 @@ class Node:
         try:
             _received, alive = process.lifeline.drain()
         except errors.RemoteProtocolError as error:
-            self._malformed(process, error)
+            self.refuse(process, error)
             alive = False
         if not alive:
             self.process_gone(process.identity, "")
@@ -443,17 +484,41 @@ class Node:
         try:
             received, alive = calls.drain()
         except errors.RemoteProtocolError as error:
-            self._malformed(process, error)
+            self.refuse(process, error)
             received, alive = [], False
+        forwards: list[bytes] = []
         for packed in received:
+            if is_forward(packed):
+                forwards.append(packed)
+                continue
+            if forwards:
+                self._forward(process, forwards)
+                forwards = []
+            self.stirred = True
             self.handle_call(process, packed)
             if calls.outbound_bytes > ANSWERS_BYTES_MAX:
                 fault = errors.RemoteProtocolError("it asks and does not read the answers")
-                self._malformed(process, fault)
+                self.refuse(process, fault)
                 alive = False
                 break
+        if forwards:
+            self._forward(process, forwards)
         if not alive:
+            self.stirred = True
             self.process_gone(process.identity, "")
+
+    def listen_again(self, process: Process) -> None:
+        """Read a process's calls that nobody listened to for a while."""
+        calls = process.calls
+        if calls is not None:
+            wanted = READABLE | WRITABLE if calls.outbound_bytes else READABLE
+            self.poller.modify(calls.fileno(), wanted)
+
+    def _forward(self, process: Process, calls: list[bytes]) -> None:
+        if self.cluster is None:
+            self.refuse(process, errors.RemoteProtocolError("FORWARD where there is one node"))
+        else:
+            self.cluster.relays.forward(process, calls)
 
     def handle_call(self, process: Process, packed: bytes) -> None:
         """Obey one message of a process's calls; what is malformed is counted, never fatal."""
@@ -467,7 +532,7 @@ class Node:
                 return
             rule(self, process, message)
         except Exception as error:  # A broken client must not end the node that serves others.
-            self._malformed(process, error)
+            self.refuse(process, error)
             if process.calls is not None and _asks(packed):
                 self.answer(process, None, error)
 

@@ -121,11 +121,6 @@ def _release(node: Node, process: Process, message: list[Any]) -> None:
     node.releases.append((process.identity, message[3], message[4]))
 
 
-def _forward(node: Node, process: Process, message: list[Any]) -> None:
-    if node.cluster is not None:
-        node.cluster.forward(process.identity, message[3], message[4])
-
-
 def _locate(node: Node, process: Process, message: list[Any]) -> None:
     if not node.objects.knows(message[3]) and node.not_yet(process, message):
         return
@@ -288,7 +283,6 @@ CALL_RULES: dict[int, Rule] = {
     messages.TRANSFER: _transfer,
     messages.RELEASE: _release,
     messages.LOCATE: _locate,
-    messages.FORWARD: _forward,
     messages.UNPINNED: _unpinned,
     messages.BLOCKED: _blocked,
     messages.UNBLOCKED: _unblocked,

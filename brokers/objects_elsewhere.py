@@ -167,9 +167,9 @@ class ObjectsElsewhere:
 
     def may_go(self, node: NodeId, header: bytes, payloads: tuple[Payload, ...]) -> bool:
         """Return whether a message may be sent now; where not, it is sent when it may."""
-        from .node_commands import perform_objects
-
         if self.node.objects.commands:
+            from .node_commands import perform_objects
+
             perform_objects(self.node)  # HOLDs and STORED_ATs of this very wake go first.
         return self.fence.is_open or self.fence.admit(node, (header, payloads))
 

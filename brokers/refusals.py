@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from zray.net.link_inbox import Payload, Sender
+from zray.net.link_inbox import Sender
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.frames import other_version
 from zray.protocol.limits import PROTOCOL_VERSION
 from zray.protocol.roles import Role, may_claim
 
+from .gateway_calls import GatewayCalls
 from .link_roles import RoleError, refused_calls
 from .node_outcomes import error_outcome
 
@@ -49,6 +50,7 @@ class Refusals:
         self._shut_out: OrderedDict[tuple[bytes, bytes], str] = OrderedDict()
         """By name and key: nobody shuts another out by taking its name."""
         self._telling: dict[bytes, float] = {}
+        self.gateways = GatewayCalls(self.refuse_calls)
 
     # -- who refuses us --------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class Refusals:
 
     # -- calls of gateways -----------------------------------------------------------------------
 
-    def refuse_calls(self, destination: bytes, source: bytes, payloads: list[Payload]) -> bool:
+    def refuse_calls(self, destination: bytes, source: bytes, payloads: list[bytes]) -> bool:
         """Answer calls of a gateway's process that are not data; False: they may go on.
 
         Raises RoleError for what is no call.
@@ -161,5 +163,5 @@ class Refusals:
         )
         outcomes = [error_outcome(error)] * len(refused.numbers)
         replies = frames.pack(messages.REPLIES, refused.numbers, outcomes, True)
-        self._cluster.forward(destination, source, [replies])
+        self._cluster.relays.say(source, [replies], destination)
         return True

@@ -235,7 +235,6 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.TRANSFER: (_process, _objects),
     messages.RELEASE: (_list_of(_row(_object, _units)), _objects),
     messages.LOCATE: (_objects, _purpose),
-    messages.FORWARD: (_process, _list_of(_bytes)),
     messages.UNPINNED: (_objects,),
     messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _or_none(_bytes)),
     messages.ACTOR_ARGUMENTS: (_object, _or_none(_bytes), _bytes),

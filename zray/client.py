@@ -23,7 +23,7 @@ from zray.net import channel, mailbox
 from zray.net.edges import Edges
 from zray.net.wake import Wake
 from zray.objects import Objects
-from zray.protocol import frames, messages, outcome
+from zray.protocol import envelopes, frames, messages, outcome
 from zray.protocol.ids import task_number_of
 from zray.protocol.limits import (
     BLOCKED_AFTER_S,
@@ -108,6 +108,8 @@ class Client:
         self._sleeps_forever = False
         self._look_at: float | None = None
         self._answers_owed = 0
+        self._forwarded: list[bytes] = []
+        """FORWARDs for processes of other nodes, of the flush that is under way."""
         self._last_flush = 0.0
         self._last_sweep = 0.0
         self._reconcile_at: float | None = None
@@ -176,6 +178,8 @@ class Client:
             send = self.peers.send
             for peer, header, payloads in queued:
                 send(peer, header, payloads)
+            if self._forwarded:
+                self._send_forwarded()
         self._last_flush = time.monotonic()
         if session.needs_service or (
             self._sleeps_forever and (session.references.holds_at_node or session.expects_results)
@@ -196,13 +200,17 @@ class Client:
             self._node_lost(f"its socket is closed ({error})")
 
     def _forward(self, peer: bytes, parts: list[bytes]) -> bool:
-        """Called by flush(), which holds the lock of the stream."""
+        """Called in flush(), which sends at its end what has gathered: the node wakes once."""
+        for envelope in envelopes.seal(peer, self.process, parts):
+            self._forwarded.append(frames.pack(messages.FORWARD, envelope))
+        return True
+
+    def _send_forwarded(self) -> None:
+        gathered, self._forwarded = self._forwarded, []
         try:
-            self.calls.send(frames.pack(messages.FORWARD, peer, parts))
+            self.calls.send_all(gathered)
         except OSError as error:
             self._node_lost(f"its socket is closed ({error})")
-            return False
-        return True
 
     def submitted(self) -> None:
         """Something was added: send it now, or let it wait a moment for company."""

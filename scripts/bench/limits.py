@@ -47,12 +47,14 @@ class Echo:
     """A process that sends back what it receives, and a socket to it. A context manager.
 
     Args:
-        folder: where its ipc socket lies.
+        folder: where its ipc socket lies; None: over TCP.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.endpoint = f"ipc://{folder}/echo-{next(_numbers)}"
-        self._process = _program("echo", self.endpoint)
+    def __init__(self, folder: Path | None) -> None:
+        where = "tcp://127.0.0.1:*" if folder is None else f"ipc://{folder}/echo-{next(_numbers)}"
+        self._process = _program("echo", where)
+        assert self._process.stdout is not None
+        self.endpoint = self._process.stdout.readline().decode().strip()
         self._context: zmq.Context[Any] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.set_hwm(0)
@@ -208,6 +210,7 @@ def _echo(endpoint: str) -> None:
     socket = context.socket(zmq.ROUTER)
     socket.set_hwm(0)
     socket.bind(endpoint)
+    print(socket.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
     while True:
         who, body = _receive(socket), _receive(socket)
         if body == QUIT:

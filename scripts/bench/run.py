@@ -33,6 +33,7 @@ QUESTIONS = (
     *("calls", "recursion", "refs", "queued"),
     *("fan_in", "payload", "store", "startup", "recovery", "map"),
     *("links", "transfer", "gcs", "scaling"),
+    *("remote_call", "three_nodes", "control_during_bulk"),
 )
 TIME_LIMIT_S = 180.0
 """A question that has not answered by then hangs: the stacks of its process are shown."""

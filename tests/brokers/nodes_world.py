@@ -11,7 +11,7 @@ Never   counts holders: it only knows who has which reference, and where values 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -21,9 +21,12 @@ from zray.brokers.cluster import Cluster, Member
 from zray.brokers.directory import Directory
 from zray.brokers.link_rules import handle
 from zray.brokers.node_commands import perform_objects
+from zray.brokers.relays import Relays
 from zray.net.link_inbox import Sender
 from zray.protocol import messages, outcome
-from zray.protocol.ids import node_id, node_of, object_id, process_id
+from zray.protocol.envelopes import Reassembly, check_envelope, destination_of, seal
+from zray.protocol.frames import pack
+from zray.protocol.ids import NODE_PREFIX_BYTES, node_id, node_of, object_id, process_id
 from zray.protocol.packing import packb, unpackb
 from zray.protocol.roles import Role
 
@@ -152,12 +155,21 @@ class Books(Cluster):
             self.objects = objects_elsewhere.ObjectsElsewhere(self, None, host="127.0.0.1")
         self.overflowed = set()
         self.borrowed = {}
+        self.relays = Mail(self)
 
-    def hand_over(self, destination: bytes, source: bytes, payloads: list[Any]) -> None:
+
+class Mail(Relays):
+    """What processes of two nodes say to each other, without their streams."""
+
+    def hand_over(self, peer: bytes, sealed: Sequence[Any]) -> None:
         """A process is handed what another one said."""
-        books: Any = self.node
-        assert node_of(source) != node_of(destination)
-        books.processes[destination].mailbox.append(unpackb(bytes(payloads[0])))
+        books: Any = self._node
+        for envelope in sealed:
+            check_envelope(envelope, peer[:NODE_PREFIX_BYTES])
+            found = Reassembly().add(bytes(envelope))
+            assert found is not None, "a short message in pieces"
+            assert node_of(found[0]) == peer
+            books.processes[destination_of(envelope)].mailbox.append(unpackb(found[1]))
 
 
 class Process:
@@ -291,7 +303,9 @@ class NodesWorld:
             self.process(to).mailbox.append(body)
             return
         cluster = self.nodes[node_of(source)].cluster
-        cluster.forward(source, to, [packb(body)])
+        sealed = seal(to, source, [packb(body)])
+        process: Any = self.process(source)
+        cluster.relays.forward(process, [pack(messages.FORWARD, each) for each in sealed])
 
     def pull(self, node: Node, identity: bytes) -> None:
         """Let the bulk threads end a pull: with the bytes of a source, or without."""

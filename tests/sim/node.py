@@ -414,7 +414,9 @@ class SimNode(Node):
 
     # -- what comes ------------------------------------------------------------------------------
 
-    def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+    def watch(
+        self, descriptor: int, callback: Callable[[], None], *, carries: bool = False
+    ) -> None:
         self.callbacks[descriptor] = callback
 
     def unwatch(self, descriptor: int) -> None:

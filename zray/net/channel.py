@@ -24,6 +24,8 @@ _READ_BYTES = 256 * 1024
 _DRAIN_BYTES_MAX = 64 << 20
 """Read in one go: far more than a socket's buffer holds, so that what was sent before another
 message is in it, and an end all the same for a peer that writes as fast as we read."""
+_TOGETHER_MAX = 64
+"""Messages sent at once: they are copied for it, and may be long."""
 _DESCRIPTORS_MAX = 8
 _ACCEPT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -69,13 +71,15 @@ class Channel:
             self.socket.sendall(data)
 
     def send_all(self, messages: list[bytes]) -> None:
-        """Send several messages with one system call: the peer wakes once.
+        """Send several messages with few system calls: the peer wakes once.
 
         Raises OSError where the peer is gone.
         """
-        self.socket.sendall(
-            b"".join(part for message in messages for part in (_LENGTH.pack(len(message)), message))
-        )
+        for start in range(0, len(messages), _TOGETHER_MAX):
+            parts: list[bytes] = []
+            for message in messages[start : start + _TOGETHER_MAX]:
+                parts += (_LENGTH.pack(len(message)), message)
+            self.socket.sendall(b"".join(parts))
 
     def receive(self) -> bytes | None:
         """Block for one message; None at EOF."""
@@ -128,14 +132,20 @@ class Channel:
         """
         alive = True
         left = min(_DRAIN_BYTES_MAX, self.message_bytes_max)
+        discards = not self._takes_descriptors
         try:
             while left > 0:
-                got = self._read()
-                if got == 0:
+                data = self.socket.recv(_READ_BYTES) if discards else self._receive()
+                if len(data) >= 4 and not self._inbound:
+                    (length,) = _LENGTH.unpack_from(data)
+                    if len(data) == length + 4 <= self.message_bytes_max:
+                        return [data[4:]], True  # One message, as mostly: nothing to put together.
+                self._inbound += data
+                if not data:
                     alive = False
-                if got < _READ_BYTES:
+                if len(data) < _READ_BYTES:
                     break
-                left -= got
+                left -= len(data)
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
@@ -146,6 +156,13 @@ class Channel:
         return messages, alive
 
     def _read(self) -> int:
+        data = self._receive()
+        self._inbound += data
+        return len(data)
+
+    def _receive(self) -> bytes:
+        if not self._takes_descriptors:
+            return self.socket.recv(_READ_BYTES)  # The kernel closes what comes along.
         data, ancillary, _flags, _address = self.socket.recvmsg(
             _READ_BYTES, socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)
         )
@@ -153,13 +170,8 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % 4])
-                if self._takes_descriptors:
-                    self.descriptors.extend(received)
-                else:
-                    for descriptor in received:
-                        os.close(descriptor)
-        self._inbound += data
-        return len(data)
+                self.descriptors.extend(received)
+        return data
 
     def _next(self) -> bytes | None:
         inbound = self._inbound

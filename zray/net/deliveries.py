@@ -15,7 +15,8 @@ import socket
 from collections.abc import Sequence
 
 from . import tokens
-from .edges import frame, message_frames, ready
+from .edges import MORE, frame, prefix, ready
+from .link_inbox import Payload
 from .poller import READABLE, WRITABLE, new_poller
 
 _READ_BYTES = 4096
@@ -43,28 +44,32 @@ class Deliveries:
     Args:
         node: this node's id.
         secret: of the node: who has it is believed.
+        header: of each message, as frames.pack() made it.
     """
 
-    def __init__(self, node: bytes, secret: bytes) -> None:
+    def __init__(self, node: bytes, secret: bytes, header: bytes) -> None:
+        self._first = frame(MORE, header)
         self._hello = ready(node, tokens.token(secret, node))
         self._ways: dict[bytes, _Way] = {}
         self._by_descriptor: dict[int, _Way] = {}
         self._poller = new_poller()
         self.descriptor = self._poller.fileno()
 
-    def send(self, process: bytes, endpoint: str, header: bytes, payloads: Sequence[bytes]) -> bool:
-        """Send one message; False where the process is gone.
+    def send(self, process: bytes, endpoint: str, envelopes: Sequence[Payload]) -> bool:
+        """Send a message for each envelope, all at once; False where the process is gone.
 
         Args:
             process: of this node.
             endpoint: of its mailbox, "ipc://…".
-            header: as frames.pack() made it.
-            payloads: frames behind it.
+            envelopes: as they came (zray/protocol/envelopes.py).
         """
         way = self._ways.get(process) or self._open(process, endpoint)
         if way is None:
             return False
-        self._write(way, message_frames(header, payloads) if payloads else frame(0, header))
+        parts: list[Payload] = []
+        for envelope in envelopes:
+            parts += (self._first, prefix(0, len(envelope)), envelope)
+        self._write(way, b"".join(parts))
         return True
 
     def _open(self, process: bytes, endpoint: str) -> _Way | None:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 
 from zray.errors import RemoteProtocolError
 from zray.protocol import frames, messages
+from zray.protocol.envelopes import Reassembly
 from zray.protocol.ids import NODE_PREFIX_BYTES
 from zray.protocol.limits import (
     EDGE_MESSAGE_BYTES_MAX,
@@ -38,7 +39,7 @@ from .mailbox import Inbox, Message, Peers
 from .poller import READABLE, WRITABLE, new_poller
 
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
-_MORE, _LONG, _COMMAND = 1, 2, 4
+MORE, _LONG, _COMMAND = 1, 2, 4
 _LENGTH = struct.Struct(">Q")
 _READ_BYTES = 256 * 1024
 _READY_BYTES_MAX = 512
@@ -48,9 +49,11 @@ _FRAMES_MAX = 1024
 _ACCEPTS_MAX = 64
 _EDGE_ROUNDS = 4
 _IN, _OUT = READABLE, WRITABLE
+_FORWARDED = frames.pack(messages.FORWARDED, payloads=1)
 
 
-def _prefix(flags: int, length: int) -> bytes:
+def prefix(flags: int, length: int) -> bytes:
+    """Return what stands before a frame of this length on the wire."""
     if length < 256:
         return bytes((flags, length))
     return bytes((flags | _LONG,)) + _LENGTH.pack(length)
@@ -58,15 +61,15 @@ def _prefix(flags: int, length: int) -> bytes:
 
 def frame(flags: int, body: bytes) -> bytes:
     """Return one frame as it is on the wire."""
-    return _prefix(flags, len(body)) + body
+    return prefix(flags, len(body)) + body
 
 
 def message_frames(header: bytes, payloads: Sequence[bytes]) -> bytes:
     """Return a message with payloads as it is on the wire."""
-    parts = [frame(_MORE, header)]
+    parts = [frame(MORE, header)]
     for payload in payloads[:-1]:
-        parts += (_prefix(_MORE, len(payload)), payload)
-    parts += (_prefix(0, len(payloads[-1])), payloads[-1])
+        parts += (prefix(MORE, len(payload)), payload)
+    parts += (prefix(0, len(payloads[-1])), payloads[-1])
     return b"".join(parts)
 
 
@@ -174,6 +177,7 @@ class Edges:
         self._by_peer: dict[bytes, Edge] = {}
         self._by_fd: dict[int, Edge] = {}
         self._ready: deque[Message] = deque()
+        self._reassembly = Reassembly()
         self._epoll = new_poller()
         self._inbox_fd = inbox.descriptor
         self._epoll.register(self._inbox_fd, _IN)
@@ -261,12 +265,19 @@ class Edges:
             self._serve(events)
         self._ready.extend(received)
 
-    def _unwrapped(self, header: bytes, payloads: list[bytes]) -> Message:
+    def _open(self, header: bytes, envelope: bytes) -> None:
         """What the node has brought from a process of another node is that process's message."""
-        if payloads and header[2] == messages.FORWARDED:
-            source: bytes = frames.unpack(header)[3]
-            return source, payloads[0], payloads[1:]
-        return self._node, header, payloads
+        if header != _FORWARDED:
+            self.malformed += 1  # It says everything else through the mailbox.
+            return
+        try:
+            message = self._reassembly.add(envelope)
+        except RemoteProtocolError:
+            # Of one process: those of the others that the node brings here are whole.
+            self.malformed += 1
+            return
+        if message is not None:
+            self._ready.append(message)
 
     def has_message(self) -> bool:
         """Return whether receive() would return a message without looking at a socket."""
@@ -347,7 +358,7 @@ class Edges:
             self._greet(edge, flags, body)
         elif flags & _COMMAND:
             return
-        elif flags & _MORE:
+        elif flags & MORE:
             if len(edge.frames) >= _FRAMES_MAX:
                 raise RemoteProtocolError(f"a message of more than {_FRAMES_MAX} frames")
             edge.frames.append(body)
@@ -358,7 +369,7 @@ class Edges:
                 payloads.append(body)
                 edge.frames = []
                 if edge.peer == self._node:
-                    self._ready.append(self._unwrapped(header, payloads))
+                    self._open(header, payloads[0])
                 else:
                     self._ready.append((edge.peer, header, payloads))
             else:
@@ -524,6 +535,8 @@ class Edges:
         """
         with self._lock:
             self._by_peer.pop(peer, None)
+        if self._is_foreign(peer):
+            self._reassembly.forget(peer)
 
     def close(self) -> None:
         """Close every edge and the inbox."""

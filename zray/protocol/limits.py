@@ -93,6 +93,12 @@ MAILBOX_MESSAGE_BYTES_MAX = 512 * 1024 * 1024
 EDGE_MESSAGE_BYTES_MAX = 512 * 1024 * 1024
 """Largest frame on an edge; a longer one is a broken peer."""
 
+CALLS_BYTES_MAX = 1024 * 1024
+"""Arguments in one CALL, but for those of its last one: what waited for an actor goes in many."""
+
+ENVELOPE_BYTES_MAX = 1024 * 1024
+"""Of a message to a process of another node, how much goes in one piece."""
+
 HELLO_BYTES_MAX = 1024 * 1024
 """Largest first message of a connection: until then nobody knows who is there."""
 
@@ -201,6 +207,7 @@ assert BATCH_TASKS_MAX <= MAP_CHUNK_TASKS <= WORKER_BACKLOG_TASKS_MAX
 assert QUIET_US < LINGER_US < WORKER_BACKLOG_US
 assert EVENTS_BATCH_MAX * 1024 < EVENTS_BATCH_BYTES_MAX, "a name of 200 characters and 100 bytes"
 assert EVENTS_BATCH_MAX <= EVENTS_UNSENT_MAX < EVENTS_MAX
+assert INLINE_BYTES_MAX < ENVELOPE_BYTES_MAX < EDGE_MESSAGE_BYTES_MAX
 assert CHANNEL_MESSAGE_BYTES_MAX < ANSWERS_BYTES_MAX, "who asks once reads one answer"
 assert EVENTS_ANSWER_S < PROCESS_STATE_S < QUERY_ANSWER_S < QUERY_TIMEOUT_S
 assert RECONCILE_GRACE_S < 0.1, "a lost task is late by at most 100 ms"

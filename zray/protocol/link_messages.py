@@ -69,9 +69,9 @@ LINK_MESSAGES: tuple[Message, ...] = (
     _row(
         RELAY,
         "RELAY",
-        ("destination", "source"),
-        "What a process of ours says to one of yours.",
-        payload="header and payloads as the process sent them",
+        (),
+        "What processes of ours say to processes of yours, in order.",
+        payload="envelopes (zray/protocol/envelopes.py)",
     ),
     _row(
         BORROW,

@@ -294,9 +294,9 @@ MESSAGES: tuple[Message, ...] = (
         _M,
         "node",
         "client",
-        ("source",),
-        "From a process of another node.",
-        payload="header and payloads",
+        (),
+        "From processes of other nodes.",
+        payload="an envelope (zray/protocol/envelopes.py)",
     ),
     Message(
         HELLO,
@@ -409,8 +409,8 @@ MESSAGES: tuple[Message, ...] = (
         _C,
         "client",
         "node",
-        ("destination", "frames"),
-        "For a process of another node: header and payloads.",
+        ("envelope",),
+        "For a process of another node (zray/protocol/envelopes.py).",
     ),
     Message(
         LOCATE,

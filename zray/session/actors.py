@@ -12,6 +12,7 @@ from typing import Any
 
 from zray.protocol import messages
 from zray.protocol.ids import TASK_NUMBER_MAX, ActorId, ProcessId, return_number
+from zray.protocol.limits import CALLS_BYTES_MAX
 
 from .outbox import Outbox
 from .references import References
@@ -183,17 +184,35 @@ class ActorCalls:
             if route.process is not None and route.outgoing:
                 calls, route.outgoing = route.outgoing, []
                 route.resent = False
-                self.outbox.message(route.process, messages.CALL, calls)
+                self._send(route.process, calls, route.pending_bytes)
             return
+        nbytes = 0
         by_worker: dict[ProcessId, list[list[Any]]] = {}
         for route in dirty.values():
             if route.process is not None and route.outgoing:
                 by_worker.setdefault(route.process, []).extend(route.outgoing)
+                nbytes += route.pending_bytes
                 route.outgoing = []
                 route.resent = False
         dirty.clear()
         for worker, calls in by_worker.items():
+            self._send(worker, calls, nbytes)
+
+    def _send(self, worker: ProcessId, calls: list[list[Any]], nbytes_max: int) -> None:
+        """Send calls whose arguments have so many bytes at most, in messages of a bounded size."""
+        if nbytes_max <= CALLS_BYTES_MAX:
             self.outbox.message(worker, messages.CALL, calls)
+            return
+        message: list[list[Any]] = []
+        nbytes = 0
+        for call in calls:
+            message.append(call)
+            nbytes += len(call[4])
+            if nbytes > CALLS_BYTES_MAX:
+                self.outbox.message(worker, messages.CALL, message)
+                message, nbytes = [], 0
+        if message:
+            self.outbox.message(worker, messages.CALL, message)
 
     def replied(self, numbers: list[int], outcomes: list[bytes], special: bool) -> None:
         """REPLIES: outcomes by object number."""

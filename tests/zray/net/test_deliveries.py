@@ -31,13 +31,13 @@ def test_messages_wait_for_a_descriptor_in_their_order(
     def none_left(*_arguments: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    ways = Deliveries(NODE, b"secret")
+    ways = Deliveries(NODE, b"secret", b"header")
     endpoint = f"ipc://{tmp_path / 'p'}"
     with monkeypatch.context() as patched:
         patched.setattr("zray.net.deliveries.socket.socket", none_left)
-        assert ways.send(PROCESS, endpoint, b"first", ())
+        assert ways.send(PROCESS, endpoint, [b"first"])
         ways.retry()
-        assert ways.send(PROCESS, endpoint, b"second", ())
+        assert ways.send(PROCESS, endpoint, [b"second"])
     waiting = ways.backlog_bytes(PROCESS)
     assert waiting
     ways.retry()
@@ -53,8 +53,8 @@ def test_messages_wait_for_a_descriptor_in_their_order(
 
 
 def test_a_process_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
-    ways = Deliveries(NODE, b"secret")
-    assert not ways.send(PROCESS, f"ipc://{tmp_path / 'nobody'}", b"first", ())
+    ways = Deliveries(NODE, b"secret", b"header")
+    assert not ways.send(PROCESS, f"ipc://{tmp_path / 'nobody'}", [b"first"])
     ways.close()
 
 

@@ -19,14 +19,18 @@ import pytest
 
 from tests.waiting import wait_until
 from zray.net import edges, mailbox, tokens
+from zray.net.deliveries import Deliveries
 from zray.net.edges import Edges
 from zray.net.mailbox import Message
+from zray.protocol import frames, messages
+from zray.protocol.envelopes import seal
 from zray.protocol.ids import node_id, process_id
 from zray.protocol.limits import EDGE_MESSAGE_BYTES_MAX, UNNAMED_CONNECTIONS_MAX
 
 SECRET, NODE = b"s" * 32, node_id(b"home")
 ONE, TWO, THREE = (process_id(NODE, own) for own in (b"-one", b"-two", b"-tre"))
 ELSEWHERE = process_id(node_id(b"away"), b"-one")
+FORWARDED = frames.pack(messages.FORWARDED, payloads=1)
 READY_ALONE = b"\x05READY"
 
 
@@ -136,6 +140,29 @@ def test_to_a_process_of_another_node_the_way_is_the_one_that_was_given(ends: En
     assert one.send(ELSEWHERE, b"header", [b"payload"])
     assert not one.send(TWO, b"to one of our own node")
     assert forwarded == [(ELSEWHERE, [b"header", b"payload"])]
+
+
+def test_what_the_node_brings_of_others_comes_as_theirs_and_one_bad_message_spoils_no_other(
+    ends: Ends,
+) -> None:
+    one = ends(ONE)
+    deliveries = Deliveries(NODE, SECRET, FORWARDED)
+    try:
+        long = seal(ONE, ELSEWHERE, [b"long", bytes(3 << 20)])
+        assert len(long) > 1
+        deliveries.send(ONE, one.endpoint, [*long, ONE + ELSEWHERE + bytes(4) + b"no message"])
+        deliveries.send(ONE, one.endpoint, seal(ONE, ELSEWHERE, [b"header", b"payload"]))
+
+        def look() -> Message | None:
+            deliveries.serve()
+            return one.receive(blocking=True)
+
+        assert wait_until(look) == (ELSEWHERE, b"long", [bytes(3 << 20)])
+        assert wait_until(look) == (ELSEWHERE, b"header", [b"payload"])
+        assert one.malformed == 1
+        assert not deliveries.send(TWO, "ipc:///nowhere", seal(TWO, ELSEWHERE, [b"to nobody"]))
+    finally:
+        deliveries.close()
 
 
 @pytest.mark.parametrize("size", [0, 255, 256, 65_535, (1 << 18) - 9, 1 << 18, (1 << 18) + 1])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zray.protocol import frames, messages, outcome
+from zray.protocol.limits import CALLS_BYTES_MAX
 from zray.session.actors import DEAD, ActorCall, ActorCalls, ActorRoute
 from zray.session.outbox import Outbox
 from zray.session.references import Key, References
@@ -67,6 +68,26 @@ def client() -> Iterator[Client]:
     yield made
     made.calls.check()
     made.references.check()
+
+
+@pytest.mark.parametrize("routes", [1, 2])
+def test_what_has_waited_for_an_actor_goes_in_messages_of_a_bounded_size(
+    client: Client, routes: int
+) -> None:
+    large = b"x" * (CALLS_BYTES_MAX // 8)
+    if routes == 2:
+        other = client.calls.route(ME + bytes(7) + b"\x0a")
+        client.calls.state_changed(other.actor, "ALIVE", W1, "endpoint", 0, DIED)
+        client.calls.call(other, ActorCall(1, "m", 1, b"arguments", None, 0))
+    for number in range(100, 150):
+        client.calls.call(client.route, ActorCall(number, "m", 1, large, None, 0))
+    client.lives()
+    client.calls.flush()
+    sent = [len(header) for _peer, header, _payloads in client.outbox.messages]
+    assert len(sent) >= 50 // 9
+    assert max(sent) < CALLS_BYTES_MAX + 2 * len(large)
+    numbers = [number for _worker, number in client.sent()]
+    assert [number for number in numbers if number >= 100] == list(range(100, 150))
 
 
 def test_calls_wait_until_it_is_known_where_the_actor_lives(client: Client) -> None:
