@@ -570,7 +570,7 @@ class Cluster:
 
     def close(self, *, all_ended: bool) -> None:
         """Leave; the head takes the GCS with it. all_ended: no worker of this node lives."""
-        self.hosting.close(all_ended=all_ended)
+        self.hosting.close(all_ended=all_ended and self.role is Role.NODE)
         if self.gcs is not None:
             self.gcs.close()
         if self.gcs_relay is not None:
