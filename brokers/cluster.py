@@ -201,6 +201,7 @@ class Cluster:
         print(f"the cluster's GCS is at {endpoint}", flush=True)
         self.gcs = GcsConnection(self, endpoint)
         self.node.shared_tables = self.gcs.tables
+        self.node.placement_groups.use_gcs(self.gcs.session)
         for member in self.members.values():
             self._greet(member.link)
 

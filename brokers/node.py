@@ -35,6 +35,7 @@ from zray.protocol.limits import (
 from zray.serialization.exceptions import encode_exception
 from zray.store.segment import default_capacity_bytes
 
+from .bundles import Accounts
 from .deaths import process_gone
 from .directory import Directory
 from .dispatcher import Dispatcher
@@ -48,10 +49,10 @@ from .node_mailbox import MAILBOX_RULES
 from .node_outcomes import error_outcome
 from .output import OutputLog, bound_log
 from .peers import Process, Processes
+from .placement_groups import PlacementGroups
 from .process_questions import ProcessQuestions
 from .queries import Queries
 from .reception import Reception
-from .resources import ResourceSet
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, job_of
 from .shared_tables import OwnTables, SharedTables
@@ -114,6 +115,7 @@ class Node:
         self.health = Health(self)
         self.shared_tables: SharedTables = OwnTables(self)
         """Those of the cluster, where it has a GCS process."""
+        self.placement_groups = PlacementGroups(self, self.resources)
         self.cluster: Cluster | None = None
         """Set where there may be other nodes."""
         self.on_ready: Callable[[], None] | None = None
@@ -138,7 +140,7 @@ class Node:
             resources=settings.get("resources"),
             object_store_bytes=capacity,
         )
-        self.resources = ResourceSet(found.total, found.gpu_ids)
+        self.resources = Accounts(found.total, found.gpu_ids)
         cpus = max(1, found.total.get("CPU", 0) // 10000)
         self.scheduler = Scheduler(
             self.resources,
@@ -263,6 +265,7 @@ class Node:
             due = min(due, _TICK_S)
         if self.cluster is not None:
             due = min(due, self.cluster.due_s)
+        due = min(due, self.placement_groups.due_s)
         return max(0.0, due)
 
     def _drain_inbox(self) -> tuple[list[mailbox.Message], bool]:
@@ -309,6 +312,7 @@ class Node:
             if worker.process in self.processes.starting:
                 # It died before its HELLO: no lifeline tells of it.
                 self.process_gone(worker.process, describe_exit(worker.status))
+        self.placement_groups.serve()
         self.store.settle()
         if self.store.waiting:
             self.store.serve(now)
@@ -623,6 +627,7 @@ def _asks(packed: bytes) -> bool:
         messages.GET_FUNCTION,
         messages.ALLOCATE,
         messages.KV,
+        messages.GROUP,
         messages.INSPECT,
         messages.NAMED_ACTOR,
         messages.LIST_NAMED,

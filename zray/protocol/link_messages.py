@@ -44,9 +44,13 @@ OUTPUT = 140
 JOB_ENDED = 150
 SUSPECTED = 151
 STOPPED = 152
+OFFER = 153
 QUERY = 160
 QUERY_ROWS = 161
 QUERY_NEXT = 162
+GROUP_ASK = 170
+GROUP_SAID = 171
+GROUP_GONE = 172
 
 _N = "link"
 
@@ -76,6 +80,12 @@ LINK_MESSAGES: tuple[Message, ...] = (
         payload="header and payloads as the process sent them",
     ),
     _row(
+        OFFER,
+        "OFFER",
+        ("row",),
+        "Nothing waits here and something waits with you: our row of the load table, to BORROW by.",
+    ),
+    _row(
         BORROW,
         "BORROW",
         ("request", "placement", "resources", "environment", "for_actor", "patient"),
@@ -94,7 +104,12 @@ LINK_MESSAGES: tuple[Message, ...] = (
         ("worker", "spent"),
         "We need it no more; it has nothing to do. spent: nor is it to do anything else.",
     ),
-    _row(WANTED_BACK, "WANTED_BACK", ("worker",), "Give it back when it has nothing to do."),
+    _row(
+        WANTED_BACK,
+        "WANTED_BACK",
+        ("worker", "if_idle"),
+        "Give it back when it has nothing to do; if_idle: or keep it, if it has.",
+    ),
     _row(
         TO_WORKER,
         "TO_WORKER",
@@ -140,6 +155,25 @@ LINK_MESSAGES: tuple[Message, ...] = (
         "OUTPUT",
         ("job", "lines"),
         "What workers of ours have printed for a job of yours: lines as in LOG.",
+    ),
+    _row(
+        GROUP_ASK,
+        "GROUP_ASK",
+        ("what", "group", "attempt", "wanted"),
+        "The coordinator of placement groups says PREPARE, COMMIT, CANCEL or REMOVE; wanted: of"
+        " PREPARE, [bundle, units by resource] each.",
+    ),
+    _row(
+        GROUP_SAID,
+        "GROUP_SAID",
+        ("what", "group", "attempt", "ok"),
+        "To it: PREPARED, COMMITTED or RELEASED; or INQUIRED: what became of this attempt?",
+    ),
+    _row(
+        GROUP_GONE,
+        "GROUP_GONE",
+        ("group", "reason"),
+        "A placement group is removed: what runs in it on workers that are lent to you ends now.",
     ),
     _row(CODE_WANTED, "CODE_WANTED", ("function", "job"), "A worker of ours is to run this."),
     _row(
@@ -194,9 +228,10 @@ AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 """Of calls: what a node may send to another on behalf of its processes."""
 UNFENCED = frozenset(
     (
-        *(LOAD, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
+        *(LOAD, OFFER, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),
+        *(GROUP_ASK, GROUP_SAID, GROUP_GONE),
     )
 )
 """Nobody gives up a reference because of these: they need not wait until HOLDs are counted."""
