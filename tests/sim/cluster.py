@@ -16,6 +16,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from zray.brokers.load import NodeLoad
@@ -284,7 +285,7 @@ class ClusterNode:
             due = min(due, max(_LOOK_EVERY_S, scheduler.offering.due_s(now)))
         if now + due < self.tick_at - 1e-9:
             self.tick_at = now + due
-            self.cluster.after(due, lambda at=self.tick_at: self.tick(at))
+            self.cluster.after(due, partial(self.tick, self.tick_at))
 
     def tick(self, at: float) -> None:
         """The node's timer; one that was overtaken by an earlier one does nothing."""
@@ -354,13 +355,13 @@ class ClusterNode:
                     )
 
                 self.send(node, borrow)
-            case Lend(node=node, request=number, worker=process):
-                if process is not None:
+            case Lend(node=node, request=number, worker=lent):
+                if lent is not None:
                     cluster.outcome.lent[own] = cluster.outcome.lent.get(own, 0) + 1
                 self.send(
                     node,
                     lambda other: other.scheduler.borrowing.lent(
-                        own, number, process, (), cluster.now
+                        own, number, lent, (), cluster.now
                     ),
                 )
             case GiveBack(worker=process, lender=node, spent=spent):
