@@ -27,7 +27,7 @@ from .events import CALL, Stretch
 from .instance import Instance, Method
 from .threads import Threads
 from .values import Values
-from .work import ActorCall, ActorEnd, ActorStart
+from .work import ActorCall, ActorEnd, ActorStart, captured
 
 if TYPE_CHECKING:
     from .host import Host
@@ -73,6 +73,7 @@ class ActorRunner:
         instance = Instance(start)
         self.holds_cpu = bool(start.details["resources"].get("CPU"))
         host.show_gpus(start.details["gpus"])
+        host.runtime.captured_group = captured(instance.place.group)
         began = _now()
         if self.stretch is not None:
             self.stretch.close(began)  # Or it would last until this __init__ has ended.

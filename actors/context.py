@@ -28,15 +28,20 @@ class Place:
         "actor_name",
         "class_name",
         "gpus",
+        "group",
         "incarnation",
         "methods",
         "pending_calls_max",
         "resources",
     )
 
-    def __init__(self, resources: dict[str, int], gpus: list[str]) -> None:
+    def __init__(
+        self, resources: dict[str, int], gpus: list[str], group: list[Any] | None = None
+    ) -> None:
         self.resources = resources
         self.gpus = gpus
+        self.group = group
+        """The placement group it runs in: [id, bundle, whether its children run there], or None."""
         self.actor_id = b""
         self.actor_name = ""
         self.class_name = ""

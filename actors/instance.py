@@ -20,7 +20,7 @@ from zray import errors
 from zray.protocol.limits import GENERATOR_BACKLOG_MAX
 
 from .context import Execution, Place
-from .work import ActorCall, ActorStart
+from .work import ActorCall, ActorStart, group_of
 
 _METHOD_OPTIONS = "__zray_method_options__"
 TERMINATE = "__ray_terminate__"
@@ -124,7 +124,8 @@ class Instance:
         self.busy = False
         """In a shared worker: a thread runs its method, or waits in it."""
         self.waiting: deque[ActorCall] = deque()
-        self.place = Place(details["resources"], details["gpus"])
+        group = group_of(details.get("where"))
+        self.place = Place(details["resources"], details["gpus"], group)
         self.place.actor_id = start.actor
         self.place.actor_name = details["name"] or ""
         self.place.class_name = details["class"]

@@ -108,9 +108,9 @@ class TaskRunner:
         task_class = work.task_class
         queue.running = work
         host.show_gpus(work.gpus)
-        running = Execution(
-            work.client, work.first, task_class.name, Place(task_class.resources, work.gpus)
-        )
+        place = Place(task_class.resources, work.gpus, task_class.group)
+        running = Execution(work.client, work.first, task_class.name, place)
+        host.runtime.captured_group = task_class.captured
         context.main = host.interrupts.running = running
         step = 1
         try:

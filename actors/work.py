@@ -13,13 +13,25 @@ from collections import deque
 from typing import Any
 
 
+def group_of(where: Any) -> list[Any] | None:
+    """Return [group, bundle, whether children run there] of an option's fields, or None."""
+    return where[4] if type(where) is list and len(where) > 4 else None
+
+
+def captured(group: list[Any] | None) -> list[Any] | None:
+    """Return the group that what runs in one submits its own work to: any bundle, or None."""
+    return [group[0], -1, True] if group is not None and group[2] else None
+
+
 class TaskClass:
     """A function as this worker runs it."""
 
     __slots__ = (
         "backlog",
+        "captured",
         "function",
         "function_id",
+        "group",
         "name",
         "resources",
         "retries",
@@ -35,6 +47,8 @@ class TaskClass:
         self.retries: int = spec[4]
         self.retry_types: bytes | tuple[type[BaseException], ...] | None = spec[5]
         self.backlog: int = spec[6]
+        self.group = group_of(spec[9] if len(spec) > 9 else None)
+        self.captured = captured(self.group)
         self.function: Any = None
 
 

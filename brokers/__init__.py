@@ -72,12 +72,13 @@ Among other nodes:
     refusals.py     S  who is not let in, by us or by others, and why
     borrowing.py    P  workers of other nodes that run this node's tasks and actors
     lending.py      P  workers of this node that work for others
+    offering.py     P  an idle node tells one that waits
     loans.py        S  workers lent and borrowed, as messages
     load.py         P  what is known of the load of all nodes
     placement.py    P  which node a request goes to
-    handover.py     P  what of a queue goes elsewhere, and what an idle node asks for
     lineage_copying.py P which nodes keep copies of this node's lineage, and what they lack
     lineage_copies.py S the copies, sent and kept
+    locality.py     P  where the inputs of a task are
     objects_elsewhere.py S  objects of and at other nodes: holds, pulls, serving
     gateway_calls.py S what gateways' processes say, opened before it is brought on
     hold_fence.py   P  what is said to a node waits until what is held was counted
@@ -86,9 +87,19 @@ Among other nodes:
     transfer_pulls.py P  its pulling side: which chunk is asked from whom
     transfer_serving.py P  its serving side: who is sent which chunk
     transferring.py P  what the transfer machine commands
-    groups.py       P  placement groups: the coordinator, at the GCS
+
+Placement groups:
+
+    placement_groups.py S  what is asked of them here, and what is reserved here
+    coordination.py S  who coordinates them, and what that node does for all
+    groups.py       P  the coordinator: prepare, decide, commit
     group_plan.py   P  where the bundles of a group go
-    reservations.py P  a node's side of placement groups
+    group_table.py  P  the table of them, as every node follows it
+    group_transactions.py P  what changes the table
+    group_store.py  P  where the table is: in this node, or in the GCS
+    group_states.py P  which groups the scheduler may wait for, and which are gone
+    reservations.py P  a node's bundles: prepared, committed, open, leaving
+    bundles.py      P  the accounts of open bundles, from which tasks and actors draw
 
 The machines import each other and zray.protocol, and nothing that has a clock or a socket.
 """

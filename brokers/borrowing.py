@@ -13,11 +13,12 @@ Spec    OSDI'18, section 4.2.2 (bottom-up scheduling); docs/explanation/architec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .group_states import GroupStates
 from .load import ALIVE, DRAINING, LoadTable, NodeLoad, estimate_wait_us
-from .placement import ANYWHERE, DEFAULT, SPREAD, Where, choose
+from .placement import DEFAULT, MOVE_US, SPREAD, Locality, Where, choose
 from .scheduling import (
     RUNNING,
     Borrow,
@@ -27,6 +28,7 @@ from .scheduling import (
     GiveBack,
     Range,
     Shape,
+    Unschedulable,
     WorkerState,
     job_of,
 )
@@ -38,8 +40,8 @@ PATIENCE_S = 0.005
 """What waits here for longer looks elsewhere."""
 _REFUSED_S = 0.02
 """A node that had no worker to spare is not asked again before this."""
-_IDLE_S = 0.2
-"""A borrowed worker without work is given back after this."""
+_IDLE_S, _IDLE_IN_NEED_S = 0.2, 0.005
+"""A borrowed worker without work is given back after this: sooner where work waits somewhere."""
 _STARVED_S = 0.25
 """What was dealt to a node, and has had no worker there for so long, goes to any."""
 _WORTH_US = 10_000.0
@@ -86,6 +88,7 @@ class Borrowing:
         self.table = LoadTable(node)
         self.borrowed: dict[bytes, WorkerState] = {}
         self.requests: dict[int, _Request] = {}
+        self.groups = GroupStates()
         self.in_cluster = False
         """Other nodes may come: what can't run here may wait for them."""
         self._refused_until: dict[bytes, float] = {}
@@ -107,8 +110,8 @@ class Borrowing:
             self.table.own,
             self.incarnation,
             self._revision,
-            scheduler.resources.total,
-            scheduler.resources.available,
+            scheduler.resources.offered_total,
+            scheduler.resources.offered,
             self.labels,
             scheduler.queues.task_count,
             int(min(1e12, self._wait_us(now))),
@@ -163,6 +166,12 @@ class Borrowing:
         self.in_cluster = True
         self.table.heard(row)
 
+    def offered(self, row: NodeLoad, now: float) -> None:
+        """OFFER: a node has workers free that we may not know of; it has not refused those."""
+        self._refused_until.pop(row.node, None)
+        self.heard(row)
+        self.seek(now)
+
     def node_lost(self, node: bytes) -> list[bytes]:
         """It is gone, with the workers it had lent: returns those, whose death is to be told."""
         self.table.left(node)
@@ -170,17 +179,39 @@ class Borrowing:
         self.requests = {
             number: request for number, request in self.requests.items() if request.node != node
         }
+        self._drop_hopeless()
+        return [worker.process for worker in self.borrowed.values() if worker.lender == node]
+
+    def group_gone(self, group: bytes, reason: str) -> None:
+        """A placement group was removed: what waits for it fails."""
+        self.groups.is_gone(group, reason)
+        self._drop_hopeless()
+
+    def _drop_hopeless(self) -> None:
         scheduler = self.scheduler
         for shape in scheduler.queues.shapes_waiting():
             reason = self.why_nowhere(shape.where, shape.amounts)
             if reason:
-                scheduler.drop_shape(shape, reason)
+                for work in scheduler.queues.take(shape):
+                    self.refuse(work, reason)
         for claim in list(scheduler.claims):
             reason = self.why_nowhere(claim.where, claim.placement)
             if reason:
                 scheduler.claims.remove(claim)
-                scheduler.commands.append(ClaimRefused(claim.actor, reason))
-        return [worker.process for worker in self.borrowed.values() if worker.lender == node]
+                self.refuse_claim(claim, reason)
+
+    def refuse(self, work: Range, reason: str) -> None:
+        """A range can run nowhere, and never will."""
+        task_class, items = work.task_class, list(range(work.low, work.high))
+        group = self.groups.gone_of(work.shape.where.group)
+        self.scheduler.commands.append(
+            Unschedulable(task_class.client, work.first, items, task_class.name, reason, group)
+        )
+
+    def refuse_claim(self, claim: Claim, reason: str) -> None:
+        """The same of an actor."""
+        group = self.groups.gone_of(claim.where.group)
+        self.scheduler.commands.append(ClaimRefused(claim.actor, reason, group))
 
     @property
     def nodes(self) -> dict[bytes, NodeLoad]:
@@ -199,10 +230,23 @@ class Borrowing:
             return False
         if where.rules and not all(rule.holds(self.labels) for rule in where.rules):
             return False
+        if where.preferred and self._is_preferred_elsewhere(where, amounts):
+            return False
         return not self.scheduler.resources.shortage(amounts)
+
+    def _is_preferred_elsewhere(self, where: Where, amounts: Mapping[str, int]) -> bool:
+        if all(rule.holds(self.labels) for rule in where.preferred):
+            return False
+        request, table = where.request(amounts), self.table
+        return any(
+            request.prefers(table, node) and request.may_run_on(table, node)
+            for node in table.candidates
+        )
 
     def why_nowhere(self, where: Where, amounts: Mapping[str, int]) -> str:
         """Return why nothing can come of waiting, "" where something may."""
+        if where.group and (reason := self.groups.why_gone(where.group)):
+            return reason
         if where.node and not where.soft and where.node not in self.table.rows:
             return f"it is to run on node {where.node.hex()}, which is not alive"
         if not self.in_cluster and where.rules and not self.may_run_here(where, {}):
@@ -215,7 +259,7 @@ class Borrowing:
             return where
         self._dealt += 1
         node = choose(where.request(amounts), self.table, seed=self._dealt, now=0.0)
-        return where if node is None else Where(where.rules, node, True, DEFAULT)
+        return where if node is None else replace(where, node=node, soft=True, strategy=DEFAULT)
 
     def deal(self, work: Range) -> list[Range]:
         """Divide a range with SPREAD among the nodes, in turn."""
@@ -233,13 +277,29 @@ class Borrowing:
             node = nodes[(self._dealt + step) % len(nodes)]
             high = low + each + (step < more)
             part = work.tail(low).head(high)
-            part.shape = Shape(
-                shape.amounts, shape.env, Where(shape.where.rules, node, True, DEFAULT)
-            )
+            dealt = replace(shape.where, node=node, soft=True, strategy=DEFAULT)
+            part.shape = Shape(shape.amounts, shape.env, dealt)
             parts.append(part)
             low = high
         self._dealt += count
         return parts
+
+    def near_inputs(self, work: Range, locality: Locality, now: float) -> Shape:
+        """Return the shape of a range whose inputs may be elsewhere: with the node that is best."""
+        shape, table = work.shape, self.table
+        bound = bool(shape.where.node) or shape.where.strategy == SPREAD
+        cheap = locality.fetch_us(table.own) <= MOVE_US
+        if bound or cheap or not table.has_others():
+            return shape
+        self.report(now)
+        self._dealt += 1
+        request = shape.where.request(shape.amounts)
+        node = choose(request, table, locality=locality, seed=self._dealt, now=now)
+        if node is None:
+            return shape
+        table.sent(node, (work.high - work.low) * work.task_class.estimate_us, now)
+        where = replace(shape.where, node=node, soft=True, near=True)
+        return Shape(shape.amounts, shape.env, where)
 
     def has_room(self, shape: Shape, now: float) -> bool:
         """Return whether some other node could run a task of this shape at once."""
@@ -310,6 +370,8 @@ class Borrowing:
             if claim.is_loan:
                 continue
             since = self._waiting_since[claim.actor] = before.get(claim.actor, now)
+            if now - since > _STARVED_S:
+                claim.where = claim.where.without_wishes()
             need = self._need_of(claim)
             if need is None or (need.here and now - since < PATIENCE_S):
                 continue
@@ -327,17 +389,17 @@ class Borrowing:
         return _Need(shape, placement, 1, here, claim.actor)
 
     def _is_starved(self, shape: Shape, waited_s: float) -> bool:
+        where = shape.where
         return (
-            bool(shape.where.node)
-            and shape.where.soft
+            where is not where.without_wishes()
             and waited_s > _STARVED_S
-            and not self.scheduler.running.get(shape)
+            # What was dealt out evenly stays so while each node gets on with its part.
+            and (where.near or not self.scheduler.running.get(shape))
         )
 
     def _free_from_node(self, shape: Shape) -> None:
         """What prefers a node that has no room goes to any."""
-        rules = shape.where.rules
-        anywhere = Shape(shape.amounts, shape.env, Where(rules) if rules else ANYWHERE)
+        anywhere = Shape(shape.amounts, shape.env, shape.where.without_wishes())
         for work in self.scheduler.queues.take(shape):
             work.shape = anywhere
             self.scheduler.queues.add(work)
@@ -354,7 +416,9 @@ class Borrowing:
         request = need.shape.where.request(need.placement)
         avoid = {node for node, until in self._refused_until.items() if now < until}
         while count > 0:
-            node = choose(request, table, seed=self._next, now=now, avoid=avoid)
+            node = choose(
+                request, table, seed=self._next, now=now, avoid=avoid, free_only=need.here
+            )
             if node is None or node == table.own or node in avoid:
                 return
             fits = table.fits_now(node, need.placement)
@@ -429,10 +493,10 @@ class Borrowing:
         if worker.retiring or worker.recalled:
             self._give_back(worker)
 
-    def want_back(self, process: bytes) -> None:
-        """WANTED_BACK: its node needs it, when it has done what it is at."""
+    def want_back(self, process: bytes, *, if_idle: bool = False) -> None:
+        """WANTED_BACK: its node needs it when it has done what it is at; or only what is idle."""
         worker = self.borrowed.get(process)
-        if worker is None or not worker.pooled:
+        if worker is None or not worker.pooled or (if_idle and worker.outstanding):
             return  # It has crossed our GIVE_BACK, or is an actor's.
         worker.recalled = True
         if not worker.outstanding:
@@ -441,10 +505,13 @@ class Borrowing:
             self.scheduler.rebalancing.reclaim_rest(worker)
 
     def sweep(self, now: float) -> None:
-        """Give back what has had nothing to do for a while."""
-        self.table.forget_sent(now)
-        for worker in list(self.borrowed.values()):
-            if worker.pooled and not worker.outstanding and now - worker.idle_since > _IDLE_S:
+        """Give back what has had nothing to do for a while: a short one, where others wait."""
+        idle = [each for each in self.borrowed.values() if each.pooled and not each.outstanding]
+        if not idle:
+            return
+        others_wait = any(row.queue_tasks for row in self.nodes.values())
+        for worker in idle:
+            if now - worker.idle_since > (_IDLE_IN_NEED_S if others_wait else _IDLE_S):
                 self._give_back(worker)
 
     def job_ended(self, job: str) -> None:
@@ -476,6 +543,7 @@ class Borrowing:
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
         self.table.check()
+        self.groups.check()
         workers = self.scheduler.workers
         assert self.borrowed.keys() == {
             each.process for each in workers.values() if each.lender is not None

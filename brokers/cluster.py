@@ -250,6 +250,7 @@ class Cluster:
         print(f"the cluster's GCS is at node {head.hex()}, {address}", flush=True)
         self.gcs = GcsConnection(self, head, address)
         self.node.shared_tables = self.gcs.tables
+        self.node.placement_groups.use_gcs(self.gcs.session)
         for member in self.members.values():
             self._greet(member.link)
 

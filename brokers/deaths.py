@@ -103,6 +103,7 @@ def _driver_left(node: Node, process: Process) -> None:
     node.gcs.job_ended(process.identity, state, now)
     node.shared_tables.job_ended(process.identity, state, now)
     job_left(node, process.identity.hex())
+    node.placement_groups.driver_left()
     if node.cluster is not None:
         node.cluster.job_ended(process.identity.hex())
 

@@ -128,6 +128,13 @@ class Actor:
         return tuple(sorted(self.details["env"].items()))
 
     @property
+    def group(self) -> bytes:
+        """The placement group that it lives in, b"" for none."""
+        where: list[Any] = self.details.get("where") or []
+        found: bytes = where[4][0] if len(where) > 4 and where[4] else b""
+        return found
+
+    @property
     def shared(self) -> bool:
         """Whether it lives in a worker with others."""
         return bool(self.details["isolation"] == "shared")
@@ -189,14 +196,15 @@ class Dispatcher:
 
     def _claim(self, actor: Actor, host: ProcessId | None) -> None:
         details = actor.details
+        where = read_where(details.get("where"))
         self.commands.append(
             Claim(
                 actor.actor,
-                read_request(details["placement"]),
-                read_request(details["resources"]),
+                where.amounts(read_request(details["placement"])),
+                where.amounts(read_request(details["resources"])),
                 actor.env,
                 host,
-                read_where(actor.details.get("where")),
+                where,
             )
         )
 

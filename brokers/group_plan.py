@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .load import LoadTable
-from .placement import Request, chance
+from .placement import Request, chance, shortage
 
 PACK, STRICT_PACK = "PACK", "STRICT_PACK"
 SPREAD, STRICT_SPREAD = "SPREAD", "STRICT_SPREAD"
@@ -60,6 +60,34 @@ def plan(
             for node in placed.values():
                 counts[node] = counts.get(node, 0) + 1
             return _on_many(missing, nodes, counts, room)
+
+
+def why_impossible(
+    bundles: Sequence[Request],
+    strategy: str,
+    table: LoadTable,
+    placed: Mapping[int, bytes],
+) -> str:
+    """Return why no plan would be found even if all nodes were idle, for people; "" where one is.
+
+    Args:
+        bundles: all bundles of the group.
+        strategy: one of STRATEGIES.
+        table: what is known of the nodes.
+        placed: bundles that have a node already.
+    """
+    if plan(bundles, strategy, table, placed=placed, by_total=True) is not None:
+        return ""
+    nodes = len(table.candidates)
+    for index, bundle in enumerate(bundles):
+        missing = "" if index in placed else shortage(bundle, table)
+        if missing:
+            return f"bundle {index}: {missing}"
+    if strategy == STRICT_SPREAD:
+        return f"{strategy} needs {len(bundles)} different nodes with room for a bundle, of {nodes}"
+    if strategy == STRICT_PACK:
+        return f"{strategy} needs one node with room for all {len(bundles)} bundles, of {nodes}"
+    return f"its {len(bundles)} bundles are more than {nodes} nodes have, even idle"
 
 
 class _Room:

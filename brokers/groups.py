@@ -4,7 +4,8 @@ What    The coordinator's machine: plan, prepare on every node, record the decis
         record is the decision: a coordinator that comes back commits what is recorded and lets go
         of the rest; a node that comes to nothing in between takes only its own bundles along, and
         these are placed anew. Every message may be sent twice.
-Caller  the GCS process, which saves records; brokers/reservations.py is the side of a node.
+Caller  brokers/placement_groups.py of the node that has the term, which saves records;
+        brokers/reservations.py is the side of every node.
 Never   calls a group ready before every node has said that its bundles are committed.
 """
 
@@ -23,6 +24,9 @@ PENDING, CREATED, RESCHEDULING, REMOVED = "PENDING", "CREATED", "RESCHEDULING", 
 
 _AGAIN_S = 1.0
 """A message that has no answer by then is sent again."""
+
+_LOOK_AGAIN_MAX_S = 0.25
+"""Where there is no plan, the next one waits at most this long."""
 
 _RETRY_S, _RETRY_MAX_S = 0.02, 1.0
 """After a node refused, the next plan waits: first so long, then twice as long, to the bound."""
@@ -182,10 +186,15 @@ class Groups:
         found = plan(record.bundles, record.strategy, self.table, placed=placed, by_total=True)
         return found is not None
 
+    def knows(self, identity: bytes) -> bool:
+        """Return whether there is such a group."""
+        return identity in self._groups
+
     def lives_expected(self) -> set[tuple[bytes, int]]:
-        """Return (node, incarnation) of all seats: after a start, who does not come back died."""
-        seats = (seat for group in self._groups.values() for seat in _seats(group))
-        return {(seat.node, seat.incarnation) for seat in seats}
+        """Return (node, incarnation) of all seats and plans: who of these is dead must be told."""
+        groups = self._groups.values()
+        lives = {(seat.node, seat.incarnation) for group in groups for seat in _seats(group)}
+        return lives | {life for group in groups if group.plan for life in group.lives.items()}
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -318,6 +327,9 @@ class Groups:
         self._attempt += 1
         found = plan(record.bundles, record.strategy, self.table, placed=placed, seed=self._attempt)
         if not found:
+            # Room comes with every task that ends, and a plan may look at a thousand nodes.
+            group.retry_at = self.now + group.retry_s
+            group.retry_s = min(_LOOK_AGAIN_MAX_S, group.retry_s * 2)
             return
         group.record = replace(record, attempt=self._attempt)
         group.plan = found

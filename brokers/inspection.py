@@ -19,6 +19,7 @@ from zray.protocol.ids import node_of
 from zray.protocol.roles import Role
 from zray.protocol.units import RESOURCE_UNITS
 
+from .bundles import outside_groups
 from .load import DEAD, NodeLoad
 from .scheduling import job_of
 
@@ -148,7 +149,7 @@ def silent_node_row(node: Node, silent: bytes, reason: str) -> dict[str, Any]:
 
 
 def _amounts(units: Mapping[str, int]) -> dict[str, float]:
-    return {name: count / RESOURCE_UNITS for name, count in units.items()}
+    return {name: count / RESOURCE_UNITS for name, count in outside_groups(units).items()}
 
 
 def _resources(node: Node, _arguments: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -167,7 +168,7 @@ def _others(node: Node) -> list[NodeLoad]:
 
 def _totals(node: Node, _arguments: dict[str, Any]) -> list[dict[str, int]]:
     """Return what each node has, in units, this one first."""
-    return [dict(node.resources.total), *(dict(other.total) for other in _others(node))]
+    return [dict(node.resources.total), *(outside_groups(other.total) for other in _others(node))]
 
 
 def _actors(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,9 +10,12 @@ Spec    docs/explanation/architecture.md.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .bundles import group_of
 from .resources import Grant
 from .scheduling import RUNNING, Claim, Environment, Kill, Lend, LoanLost, WantBack
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 0.005
 """Our own tasks have waited for so long: what is lent is wanted back."""
+_IDLE_ASKED_S = 0.01
+"""What others could use is asked of its borrowers at most so often."""
 _WAIT_S = 1.0
 """A request that could not be met by then is refused: its node looks around again."""
 
@@ -41,6 +46,8 @@ class Loan:
 
     borrower: bytes
     for_actor: bool
+    group: bytes
+    """The placement group whose bundle it draws from, b"" for none."""
     wanted_back: bool = False
 
 
@@ -53,7 +60,10 @@ class Lending:
         """By the worker."""
         self.asked: dict[bytes, Asked] = {}
         """By the name of the claim that stands for it."""
+        self.given = 0
+        """Workers lent so far."""
         self._short_since = 0.0
+        self._idle_asked_at = 0.0
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -79,18 +89,31 @@ class Lending:
             shortage = scheduler.resources.shortage
             refused = waits or bool(shortage(placement)) or bool(shortage(resources))
         else:
-            refused = (
-                bool(scheduler.claims)
-                or bool(scheduler.queues.task_count)
-                or not (scheduler.resources.fits(placement) and scheduler.resources.fits(resources))
+            fits = scheduler.resources.fits(placement) and scheduler.resources.fits(resources)
+            # What is reserved for a placement group is nobody's turn to wait for.
+            waits = not group_of(resources) and bool(
+                scheduler.claims or scheduler.queues.task_count
             )
+            refused = waits or not fits
         if refused or scheduler.is_stopping or not scheduler.runs_work:
             scheduler.commands.append(Lend(borrower, number, None))
+            scheduler.offering.refused(borrower, now)
+            self._ask_for_idle({group_of(resources)}, now, but=borrower)
             return
         name = borrower + number.to_bytes(8, "big")
         self.asked[name] = Asked(borrower, number, now + _WAIT_S, for_actor)
         scheduler.claim(Claim(name, placement, resources, env, is_loan=True))
         scheduler.pump()
+
+    def _ask_for_idle(self, groups: Collection[bytes], now: float, but: bytes = b"") -> None:
+        """Somebody could use at once what lies idle with those who have borrowed it."""
+        if now < self._idle_asked_at + _IDLE_ASKED_S:
+            return
+        self._idle_asked_at = now
+        for worker, loan in self.loans.items():
+            would_help = loan.group in groups and loan.borrower != but
+            if would_help and not loan.for_actor and not loan.wanted_back:
+                self.scheduler.commands.append(WantBack(loan.borrower, worker, if_idle=True))
 
     def _fits(self, name: bytes) -> bool:
         return any(
@@ -101,7 +124,8 @@ class Lending:
     def lend(self, claim: Claim, worker: bytes, grant: Grant) -> None:
         """The scheduler has a worker for a request."""
         asked = self.asked.pop(claim.actor)
-        self.loans[worker] = Loan(asked.borrower, asked.for_actor)
+        self.given += 1
+        self.loans[worker] = Loan(asked.borrower, asked.for_actor, group_of(claim.resources))
         self.scheduler.commands.append(Lend(asked.borrower, asked.number, worker, grant.gpu_ids))
 
     # -- the end of a loan -----------------------------------------------------------------------
@@ -159,30 +183,36 @@ class Lending:
                 del self.asked[name]
                 self.scheduler.withdraw(name)
                 self.scheduler.commands.append(Lend(asked.borrower, asked.number, None))
-        missing = self._missing() if self.loans else 0
+        missing = self._missing() if self.loans else None
         if not missing:
             self._short_since = now
-        elif now - self._short_since >= _PATIENCE_S:
+            return
+        self._ask_for_idle(missing, now)
+        if now - self._short_since >= _PATIENCE_S:
             self._recall(missing)
 
-    def _missing(self) -> int:
-        """Return how many workers our own work, and who waits here, could use at once."""
+    def _missing(self) -> Counter[bytes]:
+        """Return how many workers our own work, and who waits here, could use at once.
+
+        By the placement group they are of: what is lent of one bundle helps nobody outside.
+        """
         scheduler = self.scheduler
-        missing = sum(not scheduler.claim_fits_here(claim) for claim in scheduler.claims)
+        missing: Counter[bytes] = Counter()
+        for claim in scheduler.claims:
+            if not scheduler.claim_fits_here(claim):
+                missing[group_of(claim.resources)] += 1
         for shape in scheduler.queues.shapes_waiting():
             may = scheduler.borrowing.may_run_here(shape.where, shape.amounts)
             if may and not scheduler.resources.fits(shape.amounts):
-                missing += scheduler.queues.counts[shape]
+                missing[shape.where.group] += scheduler.queues.counts[shape]
         return missing
 
-    def _recall(self, missing: int) -> None:
-        missing -= sum(loan.wanted_back for loan in self.loans.values())
+    def _recall(self, missing: Counter[bytes]) -> None:
+        missing.subtract(loan.group for loan in self.loans.values() if loan.wanted_back)
         for worker, loan in self.loans.items():
-            if missing <= 0:
-                return
-            if not loan.wanted_back and not loan.for_actor:
+            if not loan.wanted_back and not loan.for_actor and missing[loan.group] > 0:
                 loan.wanted_back = True
-                missing -= 1
+                missing[loan.group] -= 1
                 self.scheduler.commands.append(WantBack(loan.borrower, worker))
 
     def check(self) -> None:

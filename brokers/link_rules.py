@@ -23,6 +23,7 @@ from .hosting import HOSTING_RULES
 from .link_roles import RoleError
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
+from .placement_groups import group_ask, group_gone, group_said
 from .queries import QUERY_RULES
 from .relays import RELAY_ONE
 
@@ -271,6 +272,9 @@ LINK_RULES: dict[int, Rule] = {
     link_messages.LINEAGE: _lineage,
     link_messages.LINEAGE_KEPT: _lineage_kept,
     link_messages.LINEAGE_ENDED: _lineage_ended,
+    link_messages.GROUP_ASK: group_ask,
+    link_messages.GROUP_SAID: group_said,
+    link_messages.GROUP_GONE: group_gone,
     messages.HOLD: _hold,
     messages.RELEASE: _release,
     messages.WATCH_ACTOR: _watch_actor,

@@ -33,6 +33,8 @@ _LOAD_S = 0.1
 _EARLY_ROWS_MAX = 4096
 _LOAD_SOON_S = 0.01
 """News that there is room again must not wait for long: others may."""
+_SEEK_S = 0.001
+"""A loaded node wakes thousands of times a second: it looks around less often."""
 
 _MAIL = frozenset((messages.FINISHED, messages.ACTOR_STARTED))
 _CALLS = frozenset((messages.RECLAIMED, messages.ACTOR_EXIT, messages.BLOCKED, messages.UNBLOCKED))
@@ -63,8 +65,7 @@ class Loans:
         self.cluster = cluster
         self.node = cluster.node
         self.borrowed: dict[bytes, Process] = {}
-        self._load_at = 0.0
-        self._swept_at = 0.0
+        self._load_at = self._sought_at = self._swept_at = 0.0
         self._early: dict[NodeId, bytes] = {}
         """Rows that the GCS has told of nodes that are no members yet."""
         self._load: list[Any] = []
@@ -78,16 +79,21 @@ class Loans:
         scheduler = self.node.scheduler
         if scheduler.borrowing.needs_tick or scheduler.lending.needs_tick:
             return 0.005
-        return _LOAD_S if self.cluster.members else 60.0
+        due = scheduler.offering.due_s(self.node.now)
+        return min(due, _LOAD_S) if self.cluster.members else 60.0
 
     def after_wake(self) -> None:
         """What waits here may run elsewhere; what is free here others may use."""
         scheduler, now = self.node.scheduler, self.node.now
         scheduler.lending.tick(now)
-        scheduler.borrowing.seek(now)
+        scheduler.offering.tick(now)
+        if now >= self._sought_at + _SEEK_S:
+            self._sought_at = now
+            scheduler.borrowing.seek(now)
+            scheduler.borrowing.sweep(now)
         if now >= self._swept_at + _LOAD_S:
             self._swept_at = now
-            scheduler.borrowing.sweep(now)
+            scheduler.borrowing.table.forget_sent(now)
         if scheduler.runs_work and self.cluster.members and now >= self._load_at + _LOAD_SOON_S:
             self._report_load(now)
 
@@ -96,7 +102,7 @@ class Loans:
         scheduler, gcs = self.node.scheduler, self.cluster.gcs
         if gcs is None or not gcs.is_joined:
             return
-        available = scheduler.resources.available
+        available = scheduler.resources.offered
         before: dict[str, int] = self._load[1] if self._load else {}
         more = any(units > before.get(name, 0) for name, units in available.items())
         if not more and now < self._load_at + _LOAD_S:
@@ -212,7 +218,12 @@ class Loans:
 
     def want_back(self, command: scheduling.WantBack) -> None:
         """Our own tasks wait."""
-        self.cluster.send(command.node, link_messages.WANTED_BACK, command.worker)
+        self.cluster.send(command.node, link_messages.WANTED_BACK, command.worker, command.if_idle)
+
+    def offer(self, command: scheduling.Offer) -> None:
+        """Somebody waits, and we have nothing to do."""
+        row = self.node.scheduler.borrowing.report(self.node.now).fields()
+        self.cluster.send(command.node, link_messages.OFFER, row)
 
     def lost(self, command: scheduling.LoanLost) -> None:
         """A lent worker has died."""
@@ -236,6 +247,13 @@ class Loans:
 
 
 # -- rules -----------------------------------------------------------------------------------------
+
+
+def _offer(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    row = read_load(message[3])
+    if row.node != peer:
+        raise errors.RemoteProtocolError("OFFER of another node")
+    cluster.node.scheduler.borrowing.offered(row, cluster.node.now)
 
 
 def _borrow(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -275,7 +293,7 @@ def _give_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 
 def _wanted_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     if node_of(message[3]) == peer:
-        cluster.node.scheduler.borrowing.want_back(message[3])
+        cluster.node.scheduler.borrowing.want_back(message[3], if_idle=bool(message[4]))
 
 
 def _to_worker(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Payload]) -> None:
@@ -337,6 +355,7 @@ def _job_ended(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]
 
 LOAN_RULES: dict[int, Rule] = {
+    link_messages.OFFER: _offer,
     link_messages.BORROW: _borrow,
     link_messages.LENT: _lent,
     link_messages.GIVE_BACK: _give_back,

@@ -37,6 +37,7 @@ from zray.protocol.roles import Role
 from zray.serialization.exceptions import encode_exception
 from zray.store.segment import default_capacity_bytes
 
+from .bundles import Accounts
 from .deaths import process_gone
 from .directory import Directory
 from .dispatcher import Dispatcher
@@ -50,11 +51,11 @@ from .node_mailbox import MAILBOX_RULES
 from .node_outcomes import error_outcome
 from .output import OutputLog, bound_log
 from .peers import Process, Processes
+from .placement_groups import PlacementGroups
 from .process_questions import ProcessQuestions
 from .queries import Queries
 from .reception import Reception
 from .relays import is_forward
-from .resources import ResourceSet
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, Fork, job_of
 from .shared_tables import OwnTables, SharedTables
@@ -124,6 +125,7 @@ class Node:
         self.health = Health(self)
         self.shared_tables: SharedTables = OwnTables(self)
         """Those of the cluster, where it has a GCS process."""
+        self.placement_groups = PlacementGroups(self, self.resources)
         self.cluster: Cluster | None = None
         """Set where there may be other nodes."""
         self.on_ready: Callable[[], None] | None = None
@@ -151,7 +153,7 @@ class Node:
             resources=settings.get("resources"),
             object_store_bytes=capacity,
         )
-        self.resources = ResourceSet(found.total, found.gpu_ids)
+        self.resources = Accounts(found.total, found.gpu_ids)
         self.role = Role((settings.get("cluster") or {}).get("role", Role.NODE))
         cpus = max(1, found.total.get("CPU", 0) // 10000)
         self.scheduler = Scheduler(
@@ -312,6 +314,7 @@ class Node:
             due = min(due, _TICK_S)
         if self.cluster is not None:
             due = min(due, self.cluster.due_s)
+        due = min(due, self.placement_groups.due_s)
         return max(0.0, due)
 
     def _drain_inbox(self) -> tuple[list[mailbox.Message], bool]:
@@ -359,6 +362,7 @@ class Node:
             if worker.process in self.processes.starting:
                 # It died before its HELLO: no lifeline tells of it.
                 self.process_gone(worker.process, describe_exit(worker.status))
+        self.placement_groups.serve()
         self.store.settle()
         if self.store.waiting:
             self.store.serve(now)
@@ -710,6 +714,7 @@ def _asks(packed: bytes) -> bool:
         messages.GET_FUNCTION,
         messages.ALLOCATE,
         messages.KV,
+        messages.GROUP,
         messages.INSPECT,
         messages.NAMED_ACTOR,
         messages.LIST_NAMED,

@@ -238,6 +238,10 @@ def _kv(node: Node, process: Process, message: list[Any]) -> None:
     node.shared_tables.kv(message[3], message[4], partial(node.answer, process))
 
 
+def _group(node: Node, process: Process, message: list[Any]) -> None:
+    node.placement_groups.ask(process, message[3], message[4])
+
+
 def _inspect(node: Node, process: Process, message: list[Any]) -> None:
     state_questions.inspect(node, process, message[3], message[4])
 
@@ -297,6 +301,7 @@ CALL_RULES: dict[int, Rule] = {
     messages.LEASE: _lease,
     messages.UNLEASE: _unlease,
     messages.KV: _kv,
+    messages.GROUP: _group,
     messages.INSPECT: _inspect,
     messages.STOP: _stop,
     messages.ACTOR_EXIT: _actor_exit,

@@ -191,12 +191,16 @@ def _by_loans(perform: Callable[[Loans, Any], None]) -> Callable[[Node, Any], No
 
 
 def _unschedulable(node: Node, command: scheduling.Unschedulable) -> None:
-    error = errors.TaskUnschedulableError(f"task {command.name} can't run: {command.reason}")
+    kind = errors.TaskPlacementGroupRemovedError if command.group else errors.TaskUnschedulableError
+    error = kind(f"task {command.name} can't run: {command.reason}")
     _tasks_failed(node, command.client, command.first, command.items, command.name, error)
 
 
 def _claim_refused(node: Node, command: scheduling.ClaimRefused) -> None:
-    error = errors.ActorUnschedulableError(f"the actor can't be placed: {command.reason}")
+    kind = (
+        errors.ActorPlacementGroupRemovedError if command.group else errors.ActorUnschedulableError
+    )
+    error = kind(f"the actor can't be placed: {command.reason}")
     node.dispatcher.kill(
         command.actor, outcome.error(encode_exception(error, where="node")), no_restart=True
     )
@@ -361,6 +365,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     scheduling.GiveBack: _by_loans(lambda loans, command: loans.give_back(command)),
     scheduling.Lend: _by_loans(lambda loans, command: loans.lend(command)),
     scheduling.WantBack: _by_loans(lambda loans, command: loans.want_back(command)),
+    scheduling.Offer: _by_loans(lambda loans, command: loans.offer(command)),
     scheduling.LoanLost: _by_loans(lambda loans, command: loans.lost(command)),
     scheduling.Unschedulable: _unschedulable,
     scheduling.ClaimRefused: _claim_refused,

@@ -14,6 +14,7 @@ from zray.errors import RemoteProtocolError
 from zray.protocol import messages
 
 from . import scheduler_account
+from .locality import inputs_at
 from .peers import Process
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ def _submit(node: Node, process: Process, message: list[Any], payloads: list[byt
     if len(rows) != len(payloads):
         raise RemoteProtocolError("SUBMIT needs one payload a batch")
     node.gcs.tasks_submitted(node.job_of(process), process.identity, rows, payloads)
-    node.scheduler.submit(process.identity, rows, payloads)
+    node.scheduler.now = node.now
+    inputs = {
+        at: inputs_at(node.objects, row[7], node.process)
+        for at, row in enumerate(rows)
+        if len(row) > 7
+    }
+    node.scheduler.submit(process.identity, rows, payloads, inputs)
 
 
 def _finished(node: Node, process: Process, message: list[Any], _payloads: list[bytes]) -> None:

@@ -3,7 +3,7 @@
 What    choose() takes the node with the shortest estimated wait plus time to fetch missing inputs,
         within label selectors, affinity and SPREAD; this node wherever it is nearly as good, and
         else one of the best few. shortage() says why there is none.
-Caller  brokers/handover.py for queued tasks, brokers/dispatcher.py for actors.
+Caller  brokers/borrowing.py for tasks and actors, brokers/groups.py for bundles.
 Never   draws a random number: chance comes from the seed, so that a run can be repeated.
 Spec    OSDI'18, section 4.2.2.
 """
@@ -14,10 +14,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from zray.errors import RemoteProtocolError
-from zray.protocol.ids import PROCESS_ID_BYTES
+from zray.protocol.ids import GROUP_ID_BYTES, PROCESS_ID_BYTES
 from zray.protocol.labels import LabelRule, read_selector
+from zray.protocol.limits import BUNDLES_MAX
 from zray.protocol.units import CPU, RESOURCE_UNITS
 
+from .bundles import in_group
 from .load import ALIVE, LoadTable
 
 DEFAULT, SPREAD = "DEFAULT", "SPREAD"
@@ -35,6 +37,9 @@ LOOK_AT_MAX = 64
 """Nodes that one decision compares: a sample this large is as good as all, and costs the same
 in a cluster of a thousand."""
 
+_SCAN_MAX = 4 * LOOK_AT_MAX
+"""Nodes that are scanned for those with room."""
+
 _BEST_MAX = 8
 """A request goes to one of so many of the best nodes: many nodes decide by the same table."""
 
@@ -51,6 +56,7 @@ class Request:
         node: the node it asks for, b"" where it asks for none.
         soft: whether another node will do where that one is gone.
         strategy: DEFAULT or SPREAD.
+        preferred: conditions on labels: a node that meets them before one that does not.
     """
 
     amounts: Mapping[str, int]
@@ -58,6 +64,7 @@ class Request:
     node: bytes = b""
     soft: bool = False
     strategy: str = DEFAULT
+    preferred: tuple[LabelRule, ...] = ()
 
     def __post_init__(self) -> None:
         if self.strategy not in (DEFAULT, SPREAD):
@@ -75,6 +82,11 @@ class Request:
             if not all(rule.holds(labels) for rule in self.rules):
                 return False
         return table.fits_ever(node, self.amounts)
+
+    def prefers(self, table: LoadTable, node: bytes) -> bool:
+        """Return whether a node meets the conditions that are no more than wishes."""
+        labels = table.rows[node].labels
+        return all(rule.holds(labels) for rule in self.preferred)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,41 +118,89 @@ class Where:
         node: the node it asks for, b"" where it asks for none.
         soft: whether another node will do where that one is gone.
         strategy: DEFAULT or SPREAD.
+        preferred: conditions on labels that are wishes: any node will do where none meets them.
+        group: the placement group it runs in, b"" for none.
+        bundle: which of the group's bundles; -1: any.
+        near: the node was chosen for its inputs: no wish of anybody's.
     """
 
     rules: tuple[LabelRule, ...] = ()
     node: bytes = b""
     soft: bool = False
     strategy: str = DEFAULT
+    preferred: tuple[LabelRule, ...] = ()
+    group: bytes = b""
+    bundle: int = -1
+    near: bool = False
 
     def request(self, amounts: Mapping[str, int]) -> Request:
         """Return the request of something that needs these units, and goes where this says."""
-        return Request(amounts, self.rules, self.node, self.soft, self.strategy)
+        return Request(amounts, self.rules, self.node, self.soft, self.strategy, self.preferred)
+
+    def amounts(self, amounts: Mapping[str, int]) -> dict[str, int]:
+        """Return what it needs, by the names of the account that it is taken from."""
+        return in_group(amounts, self.group, self.bundle)
+
+    def without_wishes(self) -> Where:
+        """Return where it may run, when nobody is to be preferred any more."""
+        if not (self.preferred or (self.node and self.soft)):
+            return self
+        may = Where(self.rules, group=self.group, bundle=self.bundle)
+        return ANYWHERE if may == ANYWHERE else may
 
 
 ANYWHERE = Where()
 
 
 def read_where(fields: object) -> Where:
-    """Return what a message says of the node: [strategy, node, soft, label selector], or None.
+    """Return what a message says of the node, or ANYWHERE for None.
 
-    Raises RemoteProtocolError where it is no such list, OptionError where the selector is none.
+    The fields are [strategy, node, soft, label selector, group, wishes]; the last two, which may
+    be missing, are [group, bundle, whether its children run there too] or None, and a selector.
+
+    Raises RemoteProtocolError where it is no such list, OptionError where a selector is none.
     """
     if fields is None:
         return ANYWHERE
-    if not isinstance(fields, list | tuple) or len(fields) != 4:
-        raise RemoteProtocolError("where something is to run is said by 4 fields")
-    strategy, node, soft, selector = fields
+    if not isinstance(fields, list | tuple) or not 4 <= len(fields) <= 6:
+        raise RemoteProtocolError("where something is to run is said by 4 to 6 fields")
+    strategy, node, soft, selector, group, wishes = (*fields, None, None)[:6]
     if strategy not in (DEFAULT, SPREAD) or type(soft) is not bool:
         raise RemoteProtocolError(f"{strategy!r} is no scheduling strategy")
     if type(node) is not bytes or len(node) not in (0, PROCESS_ID_BYTES):
         raise RemoteProtocolError("a node's id has 8 bytes")
+    identity, bundle = _read_group(group)
+    where = Where(
+        _read_rules(selector),
+        node,
+        soft,
+        strategy,
+        _read_rules({} if wishes is None else wishes),
+        identity,
+        bundle,
+    )
+    return ANYWHERE if where == ANYWHERE else where
+
+
+def _read_rules(selector: object) -> tuple[LabelRule, ...]:
     if type(selector) is not dict or not all(
         type(text) is str for pair in selector.items() for text in pair
     ):
         raise RemoteProtocolError("a label selector maps strings to strings")
-    where = Where(read_selector(selector), node, soft, strategy)
-    return ANYWHERE if where == ANYWHERE else where
+    return read_selector(selector)
+
+
+def _read_group(group: object) -> tuple[bytes, int]:
+    if group is None:
+        return b"", -1
+    if type(group) is not list or len(group) != 3 or type(group[2]) is not bool:
+        raise RemoteProtocolError("a placement group is named by its id, a bundle and a flag")
+    identity, bundle, _captures = group
+    if type(identity) is not bytes or len(identity) != GROUP_ID_BYTES:
+        raise RemoteProtocolError(f"a placement group's id has {GROUP_ID_BYTES} bytes")
+    if type(bundle) is not int or not -1 <= bundle < BUNDLES_MAX:
+        raise RemoteProtocolError(f"a bundle's index is -1 to {BUNDLES_MAX - 1}")
+    return identity, bundle
 
 
 def chance(*parts: bytes | int) -> float:
@@ -165,6 +225,7 @@ def choose(
     seed: int,
     now: float,
     avoid: Collection[bytes] = (),
+    free_only: bool = False,
 ) -> bytes | None:
     """Return the node for one request, None where no node could ever run it.
 
@@ -175,6 +236,7 @@ def choose(
         seed: for SPREAD a counter that grows by one each time, else any number.
         now: seconds.
         avoid: nodes that have just refused.
+        free_only: of the other nodes only those that have room now are worth it.
     """
     if request.node:
         alive = request.node in table.rows and request.node in table.candidates
@@ -185,7 +247,7 @@ def choose(
     if request.strategy == SPREAD:
         return _spread(request, table, seed)
     prices = []
-    for node in _sample(request, table, locality, seed):
+    for node in _sample(request, table, locality, seed, free_only=free_only):
         if node in avoid:
             continue
         price_us = table.wait_us(node, now)
@@ -221,7 +283,9 @@ def _spread(request: Request, table: LoadTable, counter: int) -> bytes | None:
     return next((node for node in turns if table.fits_now(node, request.amounts)), turns[0])
 
 
-def _sample(request: Request, table: LoadTable, locality: Locality, seed: int) -> Iterator[bytes]:
+def _sample(
+    request: Request, table: LoadTable, locality: Locality, seed: int, *, free_only: bool
+) -> Iterator[bytes]:
     """Yield nodes that could run it: this one, those with its inputs, then from a random place."""
     nodes = table.candidates
     first = [
@@ -229,14 +293,25 @@ def _sample(request: Request, table: LoadTable, locality: Locality, seed: int) -
         for node in dict.fromkeys((table.own, *locality.at))
         if node in table.rows and table.rows[node].state == ALIVE
     ]
+    if request.preferred:
+        liked = [
+            node
+            for node in nodes
+            if request.prefers(table, node) and request.may_run_on(table, node)
+        ]
+        nodes = liked or nodes
+        first = [node for node in first if node in liked or not liked]
     found = 0
     for node in first:
         if request.may_run_on(table, node):
             found += 1
             yield node
     start = int(chance(seed, table.own) * len(nodes))
-    for step in range(len(nodes)):
+    # Where all are busy, a look at all of a thousand each time would be what keeps this one busy.
+    for step in range(min(len(nodes), _SCAN_MAX) if free_only else len(nodes)):
         node = nodes[(start + step) % len(nodes)]
+        if free_only and not table.fits_now(node, request.amounts):
+            continue
         if node not in first and request.may_run_on(table, node):
             found += 1
             yield node

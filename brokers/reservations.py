@@ -3,8 +3,9 @@
 What    prepare() takes the resources of a group's bundles on this node, all or none; commit() makes
         them the group's; cancel() and remove() give them back. What is prepared and hears nothing
         asks the coordinator, whose record settles it, also after a crash: a prepared bundle is
-        never given up on a guess, since the decision may have been made already.
-Caller  brokers/node.py, told by brokers/groups.py of the coordinator.
+        never given up on a guess, since the decision may have been made already. A bundle opens
+        for work when it is committed and its group has been ready: all of it, on every node.
+Caller  brokers/placement_groups.py, told by brokers/groups.py of the coordinator.
 Never   decides about a group, or releases a bundle while somebody works in it.
 """
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .resources import Grant, ResourceSet
+from .bundles import Accounts
+from .resources import Grant
 
 _ASK_AFTER_S = 2.0
 """A bundle that has been prepared for so long asks what became of its group, and so on."""
@@ -87,10 +89,12 @@ class Reservations:
         resources: the node's account, from which the bundles are taken.
     """
 
-    def __init__(self, resources: ResourceSet) -> None:
+    def __init__(self, resources: Accounts) -> None:
         self.resources = resources
         self.commands: list[ReservationCommand] = []
         self.bundles: dict[tuple[bytes, int], Bundle] = {}
+        self._ready: set[bytes] = set()
+        """Groups of bundles here that are known to have been whole."""
         self._settled: dict[bytes, int] = {}
 
     def prepare(
@@ -137,8 +141,20 @@ class Reservations:
         bundles = [bundle for bundle in self._of(group) if bundle.attempt == attempt]
         for bundle in bundles:
             bundle.committed = True
+        self._open(group)
         ok = bool(bundles) and not any(bundle.leaving for bundle in bundles)
         self.commands.append(Committed(group, attempt, ok))
+
+    def ready(self, group: bytes) -> None:
+        """The group is, or once was, whole: work may begin in its bundles."""
+        if group not in self._ready and self._of(group):
+            self._ready.add(group)
+            self._open(group)
+
+    def _open(self, group: bytes) -> None:
+        for bundle in self._of(group):
+            if group in self._ready and bundle.committed and not bundle.leaving:
+                self.resources.open(group, bundle.index, bundle.grant)
 
     def cancel(self, group: bytes, attempt: int) -> None:
         """Nothing came of an attempt: release what it has prepared."""
@@ -160,6 +176,7 @@ class Reservations:
             if bundle.committed:
                 working += [] if bundle.leaving else [bundle.index]
                 bundle.leaving = True
+                self.resources.shut(group, bundle.index)
             else:
                 self._release(bundle)
         if working:
@@ -187,9 +204,20 @@ class Reservations:
     def _of(self, group: bytes) -> list[Bundle]:
         return [bundle for bundle in self.bundles.values() if bundle.group == group]
 
+    def leaving(self) -> dict[bytes, list[int]]:
+        """Return the bundles that are released when nobody works in them, by group."""
+        found: dict[bytes, list[int]] = {}
+        for bundle in self.bundles.values():
+            if bundle.leaving:
+                found.setdefault(bundle.group, []).append(bundle.index)
+        return found
+
     def _release(self, bundle: Bundle) -> None:
         del self.bundles[(bundle.group, bundle.index)]
+        self.resources.close(bundle.group, bundle.index)
         self.resources.release(bundle.grant)
+        if not self._of(bundle.group):
+            self._ready.discard(bundle.group)
 
     def _settle(self, group: bytes, attempt: int) -> None:
         last = self._settled.pop(group, -1)

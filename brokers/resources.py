@@ -36,13 +36,19 @@ class ResourceSet:
     Args:
         total: units by resource name. GPUs come whole.
         gpu_ids: how CUDA_VISIBLE_DEVICES names each GPU; "0", "1", ... when empty.
+        is_part: these are a part of a node's, which may be a share of one GPU.
 
     Raises OptionError where the GPUs are no whole number, or not as many as `gpu_ids`.
     """
 
-    def __init__(self, total: Mapping[str, int], gpu_ids: Sequence[str] = ()) -> None:
-        gpu_count, rest = divmod(total.get(GPU, 0), RESOURCE_UNITS)
-        if rest:
+    def __init__(
+        self, total: Mapping[str, int], gpu_ids: Sequence[str] = (), *, is_part: bool = False
+    ) -> None:
+        gpu_units = total.get(GPU, 0)
+        gpu_count, rest = divmod(gpu_units, RESOURCE_UNITS)
+        if rest and is_part:
+            gpu_count += 1
+        elif rest:
             raise OptionError("a node's num_gpus must be a whole number", option="num_gpus")
         ids = tuple(gpu_ids) or tuple(str(index) for index in range(gpu_count))
         if len(ids) != gpu_count:
@@ -50,7 +56,9 @@ class ResourceSet:
             raise OptionError(message, option="num_gpus")
         self.total: dict[str, int] = dict(total)
         self._free: dict[str, int] = dict(total)
-        self._gpu_free: dict[str, int] = dict.fromkeys(ids, RESOURCE_UNITS)
+        self._gpu_units = min(gpu_units, RESOURCE_UNITS)
+        """Of each GPU: a whole one, or the share that this is the account of."""
+        self._gpu_free: dict[str, int] = dict.fromkeys(ids, self._gpu_units)
         self._grants: dict[int, Grant] = {}
         self._lent: set[int] = set()
         self._cpu_owed = 0
@@ -65,6 +73,16 @@ class ResourceSet:
     def available(self) -> dict[str, int]:
         """Units that nobody holds, by name."""
         return dict(self._free)
+
+    @property
+    def offered(self) -> dict[str, int]:
+        """What a request may name and find free: here the same."""
+        return self.available
+
+    @property
+    def offered_total(self) -> dict[str, int]:
+        """What a request may name at all: here all there is."""
+        return self.total
 
     def shortage(self, request: Mapping[str, int]) -> dict[str, tuple[int, int]]:
         """Return what this node could never meet, as {name: (requested, total)}, in units.
@@ -157,7 +175,7 @@ class ResourceSet:
                 account = f"free {free} + held {held[name]} - owed {owed}, total {total}"
                 raise InternalError(f"the account of {name} does not balance: {account}")
         for gpu_id, free in self._gpu_free.items():
-            if not 0 <= free == RESOURCE_UNITS - gpu_held[gpu_id]:
+            if not 0 <= free == self._gpu_units - gpu_held[gpu_id]:
                 raise InternalError(f"GPU {gpu_id} has {free} free, {gpu_held[gpu_id]} held")
         if not self._lent <= self._grants.keys():
             raise InternalError("CPUs are lent of grants that were released")

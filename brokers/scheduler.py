@@ -26,7 +26,8 @@ from . import scheduler_account
 from .borrowing import Borrowing
 from .leases import Leases
 from .lending import Lending
-from .placement import ANYWHERE, SPREAD
+from .offering import Offering
+from .placement import ANYWHERE, SPREAD, Locality
 from .rebalancing import LONG_STUCK_S, Rebalancing
 from .resources import ResourceSet
 from .scheduling import (
@@ -37,7 +38,6 @@ from .scheduling import (
     Cancelled,
     Claim,
     Claimed,
-    ClaimRefused,
     Command,
     Fail,
     Fork,
@@ -46,12 +46,13 @@ from .scheduling import (
     Run,
     Shape,
     TaskClass,
-    Unschedulable,
     WorkerState,
     is_plain,
     job_of,
 )
 from .task_queues import TaskQueues, missing_ranges
+
+NO_INPUTS: Mapping[int, Locality] = {}
 
 
 class Scheduler:
@@ -83,6 +84,7 @@ class Scheduler:
         self.leases = Leases(self)
         self.borrowing = Borrowing(self, node, labels or {})
         self.lending = Lending(self)
+        self.offering = Offering(self)
         self.rebalancing = Rebalancing(self)
         self.ended_jobs: set[str] = set()
         self.is_stopping = False
@@ -98,25 +100,31 @@ class Scheduler:
         """DECLARE_CLASS: remember a client's function and options."""
         self.classes[(client, number)] = TaskClass(client, number, spec)
 
-    def submit(self, client: bytes, rows: list[list[Any]], payloads: list[bytes]) -> None:
-        """SUBMIT: queue batches, then hand out what fits."""
-        for row, payload in zip(rows, payloads, strict=True):
-            class_number, first, count, low, high, mode, retries = row
+    def submit(
+        self,
+        client: bytes,
+        rows: list[list[Any]],
+        payloads: list[bytes],
+        inputs: Mapping[int, Locality] = NO_INPUTS,
+    ) -> None:
+        """SUBMIT: queue batches, then hand out what fits; inputs: where those of some rows are."""
+        for at, (row, payload) in enumerate(zip(rows, payloads, strict=True)):
+            class_number, first, count, low, high, mode, retries = row[:7]
             task_class = self.classes[(client, class_number)]
             work = Range(task_class, first, count, low, high, mode, payload, retries)
             work.alone = retries == 0
-            if work.shape.where.strategy == SPREAD:
-                for part in self.borrowing.deal(work):
-                    self._queue(part)
-            else:
-                self._queue(work)
+            if at in inputs:
+                work.shape = self.borrowing.near_inputs(work, inputs[at], self.now)
+            is_spread = work.shape.where.strategy == SPREAD
+            for part in self.borrowing.deal(work) if is_spread else (work,):
+                self._queue(part)
         self.pump()
 
     def _queue(self, work: Range, *, front: bool = False) -> None:
         if work.shape.where is not ANYWHERE:
             reason = self.borrowing.why_nowhere(work.shape.where, work.shape.amounts)
             if reason:
-                self.commands.append(_unschedulable(work, reason))
+                self.borrowing.refuse(work, reason)
                 return
         cancelled = self.queues.add(work, front=front)
         if cancelled:
@@ -218,7 +226,7 @@ class Scheduler:
 
     def _after_crash(self, work: Range, *, blamed: bool, reason: str) -> None:
         """The first unfinished task was running when its worker died; the others had not begun."""
-        if not blamed:
+        if not blamed or self.borrowing.groups.gone_of(work.shape.where.group):
             self._queue(work.tail(work.low), front=True)
             return
         if work.low + 1 < work.high:
@@ -285,7 +293,7 @@ class Scheduler:
             claim.where = self.borrowing.in_turn(claim.where, claim.placement)
             reason = self.borrowing.why_nowhere(claim.where, claim.placement)
             if reason:
-                self.commands.append(ClaimRefused(claim.actor, reason))
+                self.borrowing.refuse_claim(claim, reason)
                 return
         self.claims.append(claim)
 
@@ -462,7 +470,7 @@ class Scheduler:
         """Return how many more workers of this shape the free resources allow (at most 8)."""
         if not self.borrowing.may_run_here(shape.where, shape.amounts):
             return 0
-        free = self.resources.available
+        free = self.resources.offered
         slots = 8
         for name, units in shape.amounts.items():
             slots = min(slots, free.get(name, 0) // units)
@@ -480,7 +488,7 @@ class Scheduler:
             wanted = min(self.queues.counts[shape], self._more_slots(shape))
             env = () if is_plain(shape.env) else shape.env
             self._fork(env, wanted - self.forking.get(env, 0))
-        elif self.borrowing.may_run_here(shape.where, shape.amounts):
+        elif not shape.where.group and self.borrowing.may_run_here(shape.where, shape.amounts):
             self.leases.recall()
 
     # -- reports ---------------------------------------------------------------------------------
@@ -569,11 +577,6 @@ class Scheduler:
         worker.retiring = spent or job_of(worker.env) in self.ended_jobs
         self._free(worker)
         self.pump()
-
-    def drop_shape(self, shape: Shape, reason: str) -> None:
-        """What waits in this queue can run nowhere any more."""
-        for work in self.queues.take(shape):
-            self.commands.append(_unschedulable(work, reason))
 
     def tick(self, now: float) -> None:
         """Time has passed: take work back from workers stuck in a long task."""
@@ -678,8 +681,3 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError where an invariant is broken."""
         scheduler_account.check(self)
-
-
-def _unschedulable(work: Range, reason: str) -> Unschedulable:
-    items = list(range(work.low, work.high))
-    return Unschedulable(work.task_class.client, work.first, items, work.task_class.name, reason)

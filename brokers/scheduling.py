@@ -67,7 +67,8 @@ class TaskClass:
         self.name: str = spec[1]
         self.max_calls: int = spec[8]
         where = read_where(spec[9]) if len(spec) > 9 else ANYWHERE
-        self.shape = Shape(read_request(spec[2]), tuple(sorted(spec[7].items())), where)
+        amounts = where.amounts(read_request(spec[2]))
+        self.shape = Shape(amounts, tuple(sorted(spec[7].items())), where)
         self.estimate_us = float(TASK_ESTIMATE_US)
         self.has_run = False
         """The estimate is more than a guess."""
@@ -369,10 +370,11 @@ class Lend:
 
 @dataclass(slots=True)
 class WantBack:
-    """Ask the borrower for a worker of ours."""
+    """Ask the borrower for a worker of ours; if_idle: only where it has nothing to do just now."""
 
     node: bytes
     worker: bytes
+    if_idle: bool = False
 
 
 @dataclass(slots=True)
@@ -385,22 +387,33 @@ class LoanLost:
 
 
 @dataclass(slots=True)
+class Offer:
+    """Tell a node that waits that workers are free here."""
+
+    node: bytes
+
+
+@dataclass(slots=True)
 class Unschedulable:
-    """End items of a batch: they ask for a node that is not there."""
+    """End items of a batch: they ask for a node or a placement group that is not there."""
 
     client: bytes
     first: int
     items: list[int]
     name: str
     reason: str
+    group: bytes = b""
+    """Of the placement group that is gone, where that is the reason."""
 
 
 @dataclass(slots=True)
 class ClaimRefused:
-    """End an actor: it asks for a node that is not there."""
+    """End an actor: it asks for a node or a placement group that is not there."""
 
     actor: bytes
     reason: str
+    group: bytes = b""
+    """Of the placement group that is gone, where that is the reason."""
 
 
 Command = (
@@ -419,6 +432,7 @@ Command = (
     | Lend
     | WantBack
     | LoanLost
+    | Offer
     | Unschedulable
     | ClaimRefused
 )

@@ -106,11 +106,16 @@ def _units(value: Any) -> bool:
     return type(value) is int and -_COUNT_MAX < value < _COUNT_MAX
 
 
+_objects = _list_of(_object)
+
+
 def _batch(row: Any) -> bool:
-    """[class_no, first, count, low, high, mode, retries] of a SUBMIT."""
-    if type(row) is not list or len(row) != 7 or not all(type(field) is int for field in row):
+    """[class_no, first, count, low, high, mode, retries] of a SUBMIT, perhaps with inputs."""
+    if type(row) is not list or not 7 <= len(row) <= 8:
         return False
-    class_number, first, count, low, high, mode, retries = row
+    if not all(type(field) is int for field in row[:7]) or not all(map(_objects, row[7:])):
+        return False
+    class_number, first, count, low, high, mode, retries = row[:7]
     return (
         0 <= class_number < _COUNT_MAX
         and 0 <= first <= TASK_NUMBER_MAX
@@ -215,8 +220,6 @@ def _events(value: Any) -> bool:
     return type(value) is bytes and len(value) <= EVENTS_BATCH_BYTES_MAX
 
 
-_objects = _list_of(_object)
-
 _CHECKS: dict[int, tuple[Check, ...]] = {
     # Mailbox.
     messages.SUBMIT: (_list_of(_batch),),
@@ -248,6 +251,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.UNLEASE: (_process,),
     messages.RECONCILE: (_list_of(_asked),),
     messages.KV: (_text, _list_of(_any)),
+    messages.GROUP: (_text, _list_of(_any)),
     messages.INSPECT: (_text, _dict_of(_text, _any)),
     messages.STOP: (_text,),
     messages.ACTOR_EXIT: (_object, _bytes),

@@ -22,7 +22,8 @@ What    The public names, imported when first used, so that `import zray` costs 
             cli, and what its commands do: cli_node, cli_cluster, cli_status, cli_logs, cli_doctor,
                  cli_bench, cli_why
             runtime_state       what a process says of itself when its node asks
-            runtime, gateway, client, objects, session/, net/, protocol/, serialization/, store/
+            runtime, runtime_groups, gateway, client, objects
+            session/, net/, protocol/, serialization/, store/
             brokers/, actors/  the node's processes and the workers', seen through links
 Caller  users.
 Never   imports zmq, numpy or cloudpickle itself.

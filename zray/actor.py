@@ -25,6 +25,7 @@ from zray.remote_function import (
     returns_of,
 )
 from zray.runtime import Runtime
+from zray.runtime_groups import check_request, where_of
 from zray.session.actors import ActorRoute
 
 METHOD_OPTIONS = "__zray_method_options__"
@@ -77,6 +78,8 @@ class ActorClass:
         self._variants: dict[Any, ActorClass] = {}
         self._details: dict[str, Any] = {}
         self._runtime: Runtime | None = None
+        self._group: list[Any] | None = None
+        """What the runtime captured for its placement group when this was prepared."""
         self.__doc__ = cls.__doc__
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
@@ -122,7 +125,11 @@ class ActorClass:
             UnschedulableError: no node could ever meet the resources asked for.
         """
         runtime = api.runtime_if_ready()
-        if runtime is None or runtime is not self._runtime:
+        if (
+            runtime is None
+            or runtime is not self._runtime
+            or runtime.captured_group is not self._group
+        ):
             runtime = self._prepare()
         options, details = self._options, self._details
         if details["detached"] and runtime.is_elsewhere:
@@ -165,7 +172,9 @@ class ActorClass:
     def _prepare(self) -> Runtime:
         runtime = api.runtime()
         options = self._options
-        runtime.check_resources(options.placement_request(), self.__name__, actor=True)
+        # Shared actors live with others, and are placed nowhere.
+        where = None if options.isolation == "shared" else where_of(options, runtime)
+        check_request(runtime, where, options.placement_request(), self.__name__, actor=True)
         facts = self._facts
         if facts.exported is None or facts.exported[0] is not runtime:
             facts.exported = (runtime, *runtime.export(self._cls))
@@ -174,7 +183,7 @@ class ActorClass:
             "class": self.__name__,
             "resources": options.resource_request(),
             "placement": options.placement_request(),
-            "where": options.where,
+            "where": where,
             "restarts": options.restarts,
             "concurrency": options.max_concurrency or (1000 if asynchronous else 1),
             "groups": dict(options.concurrency_groups or {}),
@@ -187,7 +196,7 @@ class ActorClass:
             "methods": facts.method_specs(options),
             "pending": options.max_pending_calls,
         }
-        self._runtime = runtime
+        self._runtime, self._group = runtime, runtime.captured_group
         return runtime
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ class CurrentPlace(Protocol):
     actor_name: str
     class_name: str
     gpus: list[str]
+    group: list[Any] | None
     incarnation: int
     methods: dict[str, list[Any]]
     pending_calls_max: int
@@ -142,6 +143,14 @@ class RuntimeContext:
         if current is None:
             return {}
         return {name: units / 10000 for name, units in current.place.resources.items()}
+
+    def get_placement_group_id(self) -> str | None:
+        """Return the id of the placement group that the task or actor runs in; None for none."""
+        current = _current()
+        if current is None or current.place.group is None:
+            return None
+        group: bytes = current.place.group[0]
+        return group.hex()
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Return the ids of the accelerators the running task or actor holds, by kind."""

@@ -17,8 +17,10 @@ What    ZrayError
         │   ├── WorkerCrashedError
         │   ├── ActorError
         │   │   ├── ActorDiedError
+        │   │   │   └── ActorPlacementGroupRemovedError
         │   │   └── ActorUnavailableError
         │   ├── TaskCancelledError
+        │   ├── TaskPlacementGroupRemovedError
         │   ├── GetTimeoutError         also a TimeoutError
         │   ├── PendingCallsLimitError
         │   ├── ObjectLostError
@@ -341,7 +343,7 @@ class NotInitializedError(UserError):
 
 
 class NameTakenError(UserError, ValueError):
-    """An actor of this name lives in the namespace already.
+    """An actor (or a placement group) of this name lives in the namespace already.
 
     Who acts: the author of the call. What to do: take another name, or pass get_if_exists=True to
     be given the one that lives.
@@ -437,6 +439,13 @@ class ActorDiedError(ActorError):
     """
 
 
+class ActorPlacementGroupRemovedError(ActorDiedError):
+    """The actor is dead because the placement group that it lived in was removed.
+
+    Who acts: who removed it. What to do: make the actor in another group, or in none.
+    """
+
+
 class ActorUnavailableError(ActorError):
     """The actor is out of reach or restarting; the call may or may not have run.
 
@@ -457,6 +466,13 @@ class TaskCancelledError(ClusterError):
         """Name the hexadecimal `task_id` beside the message."""
         super().__init__(message)
         self.task_id = task_id
+
+
+class TaskPlacementGroupRemovedError(ClusterError):
+    """The task did not finish because the placement group that it is to run in was removed.
+
+    Who acts: who removed it. What to do: get() its results before you remove the group.
+    """
 
 
 class GetTimeoutError(ClusterError, TimeoutError):

@@ -15,6 +15,7 @@ from zray.errors import (
     ActorDiedError,
     ActorError,
     ActorNotFoundError,
+    ActorPlacementGroupRemovedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     ClusterError,
@@ -45,6 +46,7 @@ from zray.errors import (
     SerializationError,
     TaskCancelledError,
     TaskError,
+    TaskPlacementGroupRemovedError,
     TaskUnschedulableError,
     UnknownResourceError,
     UnschedulableError,
@@ -59,7 +61,9 @@ RayActorError = ActorError
 RaySystemError = InternalError
 ActorAlreadyExistsError = NameTakenError
 ActorHandleNotFoundError = ActorNotFoundError
+ActorPlacementGroupRemoved = ActorPlacementGroupRemovedError
 LocalRayletDiedError = NodeDiedError
+TaskPlacementGroupRemoved = TaskPlacementGroupRemovedError
 PendingCallsLimitExceeded = PendingCallsLimitError
 UnserializableException = SerializationError
 # A runtime_env that cannot be set up is refused when it is written down, by its option.
@@ -77,8 +81,6 @@ ReferenceCountingAssertionError = InternalError
 _NOT_HERE = {
     "CrossLanguageError": "zray runs Python only",
     "AsyncioActorExit": "an actor ends itself with zray.actor.exit_actor()",
-    "TaskPlacementGroupRemoved": "this release has no placement groups",
-    "ActorPlacementGroupRemoved": "this release has no placement groups",
     "ObjectRefStreamEndOfStreamError": "a generator of refs ends with StopIteration",
     "PlasmaObjectNotAvailable": "a lost object raises ObjectLostError",
     "StreamingGeneratorReplayInconsistentError": "a retried generator is not compared",
@@ -94,6 +96,8 @@ __all__ = [
     "ActorError",
     "ActorHandleNotFoundError",
     "ActorNotFoundError",
+    "ActorPlacementGroupRemoved",
+    "ActorPlacementGroupRemovedError",
     "ActorUnavailableError",
     "ActorUnschedulableError",
     "AuthenticationError",
@@ -137,6 +141,8 @@ __all__ = [
     "SerializationError",
     "TaskCancelledError",
     "TaskError",
+    "TaskPlacementGroupRemoved",
+    "TaskPlacementGroupRemovedError",
     "TaskUnschedulableError",
     "UnknownResourceError",
     "UnschedulableError",

@@ -58,7 +58,6 @@ def _refused(name: str, why: str, doc: str, **defaults: Any) -> Option:
 
 _NO_FALLBACK = "what finds no node waits for one"
 _NO_MODELS = "models of GPUs are not told apart: give nodes a label, and use label_selector"
-_NO_GROUPS = "there are no placement groups"
 _NO_JOURNAL = "not in this release: an actor's state is not journaled yet"
 
 _ROWS = (
@@ -86,6 +85,20 @@ _ROWS = (
         {"task": "DEFAULT", "actor": "DEFAULT"}, option_placement.scheduling_strategy,
         "Where to place it: where there is room, on the nodes in turn, or on the node that an "
         "object of zray.util.scheduling_strategies names.",
+    ),
+    Option(
+        "placement_group", "placement group", {"task": "default", "actor": "default"},
+        option_placement.placement_group,
+        "Placement group to run in, as PlacementGroupSchedulingStrategy says it too. The default "
+        "is that of the caller, where it captures its children, else none.",
+    ),
+    Option(
+        "placement_group_bundle_index", "integer >= -1", {"task": -1, "actor": -1},
+        checks.integer_from(-1), "Bundle of the group to run in; -1 is any that has room.",
+    ),
+    Option(
+        "placement_group_capture_child_tasks", "bool", {"task": False, "actor": False},
+        checks.boolean, "Whether what it submits runs in the group too, unless told otherwise.",
     ),
     Option(
         "label_selector", "dict of label to condition", {"task": None, "actor": None},
@@ -181,15 +194,6 @@ _ROWS = (
 )  # fmt: skip
 
 _REFUSED_ROWS = (
-    _refused(
-        "placement_group", _NO_GROUPS, "Placement group to run in.",
-        task="default", actor="default",
-    ),
-    _refused("placement_group_bundle_index", _NO_GROUPS, "Bundle of it.", task=-1, actor=-1),
-    _refused(
-        "placement_group_capture_child_tasks", _NO_GROUPS, "Whether children run in it.",
-        task=False, actor=False,
-    ),
     _refused("fallback_strategy", _NO_FALLBACK, "What to try after that.", task=None, actor=None),
     _refused("accelerator_type", _NO_MODELS, "Model of GPU to place on.", task=None, actor=None),
     _refused("object_store_memory", "the store is shared", "Bytes of it to keep.", actor=None),
@@ -285,7 +289,46 @@ class _Options:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskOptions(_Options):
+class _PlacedOptions(_Options):
+    """What tasks and actors share: where they run."""
+
+    @property
+    def names_strategy(self) -> bool:
+        """Whether its author has said how it is placed: then its caller's group is not asked."""
+        given: Any = self
+        return bool(given.scheduling_strategy != "DEFAULT" or given.placement_group != "default")
+
+    @property
+    def where(self) -> list[Any] | None:
+        """Which node it goes to, as messages say it."""
+        given: Any = self
+        strategy = given.scheduling_strategy
+        if given.placement_group != "default":
+            strategy = option_placement.in_group(
+                given.placement_group,
+                given.placement_group_bundle_index,
+                given.placement_group_capture_child_tasks,
+            )
+        return option_placement.where(strategy, given.label_selector)
+
+    def _check_together(self) -> None:
+        given: Any = self
+        if given.placement_group == "default":
+            if given.placement_group_bundle_index != -1:
+                raise OptionError(
+                    "a bundle's index says nothing without a placement group: name it with"
+                    " placement_group, or use PlacementGroupSchedulingStrategy",
+                    option="placement_group_bundle_index",
+                )
+        elif given.scheduling_strategy != "DEFAULT":
+            raise OptionError(
+                "placement_group and scheduling_strategy both say where it runs: give one",
+                option="placement_group",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions(_PlacedOptions):
     """Options of a remote function. `num_returns` None is 1, or "streaming" for a generator."""
 
     target: ClassVar[str] = "task"
@@ -295,6 +338,9 @@ class TaskOptions(_Options):
     memory: float
     resources: Mapping[str, float] | None
     scheduling_strategy: Any
+    placement_group: Any
+    placement_group_bundle_index: int
+    placement_group_capture_child_tasks: bool
     label_selector: Mapping[str, str] | None
     runtime_env: Mapping[str, Mapping[str, str]] | None
     name: str | None
@@ -303,11 +349,6 @@ class TaskOptions(_Options):
     max_retries: int
     retry_exceptions: bool | tuple[type[BaseException], ...]
     max_calls: int
-
-    @property
-    def where(self) -> list[Any] | None:
-        """Which node it goes to, as messages say it."""
-        return _where(self.scheduling_strategy, self.label_selector)
 
     def resource_request(self) -> dict[str, int]:
         """Return what the task holds while it runs, in units of 1/10000, without zeros."""
@@ -320,7 +361,7 @@ class TaskOptions(_Options):
 
 
 @dataclass(frozen=True, slots=True)
-class ActorOptions(_Options):
+class ActorOptions(_PlacedOptions):
     """Options of an actor class.
 
     `max_concurrency` None is 1, or 1000 for a class with async methods. Read `restarts` rather than
@@ -334,6 +375,9 @@ class ActorOptions(_Options):
     memory: float
     resources: Mapping[str, float] | None
     scheduling_strategy: Any
+    placement_group: Any
+    placement_group_bundle_index: int
+    placement_group_capture_child_tasks: bool
     label_selector: Mapping[str, str] | None
     runtime_env: Mapping[str, Mapping[str, str]] | None
     name: str | None
@@ -347,11 +391,6 @@ class ActorOptions(_Options):
     concurrency_groups: Mapping[str, int] | None
     max_pending_calls: int
     isolation: str
-
-    @property
-    def where(self) -> list[Any] | None:
-        """Which node it goes to, as messages say it."""
-        return _where(self.scheduling_strategy, self.label_selector)
 
     def resource_request(self) -> dict[str, int]:
         """Return what the actor holds while it lives, in units of 1/10000, without zeros.
@@ -386,6 +425,7 @@ class ActorOptions(_Options):
         return dict((self.runtime_env or {}).get("env_vars", {}))
 
     def _check_together(self) -> None:
+        _PlacedOptions._check_together(self)
         if self.get_if_exists and self.name is None:
             raise OptionError("get_if_exists=True needs a name to look for", option="get_if_exists")
         if self.recovery == "none" and self.max_restarts:
@@ -456,17 +496,6 @@ def _checked(option: Option, cls: type[_Options], value: Any) -> Any:
         raise OptionError(
             f"{cls.target} option {option.name}={shown}: {wrong}", option=option.name
         ) from None
-
-
-def _where(strategy: Any, selector: Mapping[str, str] | None) -> list[Any] | None:
-    """Return [strategy, node, soft, label selector], None for anywhere (brokers/placement.py)."""
-    if strategy == "DEFAULT" and not selector:
-        return None
-    if isinstance(strategy, str):
-        return [strategy, b"", False, dict(selector or {})]
-    node_id: str = getattr(strategy, "node_id", "")
-    rules = {**(selector or {}), **getattr(strategy, "selector", {})}
-    return ["DEFAULT", bytes.fromhex(node_id), getattr(strategy, "soft", False), rules]
 
 
 def _request(

@@ -18,6 +18,7 @@ from zray import api, errors
 from zray.options import TaskOptions
 from zray.refs import ObjectRef, RefSequence
 from zray.runtime import STREAMING, Runtime
+from zray.runtime_groups import check_request, where_of
 from zray.session.tasks import TaskClass
 
 
@@ -84,6 +85,8 @@ class RemoteFunction:
         self._returns = returns_of(options.num_returns, function)
         self._args_min, self._args_max = positional(function)
         self._runtime: Runtime | None = None
+        self._group: list[Any] | None = None
+        """What the runtime captured for its placement group when this was prepared."""
         self._class: TaskClass | None = None
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", self._name)
@@ -112,7 +115,11 @@ class RemoteFunction:
             UnschedulableError: no node could ever meet the resources asked for.
         """
         runtime = api.runtime_if_ready()
-        if runtime is None or runtime is not self._runtime:
+        if (
+            runtime is None
+            or runtime is not self._runtime
+            or runtime.captured_group is not self._group
+        ):
             runtime = self._prepare()
         if kwargs or not self._args_min <= len(args) <= self._args_max:
             inspect.signature(self._function).bind(*args, **kwargs)
@@ -128,7 +135,11 @@ class RemoteFunction:
     def map(self, items: Iterable[Any]) -> RefSequence[Any]:
         """Submit a task for each item (its only argument); returns their refs, made lazily."""
         runtime = api.runtime_if_ready()
-        if runtime is None or runtime is not self._runtime:
+        if (
+            runtime is None
+            or runtime is not self._runtime
+            or runtime.captured_group is not self._group
+        ):
             runtime = self._prepare()
         if self._returns != 1:
             raise errors.OptionError("map() needs a function with one return", option="num_returns")
@@ -148,7 +159,8 @@ class RemoteFunction:
             code.function_id, code.refs = runtime.export(self._function)
             code.runtime, code.classes = runtime, {}
         resources = options.resource_request()
-        runtime.check_resources(resources, self._name)
+        where = where_of(options, runtime)
+        check_request(runtime, where, resources, self._name)
         env_vars = {**runtime.env_vars, **options.env_vars}
         spec = [
             code.function_id,
@@ -160,7 +172,7 @@ class RemoteFunction:
             options.generator_backlog,
             env_vars,
             options.max_calls,
-            options.where,
+            where,
         ]
         packed = packed_spec(spec)
         declared = code.classes.get(packed)
@@ -171,7 +183,7 @@ class RemoteFunction:
                     shape=(
                         *sorted(resources.items()),
                         *sorted(env_vars.items()),
-                        ("", repr(options.where)),
+                        ("", repr(where)),
                     ),
                     returns=self._returns,
                     max_retries=options.max_retries,
@@ -179,7 +191,7 @@ class RemoteFunction:
                 declared.keep = code.refs
             code.classes[packed] = declared
         self._class = declared
-        self._runtime = runtime
+        self._runtime, self._group = runtime, runtime.captured_group
         return runtime
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -72,6 +72,8 @@ class Runtime(Client):
         """What zray.init(runtime_env=...) sets for every task and actor of the job."""
         self._node_totals: list[dict[str, int]] = [self.welcome["resources"]]
         """What each node had in all when we last asked, in units."""
+        self.captured_group: list[Any] | None = None
+        """In a worker: the placement group, as messages name it, that what runs here submits to."""
         self._exported: dict[bytes, bool] = {}
         self.session.tasks.split_values = _split_values
         self.objects.await_key = lambda key: self.await_keys([key], None)

@@ -47,8 +47,10 @@ from typing import (
 
 from zray.refs import ObjectRef, ObjectRefGenerator
 from zray.util.scheduling_strategies import (
+    HasGroupId,
     NodeAffinitySchedulingStrategy,
     NodeLabelSchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
 )
 
 A = TypeVar("A")
@@ -81,8 +83,12 @@ class PlacedKeywords(TypedDict, total=False):
         Literal["DEFAULT", "SPREAD"]
         | NodeAffinitySchedulingStrategy
         | NodeLabelSchedulingStrategy
+        | PlacementGroupSchedulingStrategy
         | None
     )
+    placement_group: HasGroupId | Literal["default"] | None
+    placement_group_bundle_index: int | None
+    placement_group_capture_child_tasks: bool | None
     label_selector: Mapping[str, str] | None
     runtime_env: Mapping[str, Any] | None
     name: str | None

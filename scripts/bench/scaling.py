@@ -22,16 +22,18 @@ from scripts.bench.bench_node import Bench
 from scripts.bench.curve import Curve, Row
 from scripts.bench.report import machine
 from tests.sim.cluster import BOTTOM_UP, CENTRAL, RANDOM, Cluster, Costs, Load
-from zray.brokers.handover import Waiting, spill
 from zray.brokers.load import LoadTable, NodeLoad
 from zray.brokers.placement import Request, choose
+from zray.brokers.resources import ResourceSet
+from zray.brokers.scheduler import Scheduler
+from zray.protocol import frames, link_messages
 from zray.protocol.units import CPU, RESOURCE_UNITS
 
 TITLE = "Scaling"
-ABOUT = """Every node of the simulation runs the scheduler, the load table and the handing over of
-a live node; clock, network and workers are virtual. What counts is that a node does as many tasks
-among a hundred others as among ten, and that a task does not wait longer for its place. The page
-[scaling](scaling.md) has the same for a thousand nodes, and what is simulated."""
+ABOUT = """Every node of the simulation runs the scheduler, the load table, borrowing, lending and
+offering of a live node; clock, network and workers are virtual. What counts is that a node does as
+many tasks among a hundred others as among ten, and that a task does not wait longer for its place.
+The page [scaling](scaling.md) has the same for a thousand nodes, and what is simulated."""
 NODES = (1, 2, 10, 30, 100, 300, 1000)
 QUICK_NODES = (1, 2, 10, 30)
 CPUS = 4
@@ -75,21 +77,63 @@ def central_us(nodes: int) -> float:
     return (time.process_time() - begin) / decisions * 1e6
 
 
-def handover_us(nodes: int) -> float:
-    """Return the microseconds that an overloaded node's look at so many nodes takes here."""
-    amounts = {CPU: CPUS * RESOURCE_UNITS}
-    table = LoadTable((1).to_bytes(8, "big"))
-    for number in range(1, nodes + 1):
-        row = NodeLoad(number.to_bytes(8, "big"), 1, 1, amounts, {}, {}, 9, 15_000)
-        table.heard(row)
-        if number == 1:
-            table.changed_here(row)
-    queue = [Waiting(Request({CPU: RESOURCE_UNITS}), 20, 1_000.0) for _ in range(64)]
+def loaded(nodes: int) -> Scheduler:
+    """Return the scheduler of a node whose queue is long, among so many that are busy."""
+    cpus = {CPU: CPUS * RESOURCE_UNITS}
+    scheduler = Scheduler(ResourceSet(cpus), pool_size=0, node=(1).to_bytes(8, "big"))
+    for number in range(2, nodes + 1):
+        busy = NodeLoad(number.to_bytes(8, "big"), 1, 1, cpus, {}, {}, 9, 15_000)
+        scheduler.borrowing.heard(busy)
+    spec = [b"f", "f", {CPU: RESOURCE_UNITS}, 1, 3, None, 0, {}, 0]
+    scheduler.declare(b"client", 0, spec)
+    scheduler.submit(b"client", [[0, 1, 2_000, 0, 2_000, 0, 3]], [b""])
+    return scheduler
+
+
+def look_us(nodes: int) -> float:
+    """Return the microseconds that a loaded node's look for room at so many nodes takes here."""
+    scheduler = loaded(nodes)
+    scheduler.resources.acquire(scheduler.resources.total)
+    scheduler.borrowing.seek(0.0)
     looks = 300
     begin = time.process_time()
-    for counter in range(looks):
-        spill(queue, table, counter=counter, now=counter * 1e-3)
+    for step in range(looks):
+        scheduler.borrowing.seek(1.0 + step * 1e-3)
     return (time.process_time() - begin) / looks * 1e6
+
+
+def loan_us() -> float:
+    """Return the microseconds that answering a request for a worker takes here: half are no."""
+    cpus = {CPU: RESOURCE_UNITS}
+    scheduler = Scheduler(ResourceSet(cpus), pool_size=1, node=(1).to_bytes(8, "big"))
+    worker, other, number = b"worker00", (2).to_bytes(8, "big"), 0
+    scheduler.worker_forked(worker, ())
+    scheduler.worker_ready(worker)
+    loans = 2_000
+    begin = time.process_time()
+    for number in range(loans):
+        for request in (2 * number, 2 * number + 1):
+            scheduler.lending.borrow(
+                other, request, cpus, cpus, (), for_actor=False, patient=False, now=0.0
+            )
+        scheduler.lending.given_back(other, worker, spent=False)
+        scheduler.commands.clear()
+    return (time.process_time() - begin) / loans / 2 * 1e6
+
+
+def message_us() -> float:
+    """Return the microseconds that a node needs here to pack a message and to unpack it."""
+    messages = 5_000
+    begin = time.process_time()
+    for number in range(messages):
+        packed = frames.pack(link_messages.BORROW, number, {CPU: 1}, {CPU: 1}, [], False, False)
+        frames.unpack(packed)
+    return (time.process_time() - begin) / messages * 1e6
+
+
+def costs_of(nodes: int, per_task_us: float) -> Costs:
+    """Return what deciding takes on this machine, among so many nodes."""
+    return Costs(central_us(nodes), per_task_us, look_us(nodes), loan_us(), message_us())
 
 
 def local_us() -> float:
@@ -121,6 +165,18 @@ def simulate(way: str, nodes: int, costs: Costs, load: Load) -> Point:
     )
 
 
+def other_seeds(costs: Costs) -> str:
+    """Return what p99 at 30 nodes is with six other seeds, in words for the page."""
+    found = []
+    for way, label in WAYS.items():
+        delays = [
+            Cluster(30, way, LOAD, cpus=CPUS, costs=costs, seed=seed).run().delay_ms(0.99)
+            for seed in range(2, 8)
+        ]
+        found.append(f"{min(delays):.0f} to {max(delays):.0f} ms ({label})")
+    return ", ".join(found)
+
+
 def measure(bench: Bench) -> list[Curve]:
     """Answer the question."""
     rate = Curve(
@@ -145,7 +201,7 @@ def measure(bench: Bench) -> list[Curve]:
     )
     per_task_us = local_us()
     for nodes in bench.sizes(1, 2, 10, 30, 100, quick=10):
-        costs = Costs(central_us(nodes), per_task_us, handover_us(nodes))
+        costs = costs_of(nodes, per_task_us)
         for way, label in WAYS.items():
             found = simulate(way, nodes, costs, LOAD)
             key: Row = {"placed": label, "nodes": nodes}
@@ -215,8 +271,8 @@ PAGE = """# Scaling
 
 How many tasks a second a cluster places, and how long a task waits for its place, from one node to
 a thousand. No machine here has a thousand nodes, so the clock, the network and the workers are
-simulated; **the schedulers are the real ones**: every node of the simulation runs the `Scheduler`,
-the `LoadTable` and the handing over of `brokers/`, the same classes as a live node.
+simulated; **the schedulers are the real ones**: every node of the simulation runs the `Scheduler`
+of `brokers/` with its load table, borrowing, lending and offering, the classes of a live node.
 
 ![Throughput and p99 placement delay over the number of nodes](plots/scaling.png)
 
@@ -233,28 +289,26 @@ on {machine}, in {seconds:.0f} s. `--quick` stops at 30 nodes and takes seconds.
 
 - Nodes of {cpus} CPUs. Drivers on every node submit batches at random moments, {share:.0%} of what
   the CPUs can do: tasks of 0.1, 1, 10 and 100 ms, {mean:.1f} ms on average.
-- A message between nodes takes 0.1 to 0.5 ms. The GCS publishes the load of all nodes as
-  often as a live one would (every 10 ms for ten nodes, 3 s for a thousand), and every node
-  gets the table then, or learns of another node's load from a message of that node.
-- **zray (bottom-up)**: a batch queues where it was submitted. A node that needs more than 10 ms for
-  its queue hands over its share of the room elsewhere; a node without work asks one that has too
-  much.
+- A message between nodes takes 0.1 to 0.5 ms, and stays behind the one before it. The GCS publishes
+  the load of all nodes as often as a live one would (10 ms for ten nodes, 3 s for a thousand),
+  and everybody gets the table then. A new worker process takes 3 ms.
+- **zray (bottom-up)**: a batch queues where it was submitted. What has waited 5 ms makes its node
+  borrow workers where the table shows room; who had none to spare tells when it has, and a node
+  without work offers its workers to one that waits.
 - **random node**: every batch goes to a node drawn at random.
 - **one central scheduler**: every batch goes through one process, which takes the node it has sent
   least to. It hears nothing of what has ended, and nothing is moved afterwards.
-- Decisions take their time, measured on this machine: {local:.1f} µs a task for a node's books,
-  again at both nodes for a task that is moved; {look:.0f} µs (the most of all sizes) each time a
-  node looks whether to hand over, asks for work or is asked; for the central scheduler {local:.1f}
-  µs a task and, a batch, one `choose()`, measured anew for each size: {cheap:.0f} to {dear:.0f} µs
-  (beyond 64 nodes the differences are the machine's). What a node is busy with delays what it
-  takes in, but not the refilling of its workers.
+- Decisions take their time, measured on this machine: {local:.1f} µs a task for a node's books;
+  {look:.0f} µs (the most of all sizes) each time a node with work that waits looks for room,
+  {loan:.0f} µs for the answer to a request, {message:.0f} µs for each message at either end; for
+  the central scheduler {local:.1f} µs a task and, a batch, one `choose()`, measured anew for each
+  size: {cheap:.0f} to {dear:.0f} µs (beyond 64 nodes the differences are the machine's). What a
+  node is busy with delays what it takes in, but not the refilling of its own workers.
 
 What is better than life: every node knows from the start how long each function takes; no
-message is lost and no bandwidth is short; encoding messages, sockets and the GCS cost
-nothing, in all three ways. The thresholds of handing over were chosen with this load in simulations
-of 30 nodes; the other two ways have nothing to choose. Every row is one run of {window:g} virtual
-seconds with one seed: with other seeds p99 at two nodes is anything from 8 to 71 ms bottom-up, at
-30 nodes from 10.5 to 11.6 ms (random: 74 to 229 ms, central: 21 to 29 ms; six seeds).
+message is lost and no bandwidth is short; sockets and the GCS cost nothing, in all three ways.
+Every row is one run of {window:g} virtual seconds with one seed; with other seeds p99 at 30 nodes
+is {seeds}.
 
 ## Result
 
@@ -267,11 +321,11 @@ seconds with one seed: with other seeds p99 at two nodes is anything from 8 to 7
 - One scheduler is busy all the time from some number of nodes on (here at most {limit:,} tasks
   a second, a number of this machine and of batches of this size), and what comes faster waits.
 
-A single node has nobody to hand over to: its delays are those of its own queue.
+A single node has nobody to borrow from: its delays are those of its own queue.
 """
 
 
-def page(points: list[Point], look_us: float, seconds: float) -> str:
+def page(points: list[Point], measured: list[Costs], seeds: str, seconds: float) -> str:
     """Return docs/explanation/scaling.md."""
     rows = "\n".join(
         f"| {point.nodes:,} | {point.offered_per_s:,} | {WAYS[point.way]} | {point.tasks_per_s:,} "
@@ -287,12 +341,15 @@ def page(points: list[Point], look_us: float, seconds: float) -> str:
         share=LOAD.per_slot,
         mean=LOAD.mean_task_us() / 1e3,
         local=points[0].decision_us,
-        look=look_us,
+        look=max(costs.look_us for costs in measured),
+        loan=max(costs.loan_us for costs in measured),
+        message=max(costs.message_us for costs in measured),
         cheap=min(central),
         dear=max(central),
         limit=max(point.tasks_per_s for point in points if point.way == CENTRAL),
         rows=rows,
         window=LOAD.seconds,
+        seeds=seeds,
         ratio=last.tasks_per_s / last.offered_per_s,
         largest=last.nodes,
         p99=last.p99_ms,
@@ -314,10 +371,10 @@ def main(arguments: list[str]) -> int:
     begin = time.perf_counter()
     per_task_us = local_us()
     points = []
-    looks_us: list[float] = []
+    measured: list[Costs] = []
     for nodes in sizes:
-        costs = Costs(central_us(nodes), per_task_us, handover_us(nodes))
-        looks_us.append(costs.handover_us)
+        costs = costs_of(nodes, per_task_us)
+        measured.append(costs)
         for way in WAYS:
             points.append(simulate(way, nodes, costs, LOAD))
             print(*dataclasses.astuple(points[-1]), sep="\t", flush=True)
@@ -325,9 +382,9 @@ def main(arguments: list[str]) -> int:
         write_csv(points, given.plots / "scaling.csv")
         draw(points, given.plots / "scaling.png")
     if given.report is not None:
-        given.report.write_text(
-            page(points, max(looks_us), time.perf_counter() - begin), encoding="utf-8"
-        )
+        seconds = time.perf_counter() - begin
+        text = page(points, measured, other_seeds(measured[0]), seconds)
+        given.report.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from zray.brokers import scheduling
@@ -381,13 +383,72 @@ def test_a_request_that_waits_for_too_long_is_refused() -> None:
 def test_what_our_own_tasks_wait_for_is_wanted_back_once() -> None:
     home = Home()
     ask(home)
+    home.lending.tick(home.now)
     home.submit(3)
     home.take()
     home.lending.tick(home.now)
-    home.lending.tick(home.now + 0.01)
+    assert home.take() == [scheduling.WantBack(OTHER, b"NODE0000", if_idle=True)], "at once"
+    home.lending.tick(home.now + 0.009)
     assert home.take() == [scheduling.WantBack(OTHER, b"NODE0000")]
     home.lending.tick(home.now + 0.02)
     assert home.take() == []
+
+
+def test_what_others_ask_for_in_vain_is_wanted_back_where_it_lies_idle() -> None:
+    home = Home(others=2)
+    ask(home)
+    home.take()
+    home.lending.borrow(
+        THIRD, 2, {"CPU": ONE}, {"CPU": ONE}, (), for_actor=False, patient=False, now=home.now
+    )
+    refused, wanted = home.take()
+    assert isinstance(refused, scheduling.Lend)
+    assert refused.worker is None
+    assert wanted == scheduling.WantBack(OTHER, b"NODE0000", if_idle=True)
+    ask(home, number=3)
+    assert [type(each) for each in home.take()] == [scheduling.Lend], "not asked of who asks"
+
+
+def test_who_was_refused_is_told_when_a_worker_is_free_again() -> None:
+    home = Home()
+    first = home.submit(1)
+    home.take()
+    ask(home)
+    assert lent(home).worker is None
+    home.scheduler.offering.tick(home.now)
+    assert home.take() == []
+    home.finish(b"NODE0000", first, 0, 1)
+    home.take()
+    home.scheduler.offering.tick(home.now)
+    assert home.take() == [scheduling.Offer(OTHER)]
+    home.scheduler.offering.tick(home.now)
+    assert home.take() == []
+
+
+def test_a_borrowed_worker_that_is_idle_goes_back_soon_where_others_wait() -> None:
+    home = Home(others=2)
+    first = home.borrow()
+    home.finish(LENT, first, 0, 2)
+    home.take()
+    home.borrowing.sweep(home.now + 0.01)
+    assert home.take() == []
+    row = home.borrowing.table.rows[THIRD]
+    home.revision += 1
+    home.borrowing.heard(replace(row, queue_tasks=5, revision=home.revision))
+    home.borrowing.sweep(home.now + 0.01)
+    assert kinds(home.take()) == ["GiveBack"]
+
+
+def test_what_is_wanted_back_where_it_lies_idle_is_kept_where_it_does_not() -> None:
+    home = Home()
+    first = home.borrow()
+    home.take()
+    home.borrowing.want_back(LENT, if_idle=True)
+    assert home.take() == []
+    home.finish(LENT, first, 0, 2)
+    home.take()
+    home.borrowing.want_back(LENT, if_idle=True)
+    assert kinds(home.take()) == ["GiveBack"]
 
 
 def test_an_actors_worker_is_not_wanted_back() -> None:

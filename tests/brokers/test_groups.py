@@ -20,6 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from zray.brokers.bundles import Accounts
 from zray.brokers.group_plan import STRATEGIES, plan
 from zray.brokers.groups import (
     CREATED,
@@ -44,7 +45,6 @@ from zray.brokers.reservations import (
     ReservationCommand,
     Reservations,
 )
-from zray.brokers.resources import ResourceSet
 from zray.errors import OptionError
 from zray.protocol.labels import read_selector
 
@@ -153,7 +153,7 @@ class World:
 
     def start_node(self, number: int) -> None:
         self.lives[number] += 1
-        self.nodes[number] = Reservations(ResourceSet({"CPU": self.cpus[number] * ONE}))
+        self.nodes[number] = Reservations(Accounts({"CPU": self.cpus[number] * ONE}))
         self.to_node[number] = deque()
         self.from_node[number] = deque()
         self.working = {each for each in self.working if each[0] != number}

@@ -367,7 +367,7 @@ def test_inspect_serializability_finds_the_lock():
 
 
 def test_names_of_ray_that_are_missing_say_why():
-    for name in ("placement_group", "collective"):
+    for name in ("metrics", "collective"):
         with pytest.raises(AttributeError, match="release"):
             getattr(zray.util, name)
     with pytest.raises(AttributeError):

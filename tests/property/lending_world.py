@@ -111,7 +111,10 @@ class SimulatedNode:
             case scheduling.Lend():
                 self.send(command.node, "lent", command.request, command.worker)
             case scheduling.WantBack():
-                self.send(command.node, "wanted back", command.worker)
+                self.send(command.node, "wanted back", command.worker, command.if_idle)
+            case scheduling.Offer():
+                now = self.world.now
+                self.send(command.node, "offer", self.scheduler.borrowing.report(now))
             case scheduling.LoanLost():
                 self.send(command.node, "died", command.worker, command.reason)
             case scheduling.Suspect():
@@ -140,6 +143,8 @@ class SimulatedNode:
         match what:
             case "load":
                 scheduler.borrowing.heard(fields[0])
+            case "offer":
+                scheduler.borrowing.offered(fields[0], now)
             case "borrow":
                 number, placement, resources, for_actor, patient = fields
                 scheduler.lending.borrow(
@@ -157,7 +162,7 @@ class SimulatedNode:
             case "give back":
                 scheduler.lending.given_back(peer, fields[0], spent=fields[1])
             case "wanted back":
-                scheduler.borrowing.want_back(fields[0])
+                scheduler.borrowing.want_back(fields[0], if_idle=fields[1])
             case "died":
                 if scheduler.workers.get(fields[0]) is not None:
                     self.worker_died(*fields)
@@ -224,6 +229,7 @@ class SimulatedNode:
         scheduler.retire(now, 5.0)
         scheduler.lending.tick(now)
         scheduler.borrowing.seek(now)
+        scheduler.offering.tick(now)
         scheduler.borrowing.sweep(now)
         for member in sorted(self.members):
             self.send(member, "load", scheduler.borrowing.report(now))

@@ -1,9 +1,10 @@
 """Many nodes on a virtual clock: the real Scheduler and the real placement, thousands of times.
 
-What    Cluster runs one Scheduler and one LoadTable for each node, with workers that take virtual
-        time and a network that takes some, and counts every task: where it ran, how long it
-        waited for a place. Three ways to place: bottom-up as zray does it, at random, and by one
-        central scheduler with a service time for each decision.
+What    Cluster runs one Scheduler for each node, which borrows, lends and offers workers as a live
+        one does, with workers that take virtual time and a network that takes some and keeps the
+        order of each pair of nodes. It counts every task: where it ran, how long it waited for a
+        place. Three ways to place: bottom-up as zray does it, at random, and by one central
+        scheduler with a service time for each decision.
 Caller  tests/sim/test_cluster.py, scripts/bench/scaling.py.
 Never   reads a real clock, except to measure what one central decision costs.
 """
@@ -15,28 +16,37 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from zray.brokers.gcs.loads import spacing_s
-from zray.brokers.handover import Handover, Waiting, give, spill, steal_from
-from zray.brokers.load import LoadTable, NodeLoad, estimate_wait_us
-from zray.brokers.placement import Request
+from zray.brokers.load import NodeLoad
 from zray.brokers.resources import ResourceSet
 from zray.brokers.scheduler import Scheduler
-from zray.brokers.scheduling import Fork, Range, Reclaim, Run
+from zray.brokers.scheduling import (
+    Borrow,
+    Command,
+    Fork,
+    GiveBack,
+    Lend,
+    Offer,
+    Range,
+    Reclaim,
+    Run,
+    Suspect,
+    WantBack,
+)
+from zray.protocol.ids import node_of
 from zray.protocol.units import CPU, RESOURCE_UNITS
 
 BOTTOM_UP, RANDOM, CENTRAL = "bottom-up", "random", "central"
 ROW_BYTES = 150
 """Of the load table, as a message carries it."""
 
-_SPILL_EVERY_S = 0.001
-_STEAL_AFTER_S, _STEAL_AFTER_MAX_S = 0.001, 0.1
-_TAIL_RANGES = 64
-"""Ranges at the end of its queue that a node looks at when it hands work over."""
-
-_HOP = 1_000_000
-"""A task's class number grows by this with each handover."""
+_TICK_S = 0.005
+_LOOK_EVERY_S = 0.001
+"""A live node looks around after each wake; here it is not asked more often than this."""
+_FORK_S = 0.003
 
 
 @dataclass(frozen=True)
@@ -74,15 +84,17 @@ class Costs:
 
     Args:
         central_us: of the central scheduler, microseconds a batch.
-        local_us: of every scheduler for its books, microseconds a task; a task that is moved
-            costs it at both nodes again.
-        handover_us: of a node, microseconds each time it looks whether to hand over, asks for
-            work or is asked.
+        local_us: of every scheduler for its books, microseconds a task.
+        look_us: of a node with work that waits, each time it looks for room elsewhere.
+        loan_us: of a node that is asked for a worker.
+        message_us: of a node for each message to or from another one.
     """
 
     central_us: float = 0.0
     local_us: float = 0.0
-    handover_us: float = 0.0
+    look_us: float = 0.0
+    loan_us: float = 0.0
+    message_us: float = 0.0
 
 
 @dataclass
@@ -96,8 +108,9 @@ class Outcome:
         seconds: virtual time until the last one ended.
         delays_ms: for a sample of tasks, from their submission to the beginning of each, in
             milliseconds.
-        moved: tasks that changed the node.
-        received: tasks that each node got from others.
+        moved: tasks that ran on another node than where they were queued.
+        received: tasks of others that each node ran.
+        lent: how often each node has lent a worker.
     """
 
     submitted: int = 0
@@ -107,6 +120,7 @@ class Outcome:
     delays_ms: list[float] = field(default_factory=list)
     moved: int = 0
     received: dict[bytes, int] = field(default_factory=dict)
+    lent: dict[bytes, int] = field(default_factory=dict)
 
     def delay_ms(self, share: float) -> float:
         """Return the delay that this share of the tasks did not exceed."""
@@ -135,7 +149,7 @@ class SimWorker:
         task_s = cluster.task_s(work)
         count = max(1, min(high - low, int(0.002 / task_s)))
         self.busy = True
-        cluster.began(work, low, count, task_s)
+        cluster.began(self.node, work, count, task_s)
         self.queue[0] = (work, low + count, high)
         if low + count >= high:
             self.queue.popleft()
@@ -147,7 +161,7 @@ class SimWorker:
         report = [work.task_class.client, work.first, low, high, int((high - low) * task_s * 1e6)]
         if self.queue:
             self._begin()
-        self.node.finished(self.process, report)
+        self._say(lambda node: node.scheduler.finished(self.process, [report], node.cluster.now))
 
     def reclaim(self, count: int | None) -> None:
         """Give back what has not begun, from the end."""
@@ -160,55 +174,39 @@ class SimWorker:
                 self.queue.append((work, low, keep))
             left -= high - keep
             rows.insert(0, [work.task_class.client, work.first, keep, high])
-        self.node.scheduler.reclaimed(self.process, rows)
+        self._say(lambda node: node.scheduler.reclaimed(self.process, rows))
+
+    def _say(self, words: Callable[[ClusterNode], None]) -> None:
+        """Tell the node that it works for: its own, or who has borrowed it."""
+        loan = self.node.scheduler.lending.loans.get(self.process)
+        if loan is None:
+            words(self.node)
+            self.node.settle()
+        else:
+            self.node.send(loan.borrower, words)
 
 
 class ClusterNode:
-    """A node: the real scheduler and table, and what the node process does around them."""
+    """A node: the real scheduler, and what the node process does around it."""
 
     def __init__(self, cluster: Cluster, number: int, cpus: int) -> None:
         self.cluster = cluster
         self.id = number.to_bytes(4, "big") + bytes(4)
         self.resources = ResourceSet({CPU: cpus * RESOURCE_UNITS})
-        self.scheduler = Scheduler(self.resources, pool_size=cpus)
-        self.table = LoadTable(self.id)
+        self.scheduler = Scheduler(self.resources, pool_size=cpus, node=self.id)
         self.workers: dict[bytes, SimWorker] = {}
-        self.revision = 0
-        self.asked = False
-        self.steal_after_s = _STEAL_AFTER_S
-        self.spilled_at = -1.0
-        self.timer = False
+        self.looked_at = -1.0
+        self.tick_at = float("inf")
         self.free_at = 0.0
         self.done = 0
-        for at in range(cpus):
-            process = self.id[:4] + (at + 1).to_bytes(4, "big")
-            self.workers[process] = SimWorker(self, process)
-            self.scheduler.worker_forked(process, ())
-            self.scheduler.worker_ready(process)
-        self.scheduler.commands.clear()
-
-    # -- load ------------------------------------------------------------------------------------
+        self.scheduler.start_pool()
+        for worker in self.perform():
+            self.scheduler.worker_ready(worker)
+        self.perform()
 
     def row(self) -> NodeLoad:
         """Return this node's row of the load table, as it is now."""
-        self.revision += 1
-        scheduler = self.scheduler
-        queued_us = sum(
-            work.task_class.estimate_us * (work.high - work.low) for work in self.queued()
-        )
-        now = self.cluster.now
-        busy = [
-            max(0.0, worker.backlog_us - (now - worker.reported) * 1e6)
-            for worker in scheduler.workers.values()
-        ]
-        wait_us = int(estimate_wait_us(queued_us, busy))
-        tasks = scheduler.queues.task_count
-        free = self.resources.available
-        return NodeLoad(self.id, 1, self.revision, self.resources.total, free, {}, tasks, wait_us)
-
-    def queued(self) -> list[Range]:
-        """Return the queued ranges, first the one that is next."""
-        return list(self.scheduler.queues.all_ranges())
+        return self.scheduler.borrowing.report(self.cluster.now)
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -229,156 +227,157 @@ class ClusterNode:
 
     def take_in(self, number: int, first: int, count: int) -> None:
         """Queue a batch."""
-        self.scheduler.submit(self.client(number), [[number, first, count, 0, count, 0, 3]], [b""])
-        self.settle()
-
-    def client(self, number: int) -> bytes:
-        """Return the driver here, with the class declared."""
-        if (self.id, number) not in self.scheduler.classes:
+        scheduler = self.scheduler
+        if (self.id, number) not in scheduler.classes:
             spec = [b"f", "f", {CPU: RESOURCE_UNITS}, 1, 3, None, 0, {}, 0]
-            self.scheduler.declare(self.id, number, spec)
-            self.scheduler.classes[(self.id, number)].estimate_us = self.cluster.class_us(number)
-        return self.id
-
-    def receive(self, row: NodeLoad, parts: list[Range]) -> None:
-        """Ranges come from another node; they are queued here as moved."""
-        self.table.heard(row)
-        for part in parts:
-            moved = part.task_class.key[1] + _HOP
-            count = part.high - part.low
-            self.cluster.outcome.received[self.id] = (
-                self.cluster.outcome.received.get(self.id, 0) + count
-            )
-            client = self.client(moved)
-            fields = [moved, part.first, part.count, part.low, part.high, 0, part.retries]
-            self.scheduler.submit(client, [fields], [b""])
-        self.asked = False
-        self.steal_after_s = _STEAL_AFTER_S if parts else self.steal_after_s
-        # As the report of what has ended does in a live node: the sender hears how it is here.
-        own, sender = self.row(), self.cluster.by_id[row.node]
-        self.cluster.post(lambda: sender.table.heard(own))
+            scheduler.declare(self.id, number, spec)
+            declared = scheduler.classes[(self.id, number)]
+            declared.estimate_us, declared.has_run = self.cluster.load.task_us[number], True
+        scheduler.now = self.cluster.now
+        scheduler.submit(self.id, [[number, first, count, 0, count, 0, 3]], [b""])
         self.settle()
 
-    def finished(self, process: bytes, report: list[Any]) -> None:
-        """A worker reports."""
-        self.scheduler.finished(process, [report], self.cluster.now)
-        self.settle()
+    # -- other nodes -----------------------------------------------------------------------------
+
+    def send(self, node: bytes, words: Callable[[ClusterNode], None]) -> None:
+        """Say something to another node, which hears it in order, and when it gets to it."""
+        receiver = self.cluster.by_id[node]
+
+        def arrived() -> None:
+            receiver.when_free(self.cluster.costs.message_us, heard)
+
+        def heard() -> None:
+            words(receiver)
+            receiver.settle()
+
+        self.spend(self.cluster.costs.message_us)
+        self.cluster.post(self.id, node, arrived)
+
+    def heard_table(self, rows: list[NodeLoad]) -> None:
+        """The GCS has published the table."""
+        for row in rows:
+            if row.node != self.id:
+                self.scheduler.borrowing.heard(row)
 
     # -- after every event -----------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Perform commands; hand over what is too much; ask for work where there is none."""
+        """Perform commands, and what brokers/loans.py does after each wake."""
+        scheduler, now = self.scheduler, self.cluster.now
         self.perform()
-        if self.cluster.way == BOTTOM_UP and len(self.cluster.nodes) > 1:
-            now = self.cluster.now
-            if self.scheduler.queues.task_count:
-                if now - self.spilled_at >= _SPILL_EVERY_S:
-                    self.spilled_at = now
-                    self.spend(self.cluster.costs.handover_us)
-                    self.spill()
-            elif not self.asked and any(not worker.busy for worker in self.workers.values()):
-                self.ask_for_work()
-        if self.scheduler.needs_tick() and not self.timer:
-            self.timer = True
-            self.cluster.after(0.005, self.tick)
+        if self.cluster.way == BOTTOM_UP and now - self.looked_at >= _LOOK_EVERY_S:
+            self.looked_at = now
+            scheduler.lending.tick(now)
+            if scheduler.borrowing.needs_tick:
+                self.spend(self.cluster.costs.look_us)
+            scheduler.borrowing.seek(now)
+            scheduler.offering.tick(now)
+            scheduler.borrowing.sweep(now)
+            self.perform()
+        self.tick_later()
 
-    def tick(self) -> None:
-        """The node's timer while workers have more than they run."""
-        self.timer = False
-        self.scheduler.tick(self.cluster.now)
-        self.settle()
+    def tick_later(self) -> None:
+        """Wake up when the machines want it."""
+        scheduler, now = self.scheduler, self.cluster.now
+        due = _TICK_S if scheduler.needs_tick() else float("inf")
+        if self.cluster.way == BOTTOM_UP:
+            if scheduler.borrowing.needs_tick or scheduler.lending.needs_tick:
+                due = min(due, _TICK_S)
+            due = min(due, max(_LOOK_EVERY_S, scheduler.offering.due_s(now)))
+        if now + due < self.tick_at - 1e-9:
+            self.tick_at = now + due
+            self.cluster.after(due, partial(self.tick, self.tick_at))
 
-    def perform(self) -> None:
+    def tick(self, at: float) -> None:
+        """The node's timer; one that was overtaken by an earlier one does nothing."""
+        if at == self.tick_at:
+            self.tick_at = float("inf")
+            self.scheduler.tick(self.cluster.now)
+            self.settle()
+
+    def perform(self) -> list[bytes]:
+        """Do what the scheduler commands; returns the workers that were started."""
+        started: list[bytes] = []
         while self.scheduler.commands:
             commands, self.scheduler.commands = self.scheduler.commands, []
             for command in commands:
-                if isinstance(command, Run):
-                    self.workers[command.worker].run(command.work, command.low, command.high)
-                elif isinstance(command, Reclaim):
-                    self.workers[command.worker].reclaim(command.count)
+                if isinstance(command, Fork):
+                    started += [self._fork() for _ in range(command.count)]
                 else:
-                    assert isinstance(command, Fork), command
+                    self._obey(command)
+        return started
 
-    def snapshot(self) -> list[Waiting]:
-        """Return the end of the queue as the global decision sees it."""
-        return [
-            Waiting(
-                Request(work.task_class.shape.amounts),
-                work.high - work.low,
-                work.task_class.estimate_us,
-                hops=work.task_class.key[1] // _HOP,
-            )
-            for work in self.queued()[-_TAIL_RANGES:]
-        ]
+    def _fork(self) -> bytes:
+        process = self.id[:4] + (len(self.workers) + 1).to_bytes(4, "big")
+        self.workers[process] = SimWorker(self, process)
+        self.scheduler.worker_forked(process, ())
 
-    def spill(self) -> None:
-        self.table.changed_here(self.row())
-        handovers = spill(
-            self.snapshot(), self.table, counter=self.cluster.counter(), now=self.cluster.now
-        )
-        self.hand_over(handovers)
+        def ready() -> None:
+            self.scheduler.worker_ready(process)
+            self.settle()
 
-    def hand_over(self, handovers: list[Handover]) -> None:
-        """Cut the ranges from the queue and send each node its own."""
-        ranges = self.queued()[-_TAIL_RANGES:]
-        parcels: dict[bytes, list[Range]] = {}
-        for each in handovers:
-            work = ranges[each.index]
-            cut = work.high - each.count
-            assert cut >= work.low, "more was handed over than there is"
-            parcels.setdefault(each.node, []).append(work.tail(cut))
-            work.high = cut
-            self.scheduler.queues.counts[work.task_class.shape] -= each.count
-        for shape, queue in self.scheduler.queues.by_shape.items():
-            if any(work.low >= work.high for work in queue):
-                kept = deque(work for work in queue if work.low < work.high)
-                self.scheduler.queues.by_shape[shape] = kept
-        for node, parts in parcels.items():
-            self.send(self.cluster.by_id[node], parts)
+        self.cluster.after(_FORK_S, ready)
+        return process
 
-    def send(self, receiver: ClusterNode, parts: list[Range]) -> None:
-        """Send ranges; an empty parcel says no to a thief."""
-        self.cluster.outcome.moved += sum(part.high - part.low for part in parts)
-        row = self.row()
-        cost_us = sum(part.high - part.low for part in parts) * self.cluster.costs.local_us
-        self.spend(cost_us)
-        self.cluster.post(lambda: receiver.when_free(cost_us, lambda: receiver.receive(row, parts)))
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Run(worker=process, work=work, low=low, high=high):
+                self._tell_worker(process, lambda worker: worker.run(work, low, high))
+            case Reclaim(worker=process, count=count):
+                self._tell_worker(process, lambda worker: worker.reclaim(count))
+            case Borrow() | Lend() | GiveBack() | WantBack() | Offer():
+                self._obey_about_loans(command)
+            case _:
+                assert isinstance(command, Suspect), command
 
-    # -- stealing --------------------------------------------------------------------------------
-
-    def ask_for_work(self) -> None:
-        self.table.changed_here(self.row())
-        self.spend(self.cluster.costs.handover_us)
-        found = steal_from(self.table, seed=self.cluster.counter(), now=self.cluster.now)
-        if found is None:
-            return
-        victim, asked_us = found
-        self.asked = True
-        row = self.row()
-        self.cluster.post(lambda: self.cluster.by_id[victim].asked_for_work(self, row, asked_us))
-
-    def asked_for_work(self, thief: ClusterNode, row: NodeLoad, asked_us: int) -> None:
-        """A node without work asks: it gets a part of the queue, or hears how it is here."""
-        self.table.heard(row)
-        self.table.changed_here(self.row())
-        self.spend(self.cluster.costs.handover_us)
-        handovers = give(self.snapshot(), thief.id, asked_us, self.table, now=self.cluster.now)
-        if handovers:
-            self.hand_over(handovers)
+    def _tell_worker(self, process: bytes, words: Callable[[SimWorker], None]) -> None:
+        if process in self.workers:
+            words(self.workers[process])
         else:
-            own = self.row()
-            self.cluster.post(lambda: thief.refused(own))
+            self.send(node_of(process), lambda node: words(node.workers[process]))
 
-    def refused(self, row: NodeLoad) -> None:
-        """There was nothing to steal: ask again later, and later still."""
-        self.table.heard(row)
-        delay = self.steal_after_s
-        self.steal_after_s = min(_STEAL_AFTER_MAX_S, delay * 2)
-        self.cluster.after(delay, self.ask_again)
+    def _obey_about_loans(self, command: Command) -> None:
+        own, cluster = self.id, self.cluster
+        match command:
+            case Borrow(node=node, request=number, placement=placement, resources=resources):
+                patient = command.patient
 
-    def ask_again(self) -> None:
-        self.asked = False
-        self.settle()
+                def borrow(other: ClusterNode) -> None:
+                    other.spend(cluster.costs.loan_us)
+                    other.scheduler.lending.borrow(
+                        own,
+                        number,
+                        placement,
+                        resources,
+                        (),
+                        for_actor=False,
+                        patient=patient,
+                        now=cluster.now,
+                    )
+
+                self.send(node, borrow)
+            case Lend(node=node, request=number, worker=lent):
+                if lent is not None:
+                    cluster.outcome.lent[own] = cluster.outcome.lent.get(own, 0) + 1
+                self.send(
+                    node,
+                    lambda other: other.scheduler.borrowing.lent(
+                        own, number, lent, (), cluster.now
+                    ),
+                )
+            case GiveBack(worker=process, lender=node, spent=spent):
+                self.send(
+                    node,
+                    lambda other: other.scheduler.lending.given_back(own, process, spent=spent),
+                )
+            case WantBack(node=node, worker=process, if_idle=if_idle):
+                self.send(
+                    node,
+                    lambda other: other.scheduler.borrowing.want_back(process, if_idle=if_idle),
+                )
+            case Offer(node=node):
+                row = self.row()
+                self.send(node, lambda other: other.scheduler.borrowing.offered(row, cluster.now))
 
 
 class Cluster:
@@ -412,7 +411,6 @@ class Cluster:
         self.central_free_at = 0.0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
-        self._counter = 0
         self._batches = 0
         self._submitted: dict[int, float] = {}
         """When each batch was submitted."""
@@ -424,6 +422,8 @@ class Cluster:
         self.slots = count * cpus
         self._central_queued = [0.0] * count
         self._place = 0
+        self._arrivals: dict[tuple[bytes, bytes], float] = {}
+        """Of each pair of nodes: when the last message arrives, which the next one follows."""
 
     # -- time and network ------------------------------------------------------------------------
 
@@ -432,14 +432,12 @@ class Cluster:
         self._count += 1
         heapq.heappush(self._heap, (self.now + delay_s, self._count, action))
 
-    def post(self, action: Callable[[], None]) -> None:
-        """Run an action at another node: 0.1 to 0.5 ms later."""
-        self.after(self.rng.uniform(0.0001, 0.0005), action)
-
-    def counter(self) -> int:
-        """Return a number that grows."""
-        self._counter += 1
-        return self._counter
+    def post(self, sender: bytes, receiver: bytes, action: Callable[[], None]) -> None:
+        """Run an action at another node: 0.1 to 0.5 ms later, behind what was sent before."""
+        earliest = self._arrivals.get((sender, receiver), 0.0)
+        arrival = max(earliest, self.now + self.rng.uniform(0.0001, 0.0005))
+        self._arrivals[sender, receiver] = arrival
+        self.after(arrival - self.now, action)
 
     def run(self) -> Outcome:
         """Run until every task has ended, and return what came of it."""
@@ -452,11 +450,20 @@ class Cluster:
                 self.after(self.rng.uniform(0, mean_s), self._source(node, mean_s))
         self.publish()
         while self._heap and (self.outcome.done < self.outcome.submitted or self._open()):
-            when, _count, action = heapq.heappop(self._heap)
-            self.now = when
-            action()
+            self._step()
         self.outcome.seconds = self.now
         return self.outcome
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass after the last task: workers that are lent go back."""
+        until = self.now + seconds
+        while self._heap and self._heap[0][0] < until:
+            self._step()
+
+    def _step(self) -> None:
+        when, _count, action = heapq.heappop(self._heap)
+        self.now = when
+        action()
 
     def _open(self) -> bool:
         return self.now < self.load.seconds
@@ -464,9 +471,9 @@ class Cluster:
     def publish(self) -> None:
         """The GCS publishes every node's row to every node, as often as it would live."""
         rows = [node.row() for node in self.nodes]
-        for node in self.nodes:
-            node.table.published(rows)
-            if self._batches and self.way == BOTTOM_UP:
+        for node in self.nodes if self.way == BOTTOM_UP else ():
+            node.heard_table(rows)
+            if self._batches:
                 node.settle()
         count = len(self.nodes)
         self.after(spacing_s(count, count * ROW_BYTES), self.publish)
@@ -495,9 +502,9 @@ class Cluster:
             node.submit(kind, first, count)
         elif self.way == RANDOM:
             other = self.rng.choice(self.nodes)
-            self.post(lambda: other.submit(kind, first, count))
+            self.post(node.id, other.id, lambda: other.submit(kind, first, count))
         else:
-            self.post(lambda: self._decide(kind, first, count))
+            self.post(node.id, b"", lambda: self._decide(kind, first, count))
 
     def _decide(self, kind: int, first: int, count: int) -> None:
         """The central scheduler takes its time, then sends the batch on.
@@ -518,26 +525,29 @@ class Cluster:
         other = self.nodes[least]
 
         def placed() -> None:
-            self.post(lambda: other.submit(kind, first, count))
+            self.post(b"", other.id, lambda: other.submit(kind, first, count))
 
         self.after(self.central_free_at - self.now, placed)
 
     # -- the books -------------------------------------------------------------------------------
 
-    def class_us(self, number: int) -> float:
-        """Return the duration of a class's tasks, which is what their estimate will be."""
-        return self.load.task_us[number % _HOP]
-
     def task_s(self, work: Range) -> float:
         """Return the duration of a range's tasks."""
-        return self.class_us(work.task_class.key[1]) * 1e-6
+        return self.load.task_us[work.task_class.key[1]] * 1e-6
 
-    def began(self, work: Range, low: int, count: int, task_s: float) -> None:
+    def waited_s(self, work: Range) -> float:
+        """Return how long ago a range was submitted."""
+        return self.now - self._submitted[work.first >> 16]
+
+    def began(self, node: ClusterNode, work: Range, count: int, task_s: float) -> None:
         """Tasks begin one after another: note how long they have waited for it."""
-        number = work.first >> 16
-        waited = self.now - self._submitted[number]
+        waited = self.waited_s(work)
         delays = self.outcome.delays_ms
         delays += [(waited + step * task_s) * 1e3 for step in range(0, count, max(1, count // 4))]
+        if work.task_class.client != node.id:
+            self.outcome.moved += count
+            received = self.outcome.received
+            received[node.id] = received.get(node.id, 0) + count
 
     def ended(self, node: ClusterNode, work: Range, count: int) -> None:
         """Tasks have ended at a node."""
@@ -554,6 +564,5 @@ class Cluster:
         """Raise AssertionError where an invariant is broken."""
         for node in self.nodes:
             node.scheduler.check()
-            node.table.check()
         for number, left in self._left.items():
             assert left == 0, f"batch {number}: {left} tasks were lost, or ran twice"

@@ -16,6 +16,7 @@ from unittest.mock import patch
 from zray import errors
 from zray.brokers import store
 from zray.brokers.allocator import Allocator
+from zray.brokers.bundles import Accounts
 from zray.brokers.directory import Directory
 from zray.brokers.dispatcher import Dispatcher
 from zray.brokers.event_queries import EventQueries
@@ -24,10 +25,10 @@ from zray.brokers.node import Node
 from zray.brokers.node_commands import perform_all
 from zray.brokers.node_outcomes import error_outcome
 from zray.brokers.peers import Processes
+from zray.brokers.placement_groups import PlacementGroups
 from zray.brokers.process_questions import ProcessQuestions
 from zray.brokers.queries import Queries
 from zray.brokers.reception import Reception
-from zray.brokers.resources import ResourceSet
 from zray.brokers.scheduler import Scheduler
 from zray.brokers.shared_tables import OwnTables
 from zray.brokers.store import Store
@@ -380,7 +381,7 @@ class SimNode(Node):
         self.looking_again = False
         self.streams: dict[int, Stream | SimListener] = {}
         self.workers = SimWorkers(world, start_worker)  # type: ignore[assignment]
-        self.resources = ResourceSet(total)
+        self.resources = Accounts(total)
         cpus = max(1, total["CPU"] // 10000)
         self.scheduler = Scheduler(self.resources, pool_size=cpus)
         self.dispatcher = Dispatcher(shared_hosts=cpus)
@@ -401,6 +402,7 @@ class SimNode(Node):
         self.output_log = None
         self.cluster = None
         self.shared_tables = OwnTables(self)
+        self.placement_groups = PlacementGroups(self, self.resources)
         self.malformed = 0
         self.now = 0.0
         self._next_sweep = _SWEEP_S

@@ -22,6 +22,7 @@ IDLE = Load(task_us=(5_000,), batch_us=80_000, seconds=0.0)
 
 def ran(cluster: Cluster) -> Outcome:
     outcome = cluster.run()
+    cluster.rest(1.5)
     cluster.check()
     assert outcome.done == outcome.submitted > 0, "tasks were lost, or ran twice"
     for node in cluster.nodes:
@@ -99,15 +100,16 @@ def test_no_cpu_idles_long_while_a_queue_is_long():
 
     def look() -> None:
         nonlocal looks, wasted
-        idle = sum(not worker.busy for node in cluster.nodes for worker in node.workers.values())
-        # A node keeps 10 ms to itself; what is in workers' hands is no queue.
+        busy = sum(worker.busy for node in cluster.nodes for worker in node.workers.values())
+        # What waits is looked at by others after 5 ms; what is in workers' hands is no queue.
         waiting = sum(
-            node.scheduler.queues.task_count
+            work.high - work.low
             for node in cluster.nodes
-            if node.row().wait_us > 15_000
+            for work in node.scheduler.queues.all_ranges()
+            if cluster.waited_s(work) > 0.015
         )
         looks += cluster.slots
-        wasted += min(idle, waiting)
+        wasted += min(cluster.slots - busy, waiting)
         cluster.after(0.001, look)
 
     look()
@@ -120,7 +122,7 @@ def test_the_scaling_figure_in_small():
 
     A central decision is made several times as long as it is, so that 30 nodes are too many.
     """
-    costs = Costs(central_us=300.0, local_us=6.0, handover_us=200.0)
+    costs = Costs(central_us=300.0, local_us=6.0, look_us=50.0, loan_us=20.0, message_us=10.0)
     outcomes = {
         (way, nodes): ran(Cluster(nodes, way, MIX, costs=costs))
         for way in (BOTTOM_UP, RANDOM, CENTRAL)
@@ -128,7 +130,7 @@ def test_the_scaling_figure_in_small():
     }
     p99 = {key: outcome.delay_ms(0.99) for key, outcome in outcomes.items()}
     assert p99[BOTTOM_UP, 30] < 0.5 * p99[RANDOM, 30]
-    assert p99[BOTTOM_UP, 30] < 1.5 * p99[BOTTOM_UP, 10] < 30
+    assert p99[BOTTOM_UP, 30] < 1.5 * p99[BOTTOM_UP, 10] < 45
     assert p99[CENTRAL, 30] > 3 * p99[BOTTOM_UP, 30]
     rate = {key: outcome.done_in_time / outcome.submitted for key, outcome in outcomes.items()}
     assert rate[BOTTOM_UP, 30] > 0.95

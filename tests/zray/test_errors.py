@@ -146,8 +146,8 @@ def test_rays_names_are_our_classes() -> None:
 
 
 def test_a_ray_name_without_counterpart_says_why_it_is_missing() -> None:
-    with pytest.raises(AttributeError, match="no placement groups"):
-        _ = exceptions.TaskPlacementGroupRemoved
+    with pytest.raises(AttributeError, match="Python only"):
+        _ = exceptions.CrossLanguageError
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = exceptions.Nonsense
 

@@ -193,9 +193,6 @@ def test_a_wrong_value_is_refused_with_its_name_and_the_reason(
 @pytest.mark.parametrize(
     "given",
     [
-        {"placement_group": object()},
-        {"placement_group_bundle_index": 0},
-        {"placement_group_capture_child_tasks": True},
         {"fallback_strategy": [{}]},
         {"accelerator_type": "A100"},
         {"enable_task_events": False},

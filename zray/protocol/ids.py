@@ -13,6 +13,7 @@ Spec    docs/reference/protocol.md, "Identities".
 PROCESS_ID_BYTES = 8
 NODE_PREFIX_BYTES = 4
 OBJECT_ID_BYTES = 16
+GROUP_ID_BYTES = 16
 TASK_NUMBER_BITS = 40
 TASK_NUMBER_MAX = (1 << TASK_NUMBER_BITS) - 1
 

@@ -173,6 +173,9 @@ EVENTS_BATCH_MAX = 512
 EVENTS_BATCH_BYTES_MAX = 1024 * 1024
 """Packed events in one EVENTS."""
 
+BUNDLES_MAX = 1000
+"""Bundles of one placement group."""
+
 EVENTS_ANSWER_S = 0.25
 """Whoever asks for events waits at most this long for workers that do not answer."""
 

@@ -46,9 +46,13 @@ STOPPED = 152
 HOST_RENEW = 153
 HOST_RENEWED = 154
 HOSTS_ENDED = 155
+OFFER = 156
 QUERY = 160
 QUERY_ROWS = 161
 QUERY_NEXT = 162
+GROUP_ASK = 163
+GROUP_SAID = 164
+GROUP_GONE = 165
 GCS_CALL = 170
 GCS_ANSWER = 171
 
@@ -74,6 +78,12 @@ LINK_MESSAGES: tuple[Message, ...] = (
         payload="envelopes (zray/protocol/envelopes.py)",
     ),
     _row(
+        OFFER,
+        "OFFER",
+        ("row",),
+        "Nothing waits here and something waits with you: our row of the load table, to BORROW by.",
+    ),
+    _row(
         BORROW,
         "BORROW",
         ("request", "placement", "resources", "environment", "for_actor", "patient"),
@@ -93,7 +103,12 @@ LINK_MESSAGES: tuple[Message, ...] = (
         ("worker", "spent"),
         "We need it no more; it has nothing to do. spent: nor is it to do anything else.",
     ),
-    _row(WANTED_BACK, "WANTED_BACK", ("worker",), "Give it back when it has nothing to do."),
+    _row(
+        WANTED_BACK,
+        "WANTED_BACK",
+        ("worker", "if_idle"),
+        "Give it back when it has nothing to do; if_idle: or keep it, if it has.",
+    ),
     _row(
         TO_WORKER,
         "TO_WORKER",
@@ -152,6 +167,25 @@ LINK_MESSAGES: tuple[Message, ...] = (
         "OUTPUT",
         ("job", "lines"),
         "What workers of ours have printed for a job of yours: lines as in LOG.",
+    ),
+    _row(
+        GROUP_ASK,
+        "GROUP_ASK",
+        ("what", "group", "attempt", "wanted"),
+        "The coordinator of placement groups says PREPARE, COMMIT, CANCEL or REMOVE; wanted: of"
+        " PREPARE, [bundle, units by resource] each.",
+    ),
+    _row(
+        GROUP_SAID,
+        "GROUP_SAID",
+        ("what", "group", "attempt", "ok"),
+        "To it: PREPARED, COMMITTED or RELEASED; or INQUIRED: what became of this attempt?",
+    ),
+    _row(
+        GROUP_GONE,
+        "GROUP_GONE",
+        ("group", "reason"),
+        "A placement group is removed: what runs in it on workers that are lent to you ends now.",
     ),
     _row(CODE_WANTED, "CODE_WANTED", ("function", "job"), "A worker of ours is to run this."),
     _row(
@@ -220,11 +254,12 @@ AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 """Of calls: what a node may send to another on behalf of its processes."""
 UNFENCED = frozenset(
     (
-        *(CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
+        *(OFFER, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
         *(GCS_CALL, GCS_ANSWER),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),
         *(HOST_RENEW, HOST_RENEWED, HOSTS_ENDED),
+        *(GROUP_ASK, GROUP_SAID, GROUP_GONE),
     )
 )
 """Nobody gives up a reference because of these: they need not wait until HOLDs are counted."""

@@ -77,6 +77,7 @@ RECLAIMED = 52
 LEASE = 53
 UNLEASE = 54
 KV = 56
+GROUP = 67
 INSPECT = 57
 STOP = 59
 ACTOR_EXIT = 60
@@ -115,7 +116,8 @@ MESSAGES: tuple[Message, ...] = (
         "client",
         "node",
         ("batches",),
-        "Task batches for the local scheduler: each [class_no, first, count, mode].",
+        "Task batches for the local scheduler: each [class_no, first, count, low, high, mode,"
+        " retries], and of a task whose large arguments are elsewhere, their ids.",
         payload="one frame a batch",
     ),
     Message(
@@ -528,6 +530,7 @@ MESSAGES: tuple[Message, ...] = (
         ("op", "arguments"),
         "Request: put, get, delete, exists, keys of the GCS key-value table.",
     ),
+    Message(GROUP, "GROUP", _C, "process", "node", ("op", "arguments"), "Request: about groups."),
     Message(
         INSPECT,
         "INSPECT",

@@ -66,6 +66,10 @@ LINK_SENDERS: dict[int, frozenset[Role]] = {
     link.LINEAGE: _NODES,
     link.LINEAGE_KEPT: _NODES,
     link.LINEAGE_ENDED: _NODES,
+    link.OFFER: _NODES,
+    link.GROUP_ASK: _USERS,  # The group's own node asks.
+    link.GROUP_SAID: _NODES,
+    link.GROUP_GONE: _USERS,
     link.QUERY: _ALL,
     link.QUERY_ROWS: _ALL,  # Of what it has itself: a driver's node has the tasks that wait there.
     link.QUERY_NEXT: _ALL,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import msgpack
 
 from zray.protocol import messages, outcome
-from zray.protocol.ids import ProcessId, number_of, return_number
+from zray.protocol.ids import ObjectId, ProcessId, number_of, return_number
 from zray.protocol.purposes import Purpose
 
 from .actors import DEAD, ActorCall, ActorCalls, ActorRoute
@@ -246,7 +246,8 @@ class Session:
 
         def complete(arguments: bytes) -> None:
             if self.held_tasks.pop(number, None) is not None:  # Else it was cancelled.
-                self.tasks.submit_numbered(task_class, number, arguments, keep)
+                inputs = self._inputs(slots)
+                self.tasks.submit_numbered(task_class, number, arguments, keep, inputs)
 
         def fail(found: bytes) -> None:
             if self.held_tasks.pop(number, None) is not None:
@@ -255,6 +256,17 @@ class Session:
 
         self.held_tasks[number] = fail
         self.resolve(blob, slots, complete, fail, (number, 1, task_class.spec[1], b""))
+
+    def _inputs(self, keys: Iterable[Key]) -> list[ObjectId]:
+        """Return the ids of large arguments, where one at least is not in this node's memory."""
+        large = {
+            key: found[0]
+            for key in keys
+            if (found := self.results.get(key)) and found[0] in (outcome.STORED, outcome.ELSEWHERE)
+        }
+        if outcome.ELSEWHERE not in large.values():
+            return []
+        return [self.references.id_of(key) for key in large]
 
     def arguments_now(self, blob: bytes, slots: dict[Key, list[int | str]] | None) -> bytes | None:
         """Return complete arguments; None where an outcome is an error, or not here yet."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from zray.errors import RemoteProtocolError
 from zray.protocol import messages
-from zray.protocol.ids import ProcessId, return_number
+from zray.protocol.ids import ObjectId, ProcessId, return_number
 from zray.protocol.limits import BATCH_BYTES_MAX, BATCH_TASKS_MAX
 from zray.protocol.packing import packb
 
@@ -70,6 +70,7 @@ class TaskBatch:
         "count",
         "done",
         "first",
+        "inputs",
         "keep",
         "mode",
         "payload",
@@ -97,6 +98,8 @@ class TaskBatch:
         self.keep = keep
         self.done = bytearray(count)
         self.target: ProcessId | None = None
+        self.inputs: list[ObjectId] = []
+        """Large arguments, where one of them at least is not in this node's memory."""
         self.resent: dict[int, int] = {}
         """How often an item was submitted again, where it was."""
         self.values: list[tuple[int, int, bytes]] | None = [] if mode == MODE_MAP else None
@@ -198,11 +201,17 @@ class Tasks:
         return number
 
     def submit_numbered(
-        self, task_class: TaskClass, number: int, arguments: bytes, keep: object
+        self,
+        task_class: TaskClass,
+        number: int,
+        arguments: bytes,
+        keep: object,
+        inputs: list[ObjectId],
     ) -> None:
         """Submit a task whose number was taken earlier, while it waited for its arguments."""
-        payload = packb([arguments])
-        self._send(TaskBatch(task_class, number, 1, MODE_CALLS, payload, [keep]))
+        batch = TaskBatch(task_class, number, 1, MODE_CALLS, packb([arguments]), [keep])
+        batch.inputs = inputs
+        self._send(batch)
 
     def map_batch(
         self, task_class: TaskClass, items: bytes, count: int, keep: list[object]
@@ -254,7 +263,9 @@ class Tasks:
         self.batches[batch.first] = batch
         task_class = batch.task_class
         # A function with max_calls is counted by the node, so each of its calls goes there.
-        if synchronous and batch.mode == MODE_CALLS and not task_class.spec[8]:
+        # One whose inputs are elsewhere is better off there than with a worker that is lent to us.
+        may_lease = batch.mode == MODE_CALLS and not task_class.spec[8] and not batch.inputs
+        if synchronous and may_lease:
             lease = self.leases.get(task_class.shape)
             if lease is not None and lease.batch is None and not lease.expired:
                 self._run_on(lease, batch)
@@ -299,7 +310,8 @@ class Tasks:
     def _enqueue(self, batch: TaskBatch, low: int, high: int) -> None:
         retries = batch.task_class.max_retries
         left = retries if retries < 0 else max(0, retries - batch.resent.get(low, 0))
-        row = [batch.task_class.number, batch.first, batch.count, low, high, batch.mode, left]
+        row: list[Any] = [batch.task_class.number, batch.first, batch.count, low, high, batch.mode]
+        row += [left, batch.inputs] if batch.inputs else [left]
         self.outbox.message(self.node, messages.SUBMIT, [row], payloads=(batch.payload,))
 
     # -- outcomes ----------------------------------------------------------------------------

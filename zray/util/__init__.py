@@ -7,6 +7,7 @@ What    actor_pool       ActorPool: spread calls over a few actors
         naming           list_named_actors
         state            what the cluster has, and why something waits: list, get, summarize, why
         kv               the key-value table of the GCS
+        placement_group  resources reserved on several nodes, all or none
         scheduling_strategies  which node a task or an actor goes to
 Caller  users; the names are Ray's.
 Never   imports any of it before it is used.
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from zray.util.actor_pool import ActorPool
     from zray.util.completion import as_completed, map_unordered
     from zray.util.naming import list_named_actors
+    from zray.util.placement_group import (
+        PlacementGroup,
+        get_current_placement_group,
+        get_placement_group,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
 
 _HOME = {
     "ActorPool": "zray.util.actor_pool",
@@ -31,10 +40,15 @@ _HOME = {
     "inspect_serializability": "zray.serialization.inspect",
     "list_named_actors": "zray.util.naming",
     "map_unordered": "zray.util.completion",
+    "PlacementGroup": "zray.util.placement_group",
+    "get_current_placement_group": "zray.util.placement_group",
+    "get_placement_group": "zray.util.placement_group",
+    "placement_group": "zray.util.placement_group",
+    "placement_group_table": "zray.util.placement_group",
+    "remove_placement_group": "zray.util.placement_group",
     "register_serializer": "zray.serialization.reducers",
 }
 _NOT_HERE = {
-    "placement_group": "this release has one node to place on, and no placement groups",
     "collective": "this release has no collective operations",
     "metrics": "this release counts for itself only: see zray-node status",
     "iter": "use zray.util.map_unordered or f.map(items)",
@@ -42,12 +56,18 @@ _NOT_HERE = {
 
 __all__ = [
     "ActorPool",
+    "PlacementGroup",
     "as_completed",
     "deregister_serializer",
+    "get_current_placement_group",
+    "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
     "map_unordered",
+    "placement_group",
+    "placement_group_table",
     "register_serializer",
+    "remove_placement_group",
 ]
 
 

@@ -1,8 +1,9 @@
 """Where to place a task or an actor: the objects that ``scheduling_strategy`` takes.
 
 What    NodeAffinitySchedulingStrategy names a node, NodeLabelSchedulingStrategy conditions on the
-        labels of nodes, made with In, NotIn, Exists and DoesNotExist. The strings "DEFAULT" and
-        "SPREAD" are the others.
+        labels of nodes, made with In, NotIn, Exists and DoesNotExist, and
+        PlacementGroupSchedulingStrategy a placement group. The strings "DEFAULT" and "SPREAD" are
+        the others.
 Caller  users; the names and arguments are Ray's. zray/option_placement.py reads them.
 Never   asks whether the node is there: who calls .remote() learns that from the result.
 """
@@ -10,7 +11,7 @@ Never   asks whether the node is there: who calls .remote() learns that from the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from zray.errors import OptionError
 
@@ -45,6 +46,11 @@ class NodeAffinitySchedulingStrategy:
             raise OptionError("soft must be True or False", option="scheduling_strategy")
         self.node_id = text
         self.soft = soft
+
+    @property
+    def soft_affinity(self) -> bool:
+        """Whether another node will do."""
+        return self.soft
 
     def __repr__(self) -> str:
         return f"NodeAffinitySchedulingStrategy({self.node_id!r}, soft={self.soft})"
@@ -106,39 +112,130 @@ class DoesNotExist(_Condition):
         super().__init__("!exists()")
 
 
+Conditions = Mapping[str, In | NotIn | Exists | DoesNotExist]
+
+
 class NodeLabelSchedulingStrategy:
     """On a node whose labels meet these conditions; it waits until there is one.
 
     Args:
         hard: by label In(...), NotIn(...), Exists() or DoesNotExist().
+        soft: the same; a node that meets these too is taken before one that does not, unless it
+            has had no room for a quarter of a second.
 
     Raises OptionError where a condition is none of these.
     """
 
-    __slots__ = ("hard",)
+    __slots__ = ("hard", "soft")
 
-    def __init__(self, hard: Mapping[str, In | NotIn | Exists | DoesNotExist]) -> None:
-        given: Any = hard
-        if not isinstance(given, Mapping) or not given:
+    def __init__(self, hard: Conditions, *, soft: Conditions | None = None) -> None:
+        self.hard = _conditions("hard", hard)
+        self.soft = _conditions("soft", {} if soft is None else soft)
+        if not self.hard and not self.soft:
             raise OptionError(
                 'hard must be a dict such as {"zone": In("a")}', option="scheduling_strategy"
             )
-        for key, condition in given.items():
-            if not isinstance(key, str) or not isinstance(condition, _Condition):
-                raise OptionError(
-                    f"{key!r}: {condition!r} is no condition on a label: there are In, NotIn,"
-                    " Exists and DoesNotExist",
-                    option="scheduling_strategy",
-                )
-        self.hard = dict(hard)
 
     @property
     def selector(self) -> dict[str, str]:
         """The conditions as a label_selector says them."""
         return {key: condition.text for key, condition in self.hard.items()}
 
+    @property
+    def wishes(self) -> dict[str, str]:
+        """The soft ones."""
+        return {key: condition.text for key, condition in self.soft.items()}
+
     def __repr__(self) -> str:
-        return f"NodeLabelSchedulingStrategy({self.selector})"
+        soft = f", soft={self.wishes}" if self.soft else ""
+        return f"NodeLabelSchedulingStrategy({self.selector}{soft})"
+
+
+def _conditions(name: str, given: Any) -> dict[str, _Condition]:
+    if not isinstance(given, Mapping):
+        raise OptionError(
+            f'{name} must be a dict such as {{"zone": In("a")}}', option="scheduling_strategy"
+        )
+    for key, condition in given.items():
+        if not isinstance(key, str) or not isinstance(condition, _Condition):
+            raise OptionError(
+                f"{key!r}: {condition!r} is no condition on a label: there are In, NotIn,"
+                " Exists and DoesNotExist",
+                option="scheduling_strategy",
+            )
+    return dict(given)
+
+
+class HasGroupId(Protocol):
+    """What zray.util.placement_group() returns."""
+
+    @property
+    def id(self) -> bytes:
+        """Its 16 bytes."""
+        ...
+
+
+class PlacementGroupSchedulingStrategy:
+    """In a placement group: on the resources that one of its bundles holds.
+
+    Args:
+        placement_group: made by zray.util.placement_group(); None: in no group, whatever the
+            caller runs in.
+        placement_group_bundle_index: of the bundle; -1: any that has room.
+        placement_group_capture_child_tasks: whether what it submits runs in the group too, unless
+            it says otherwise.
+
+    Raises OptionError where an argument is none of these.
+    """
+
+    __slots__ = (
+        "placement_group",
+        "placement_group_bundle_index",
+        "placement_group_capture_child_tasks",
+    )
+
+    def __init__(
+        self,
+        placement_group: HasGroupId | None,
+        placement_group_bundle_index: int = -1,
+        placement_group_capture_child_tasks: bool | None = None,
+    ) -> None:
+        given: Any = placement_group
+        if given is not None and type(getattr(given, "id", None)) is not bytes:
+            raise OptionError(
+                f"{placement_group!r} is no placement group: zray.util.placement_group() makes one",
+                option="scheduling_strategy",
+            )
+        index: Any = placement_group_bundle_index
+        if type(index) is not int or index < -1:
+            raise OptionError(
+                "a bundle's index is an integer, and -1 for any", option="scheduling_strategy"
+            )
+        captures: Any = placement_group_capture_child_tasks
+        if captures not in (None, True, False):
+            raise OptionError(
+                "placement_group_capture_child_tasks is True or False", option="scheduling_strategy"
+            )
+        self.placement_group = placement_group
+        self.placement_group_bundle_index = placement_group_bundle_index
+        self.placement_group_capture_child_tasks = bool(captures)
+
+    @property
+    def group(self) -> list[Any] | None:
+        """The group as messages name it."""
+        if self.placement_group is None:
+            return None
+        index, captures = (
+            self.placement_group_bundle_index,
+            self.placement_group_capture_child_tasks,
+        )
+        return [self.placement_group.id, index, captures]
+
+    def __repr__(self) -> str:
+        return (
+            f"PlacementGroupSchedulingStrategy({self.placement_group!r},"
+            f" {self.placement_group_bundle_index})"
+        )
 
 
 __all__ = [
@@ -148,4 +245,5 @@ __all__ = [
     "NodeAffinitySchedulingStrategy",
     "NodeLabelSchedulingStrategy",
     "NotIn",
+    "PlacementGroupSchedulingStrategy",
 ]
