@@ -43,6 +43,8 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     scheduling.py   P  what the scheduler is told, what it keeps, what it commands
     dispatcher.py   P  actors: placement, incarnations, names, restart budget
     directory.py    P  objects: who holds, who refers, what is lost
+    draining.py     S  a node that is to leave without anybody's loss
+    evacuation.py   P  what a node that leaves keeps for others goes home
     sharing.py      P  what it keeps of an object, and what it commands
     allocator.py    P  shared-memory extents: lease, recycle, seal
     resources.py    P  CPU, GPU, memory and custom amounts, in 1/10000

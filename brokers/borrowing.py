@@ -26,6 +26,7 @@ from .scheduling import (
     Claimed,
     ClaimRefused,
     GiveBack,
+    MoveActors,
     Range,
     Shape,
     Unschedulable,
@@ -115,7 +116,7 @@ class Borrowing:
             self.labels,
             scheduler.queues.task_count,
             int(min(1e12, self._wait_us(now))),
-            state=ALIVE if scheduler.runs_work else DRAINING,
+            state=ALIVE if scheduler.takes_work else DRAINING,
         )
         self.table.changed_here(row)
         return row
@@ -222,11 +223,14 @@ class Borrowing:
 
     def may_run_here(self, where: Where, amounts: Mapping[str, int]) -> bool:
         """Return whether this node is one that was asked for, if it were idle."""
-        if not self.scheduler.runs_work:
+        if not self.scheduler.takes_work and (
+            not self.scheduler.runs_work or self.table.has_others()
+        ):
             return False
         is_elsewhere = where.node not in (b"", self.table.own)
-        # Soft affinity to a node that is gone: here is as good as anywhere.
-        if is_elsewhere and (not where.soft or where.node in self.table.rows):
+        # Soft affinity to a node that is gone, or is leaving: here is as good as anywhere.
+        row = self.table.rows.get(where.node) if is_elsewhere else None
+        if is_elsewhere and (not where.soft or (row is not None and row.state == ALIVE)):
             return False
         if where.rules and not all(rule.holds(self.labels) for rule in where.rules):
             return False
@@ -496,8 +500,14 @@ class Borrowing:
     def want_back(self, process: bytes, *, if_idle: bool = False) -> None:
         """WANTED_BACK: its node needs it when it has done what it is at; or only what is idle."""
         worker = self.borrowed.get(process)
-        if worker is None or not worker.pooled or (if_idle and worker.outstanding):
-            return  # It has crossed our GIVE_BACK, or is an actor's.
+        if worker is None:
+            return  # It has crossed our GIVE_BACK.
+        if not worker.pooled:
+            if not if_idle:
+                self.scheduler.commands.append(MoveActors(process))
+            return
+        if if_idle and worker.outstanding:
+            return
         worker.recalled = True
         if not worker.outstanding:
             self._give_back(worker)

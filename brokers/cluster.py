@@ -26,6 +26,7 @@ from zray.protocol.limits import LINEAGE_COPIES
 from zray.protocol.roles import Role
 
 from . import deaths
+from .draining import Draining
 from .gcs_connection import GcsConnection
 from .gcs_relay import GcsRelay
 from .hosting import Hosting
@@ -138,6 +139,7 @@ class Cluster:
             # What a driver's node has submitted is of no use to anybody when it is gone.
             copies=node.settings.get("lineage_copies", LINEAGE_COPIES) if is_node else 0,
         )
+        self.draining = Draining(self)
         self.code_asked: dict[bytes, set[tuple[bytes, str]]] = {}
         """Functions that others have asked for, with which of their nodes and for which job."""
         self.code_wanted: dict[tuple[bytes, str], float] = {}
@@ -240,6 +242,7 @@ class Cluster:
         self.objects.sweep()
         self.lineage.sweep()
         self.refusals.sweep()
+        self.draining.sweep()
 
     # -- who is there ----------------------------------------------------------------------------
 
@@ -393,9 +396,11 @@ class Cluster:
         for worker in node.scheduler.borrowing.node_lost(identity):
             self.loans.worker_lost(worker, f"its node is gone: {reason}")
         node.scheduler.lending.node_lost(identity)
+        node.scheduler.pump()  # What had only preferred that node may begin here.
         self.objects.node_lost(identity)
         self.lineage.node_lost(identity)
         self.refusals.gateways.forget(identity)
+        self.draining.node_lost(identity)
         cause = f"its node {identity.hex()} is gone: {reason}"
         for worker in [each for each in self.places if node_of(each) == identity]:
             self.tell_of_death(worker, cause)
@@ -565,6 +570,7 @@ class Cluster:
                 "address": each.address,
                 "directory": each.details["directory"],
                 "hostname": each.details["hostname"],
+                "leaving": self.draining.others.get(each.node),
             }
             for each in self.nodes
         ]

@@ -17,6 +17,7 @@ from zray.protocol import outcome
 from zray.protocol.ids import NodeId, ObjectId, ProcessId, node_of, owner_of
 from zray.protocol.purposes import Purpose
 
+from .evacuation import Evacuation
 from .sharing import (
     Absent,
     CancelPull,
@@ -57,6 +58,7 @@ class Directory:
         self.gone: set[NodeId] = set()
         self.held_by: dict[ProcessId, set[ObjectId]] = {}
         self.commands: list[Command] = []
+        self.evacuation = Evacuation(self)
         self.owner_died_outcome = b""
         """Set by the node: the outcome of what a dead process never published."""
         self.lost_outcome = b""
@@ -116,6 +118,7 @@ class Directory:
             return
         if self.entries.pop(identity, None) is None:
             return
+        self.evacuation.dropped(identity)
         if entry.is_actor:
             self.commands.append(Unreferenced(identity))
         if entry.held_at_home:
@@ -164,11 +167,12 @@ class Directory:
                 return  # Everybody has let go of it before it had a value.
             entry = known
         if found is not None and entry.outcome is None:
-            self._contain(identity, entry, contained)
+            self.contain(identity, entry, contained)
             self._resolve(identity, entry, found)
         self._settle(identity, entry)
 
-    def _contain(self, identity: ObjectId, entry: Entry, contained: list[ObjectId]) -> None:
+    def contain(self, identity: ObjectId, entry: Entry, contained: list[ObjectId]) -> None:
+        """Let an object hold what its value contains."""
         entry.contained.extend(contained)
         for inner in contained:
             self._add(inner, self._entry(inner), identity, 1)
@@ -208,7 +212,7 @@ class Directory:
         self, identity: ObjectId, entry: Entry, contained: list[ObjectId], owner: ProcessId
     ) -> None:
         entry.known = True
-        self._contain(identity, entry, contained)
+        self.contain(identity, entry, contained)
         home = node_of(identity)
         if self.is_foreign(identity) and node_of(owner) != self.home:
             if home not in entry.holders and home not in self.gone:
@@ -247,7 +251,7 @@ class Directory:
             self.commands.append(Absent(identity))
         elif entry.places:
             _await(entry, process, purpose)
-            self._pull(identity, entry)
+            self.pull(identity, entry)
         else:
             self.commands.append(Locate(process, identity, entry.outcome))
 
@@ -280,7 +284,8 @@ class Directory:
                     if entry.outcome == self.home_died_outcome:
                         entry.outcome = None
 
-    def _pull(self, identity: ObjectId, entry: Entry) -> None:
+    def pull(self, identity: ObjectId, entry: Entry) -> None:
+        """Have a value brought here, as urgently as those who wait for it need it."""
         purpose = min(entry.waiters.values(), default=Purpose.GET)
         if entry.pulling is None or purpose < entry.pulling:
             entry.pulling = purpose
@@ -368,6 +373,7 @@ class Directory:
         entry.offset, entry.nbytes = offset, nbytes
         if self.is_foreign(identity):
             entry.places.clear()
+        self.evacuation.arrived(identity, entry)
         self._resolve(identity, entry, outcome.stored(offset, nbytes))
         self._settle(identity, entry)
 
@@ -377,6 +383,7 @@ class Directory:
         if entry is None or entry.pulling is None:
             return
         entry.pulling = None
+        self.evacuation.dropped(identity)
         entry.failures = 0 if no_room else entry.failures + 1
         again = 0 < entry.failures < _PULLS_MAX and bool(entry.waiters)
         if self.is_foreign(identity):
@@ -386,7 +393,7 @@ class Directory:
             if not entry.places:
                 self._resolve(identity, entry, self.copies_died_outcome)
             elif again:
-                self._pull(identity, entry)
+                self.pull(identity, entry)
         if entry.asked is not None or entry.pulling is not None:
             return
         entry.failures = 0

@@ -432,6 +432,23 @@ class Dispatcher:
         self._changed(actor)
         return True
 
+    def move(self, worker: ProcessId, cause: bytes) -> bool:
+        """The worker's node is leaving: let its actors start again elsewhere, at no cost to them.
+
+        False where one of them has no restarts: it stays, and the others with it.
+        """
+        actors = [self.actors[each] for each in sorted(self.by_worker.get(worker, ()))]
+        if any(actor.restarts_left == 0 or actor.state != ALIVE for actor in actors):
+            return False
+        for actor in actors:
+            if actor.restarts_left > 0:
+                actor.restarts_left += 1
+            actor.cause = cause
+        if actors or worker in self.hosts:
+            self.hosts.pop(worker, None)
+            self.commands.append(KillWorker(worker, "its node is leaving"))
+        return True
+
     def retire_hosts(self, jobs: set[str]) -> None:
         """End the hosts without actors whose job is none of these: nobody will use them again."""
         for worker, env in list(self.hosts.items()):

@@ -94,6 +94,7 @@ def _nodes(node: Node, _arguments: dict[str, Any]) -> list[dict[str, Any]]:
         "address": address,
         "hostname": os.uname().nodename,
         "directory": node.directory,
+        "leaving": None if node.cluster is None else node.cluster.draining.waits_for,
     }
     load = node.scheduler.borrowing.report(node.now)
     others = [] if node.cluster is None else sorted(node.cluster.rows(), key=itemgetter("node"))
@@ -115,6 +116,7 @@ def _node_row(row: dict[str, Any], load: NodeLoad) -> dict[str, Any]:
         "NodeManagerHostname": row["hostname"],
         "Directory": row["directory"],
         "State": load.state,
+        "Leaving": row["leaving"],
         "Resources": _amounts(load.total),
         "Available": _amounts(load.available),
         "QueuedTasks": load.queue_tasks,
@@ -127,7 +129,7 @@ def silent_node_row(node: Node, silent: bytes, reason: str) -> dict[str, Any]:
     """Return the state API's row of a node that says nothing, from what is known here."""
     load = node.scheduler.borrowing.table.rows.get(silent)
     known = {} if node.cluster is None else {row["node"]: row for row in node.cluster.rows()}
-    row = known.get(silent, {"address": "", "hostname": "", "directory": ""})
+    row = known.get(silent, {"address": "", "hostname": "", "directory": "", "leaving": None})
     return {
         "node_id": silent.hex(),
         "state": "SILENT",

@@ -64,6 +64,8 @@ class Lending:
         """Workers lent so far."""
         self._short_since = 0.0
         self._idle_asked_at = 0.0
+        self.is_leaving = False
+        """This node drains: it takes no work, if there is anybody else to do it."""
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -95,7 +97,7 @@ class Lending:
                 scheduler.claims or scheduler.queues.task_count
             )
             refused = waits or not fits
-        if refused or scheduler.is_stopping or not scheduler.runs_work:
+        if refused or scheduler.is_stopping or not scheduler.takes_work:
             scheduler.commands.append(Lend(borrower, number, None))
             scheduler.offering.refused(borrower, now)
             self._ask_for_idle({group_of(resources)}, now, but=borrower)
@@ -127,6 +129,21 @@ class Lending:
         self.given += 1
         self.loans[worker] = Loan(asked.borrower, asked.for_actor, group_of(claim.resources))
         self.scheduler.commands.append(Lend(asked.borrower, asked.number, worker, grant.gpu_ids))
+
+    def leave(self, *, leaving: bool) -> None:
+        """This node drains, or stays after all: then what waits may run here again."""
+        self.is_leaving = leaving
+        if not leaving:
+            for loan in self.loans.values():
+                loan.wanted_back = False
+            self.scheduler.pump()
+
+    def recall_all(self) -> None:
+        """Ask for all that is lent; an actor comes back by starting again elsewhere."""
+        for worker, loan in self.loans.items():
+            if not loan.wanted_back:
+                loan.wanted_back = True
+                self.scheduler.commands.append(WantBack(loan.borrower, worker))
 
     # -- the end of a loan -----------------------------------------------------------------------
 

@@ -191,6 +191,23 @@ def _output(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pay
         cluster.node.show_lines(job, told)
 
 
+def _take_over(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    rows = [(each, held) for each, held in message[3] if cluster.objects.is_ours(each)]
+    cluster.node.objects.evacuation.take_over(peer, rows)
+
+
+# -- leaving ---------------------------------------------------------------------------------------
+
+
+def _drain(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    timeout_s, force = message[3:5]
+    cluster.draining.begin(float(timeout_s), force=force is True)
+
+
+def _leaving(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    cluster.draining.told(peer, message[3])
+
+
 # -- lineage ---------------------------------------------------------------------------------------
 
 
@@ -268,6 +285,9 @@ LINK_RULES: dict[int, Rule] = {
     link_messages.FOUND: _found,
     link_messages.HOLDS_COUNTED: _counted,
     link_messages.COPY_GONE: _copy_gone,
+    link_messages.TAKE_OVER: _take_over,
+    link_messages.DRAIN: _drain,
+    link_messages.LEAVING: _leaving,
     link_messages.OUTPUT: _output,
     link_messages.LINEAGE: _lineage,
     link_messages.LINEAGE_KEPT: _lineage_kept,

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
-from zray.protocol import messages
+from zray.protocol import link_messages, messages
 from zray.protocol.ids import node_of
 
 from . import state_questions
@@ -261,6 +261,17 @@ def _stop(node: Node, process: Process, message: list[Any]) -> None:
     node.stop(f"{process} asked: {message[3]}")
 
 
+def _drain_node(node: Node, _process: Process, message: list[Any]) -> None:
+    wanted, timeout_s, force = message[3:6]
+    cluster = node.cluster
+    if cluster is None:
+        raise errors.RemoteProtocolError("DRAIN_NODE at a node that is alone")
+    if wanted == node.process:
+        cluster.draining.begin(timeout_s, force=force)
+    elif wanted in cluster.members:
+        cluster.send(wanted, link_messages.DRAIN, timeout_s, force)
+
+
 def _actor_exit(node: Node, process: Process, message: list[Any]) -> None:
     node.dispatcher.exited(process.identity, message[3], message[4])
 
@@ -304,6 +315,7 @@ CALL_RULES: dict[int, Rule] = {
     messages.GROUP: _group,
     messages.INSPECT: _inspect,
     messages.STOP: _stop,
+    messages.DRAIN_NODE: _drain_node,
     messages.ACTOR_EXIT: _actor_exit,
     messages.EVENTS: _events,
     messages.STATE: _state,

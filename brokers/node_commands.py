@@ -16,6 +16,7 @@ from zray.protocol import messages, outcome
 from zray.serialization.exceptions import encode_exception
 
 from . import dispatcher, scheduling, sharing
+from .draining import moved_cause
 from .peers import Process
 
 if TYPE_CHECKING:
@@ -287,6 +288,10 @@ def _kill_worker(node: Node, command: dispatcher.KillWorker) -> None:
     node.kill_worker(command.worker)
 
 
+def _move_actors(node: Node, command: scheduling.MoveActors) -> None:
+    node.dispatcher.move(command.worker, moved_cause())
+
+
 def _release_grant(node: Node, command: dispatcher.ReleaseGrant) -> None:
     node.resources.release(command.grant)
     node.scheduler.pump()
@@ -364,6 +369,7 @@ _PERFORM: dict[type, Callable[[Any, Any], None]] = {
     scheduling.Borrow: _by_loans(lambda loans, command: loans.borrow(command)),
     scheduling.GiveBack: _by_loans(lambda loans, command: loans.give_back(command)),
     scheduling.Lend: _by_loans(lambda loans, command: loans.lend(command)),
+    scheduling.MoveActors: _move_actors,
     scheduling.WantBack: _by_loans(lambda loans, command: loans.want_back(command)),
     scheduling.Offer: _by_loans(lambda loans, command: loans.offer(command)),
     scheduling.LoanLost: _by_loans(lambda loans, command: loans.lost(command)),

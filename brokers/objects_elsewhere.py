@@ -37,6 +37,8 @@ _BUDGET_SHARE = 2
 """Half of the store may be on its way here at a time."""
 _BURY_S = 0.25
 """What a dead node held stays for so long: holds of what it had passed on are under way."""
+_ROWS_MAX = 500
+"""Objects in one TAKE_OVER."""
 _EARLY_S = 10.0
 """A node that others know of and we do not is waited for: links are made one by one."""
 
@@ -277,6 +279,20 @@ class ObjectsElsewhere:
                 self.bulk.absent(identity, "it is not there")
             case _:
                 raise errors.InternalError(f"nobody performs {command}")
+
+    @property
+    def kept_for_others(self) -> int:
+        """How many objects are kept here for processes of nodes that are there."""
+        kept = self.node.objects.evacuation.kept_for(set(self.cluster.members))
+        return sum(map(len, kept.values()))
+
+    def move_out(self) -> None:
+        """Have the homes of what is kept here take it over; again for what has not gone yet."""
+        kept = self.node.objects.evacuation.kept_for(set(self.cluster.members))
+        for home, rows in kept.items():
+            for low in range(0, len(rows), _ROWS_MAX):
+                part = rows[low : low + _ROWS_MAX]
+                self.cluster.send(home, link_messages.TAKE_OVER, [list(row) for row in part])
 
     # -- what the bulk thread says ---------------------------------------------------------------
 

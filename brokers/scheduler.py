@@ -82,9 +82,9 @@ class Scheduler:
         self.claims: deque[Claim] = deque()
         self.forking: dict[tuple[tuple[str, str], ...], int] = {}
         self.leases = Leases(self)
-        self.borrowing = Borrowing(self, node, labels or {})
         self.lending = Lending(self)
         self.offering = Offering(self)
+        self.borrowing = Borrowing(self, node, labels or {})
         self.rebalancing = Rebalancing(self)
         self.ended_jobs: set[str] = set()
         self.is_stopping = False
@@ -153,6 +153,11 @@ class Scheduler:
     def start_pool(self) -> None:
         """Fork the first workers."""
         self._fork((), self.pool_size)
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether work may come here: it is no driver's node, and is not leaving."""
+        return self.runs_work and not self.lending.is_leaving
 
     def stop_forking(self) -> None:
         """The node ends: no worker is replaced any more."""

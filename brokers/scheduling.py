@@ -369,6 +369,13 @@ class Lend:
 
 
 @dataclass(slots=True)
+class MoveActors:
+    """The node of a borrowed worker is leaving: what lives there may live elsewhere."""
+
+    worker: bytes
+
+
+@dataclass(slots=True)
 class WantBack:
     """Ask the borrower for a worker of ours; if_idle: only where it has nothing to do just now."""
 
@@ -430,6 +437,7 @@ Command = (
     | Borrow
     | GiveBack
     | Lend
+    | MoveActors
     | WantBack
     | LoanLost
     | Offer

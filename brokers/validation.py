@@ -98,6 +98,10 @@ def _dict_of(key: Check, value: Check) -> Check:
     )
 
 
+def _seconds(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < _COUNT_MAX
+
+
 def _purpose(value: Any) -> bool:
     return type(value) is int and Purpose.GET <= value <= Purpose.PLACE
 
@@ -254,6 +258,7 @@ _CHECKS: dict[int, tuple[Check, ...]] = {
     messages.GROUP: (_text, _list_of(_any)),
     messages.INSPECT: (_text, _dict_of(_text, _any)),
     messages.STOP: (_text,),
+    messages.DRAIN_NODE: (_process, _seconds, _flag),
     messages.ACTOR_EXIT: (_object, _bytes),
     messages.EVENTS: (_events, _count, _or_none(_count)),
     messages.STATE: (_count, _dict_of(_text, _any)),

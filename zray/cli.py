@@ -241,6 +241,36 @@ def why(
 @app.command(
     epilog="""Examples:
 
+    zray-node drain 3f9a02c1
+    zray-node drain self --timeout 60 --force
+"""
+)
+def drain(
+    node: Annotated[str, typer.Argument(help="The beginning of its id, or: self.")],
+    directory: Dir = None,
+    timeout: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long it may take.")
+    ] = 300.0,
+    force: Annotated[
+        bool, typer.Option("--force", help="End it after that, whatever is lost.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Have a node leave its cluster: work and sole copies move off, then it ends.
+
+    It takes no more work; what it has lent comes back, actors that may restart do so elsewhere,
+    objects that it keeps for others go to their homes. It waits for drivers that are connected to
+    it, and for what runs there and cannot move. Exit code 0: it has left, 1: it stays.
+    """
+    from zray import cli_drain
+
+    where = cli_node.running(directory)
+    raise typer.Exit(cli_drain.drain(where, node, timeout_s=timeout, force=force, as_json=as_json))
+
+
+@app.command(
+    epilog="""Examples:
+
     zray-node stop
     zray-node stop --dir ./node --force
     zray-node stop --all

@@ -79,6 +79,10 @@ class Observer:
         with contextlib.suppress(OSError):
             self._calls.receive()
 
+    def drain(self, node: bytes, timeout_s: float, *, force: bool) -> None:
+        """Ask that a node leave its cluster; "nodes" tells how far that is."""
+        self._calls.send(frames.pack(messages.DRAIN_NODE, node, timeout_s, force))
+
     def close(self) -> None:
         """Disconnect."""
         self._lifeline.close()

@@ -26,6 +26,7 @@ from zray.observer import Observer
 from zray.protocol.limits import NODE_JOIN_TIMEOUT_S, SHUTDOWN_GRACE_S
 
 _END_TIMEOUT_S = SHUTDOWN_GRACE_S + 10.0
+_DRAIN_TIMEOUT_S = 10.0
 _POLL_S = 0.01
 _STORE_BYTES = 256 << 20
 
@@ -184,16 +185,16 @@ class Cluster:
 
         Args:
             node: which.
-            graceful: as `zray-node stop` does it: the node says goodbye to its processes. Work
-                that it ran or held is lost all the same. False: SIGKILL.
+            graceful: as `zray-node drain --force` does it: work, actors that may restart and
+                sole copies move to other nodes first, for ten seconds at most. False: SIGKILL.
         """
         self._take_out(node)
         if graceful:
             with Observer(node.directory) as observer:
-                observer.stop("Cluster.remove_node()")
+                observer.drain(bytes.fromhex(node.node_id), _DRAIN_TIMEOUT_S, force=True)
         else:
             os.kill(node.pid, signal.SIGKILL)
-        self._await_end(node)
+        self._await_end(node, _DRAIN_TIMEOUT_S)
         if self.nodes:
             self._await_all()
 
@@ -273,9 +274,9 @@ class Cluster:
         with contextlib.suppress(psutil.NoSuchProcess):
             self._processes[node.directory] = psutil.Process(node.pid).children(recursive=True)
 
-    def _await_end(self, node: TestNode) -> None:
+    def _await_end(self, node: TestNode, more_s: float = 0.0) -> None:
         try:
-            node._process.wait(_END_TIMEOUT_S)
+            node._process.wait(_END_TIMEOUT_S + more_s)
         except subprocess.TimeoutExpired:
             node._process.kill()
             node._process.wait()

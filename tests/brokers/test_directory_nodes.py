@@ -306,6 +306,38 @@ def test_only_what_was_held_before_is_waited_for() -> None:
     assert fence.is_open
 
 
+def test_what_a_leaving_node_keeps_goes_home_with_the_references_in_it(trio: Trio) -> None:
+    world, (home, keeper, _third) = trio.world, trio.nodes
+    inner = world.put(trio.c, [], large=True)
+    world.give(trio.c, trio.b, inner)
+    world.settle()
+    made = world.compute(trio.b, trio.a, [inner], large=True)
+    small = world.compute(trio.b, trio.a, [inner], large=False)
+    world.settle()
+    assert keeper.cluster.objects.kept_for_others == 2
+    keeper.cluster.objects.move_out()
+    world.drop(trio.b, inner)
+    world.drop(trio.c, inner)
+    world.settle()
+    assert list(home.store.objects.values()) == [made]
+    assert made not in keeper.store.objects.values()
+    assert keeper.cluster.objects.kept_for_others == 0
+    world.kill(keeper.process)
+    for node in (home, trio.nodes[2]):
+        world.notice(node, keeper.process)
+        node.objects.bury(keeper.process)
+    world.settle()
+    world.locate(trio.a, made)
+    world.settle()
+    assert world.process(trio.a).told[made][0] == outcome.STORED
+    assert inner in trio.nodes[2].store.objects.values(), "what it contains is held by its home"
+    world.drop(trio.a, made)
+    world.drop(trio.a, small)
+    world.settle()
+    assert not home.store.objects
+    assert not trio.nodes[2].store.objects
+
+
 class NodesMachine(RuleBasedStateMachine):
     """Any order of deliveries, reads, wakes, passes and drops."""
 
@@ -437,6 +469,11 @@ class NodesMachine(RuleBasedStateMachine):
             for process in list(entry.pinned):
                 node.objects.unpinned(process, [identity])
             node.objects.drop_copy(identity)
+
+    @rule(data=st.data())
+    def move_out(self, data: st.DataObject) -> None:
+        """A node that means to leave, and may think better of it, sends home what it keeps."""
+        data.draw(st.sampled_from(self.world.living)).cluster.objects.move_out()
 
     @precondition(lambda self: not self.world.dead)
     @rule(data=st.data(), chance=st.integers(0, 3))

@@ -55,6 +55,7 @@ PURE = (
     "zray.brokers.dispatch*",
     "zray.brokers.gathering",
     "zray.brokers.gcs_frames",
+    "zray.brokers.evacuation",
     "zray.brokers.group*",
     "zray.brokers.hold_fence",
     "zray.brokers.lending",

@@ -36,6 +36,9 @@ LOCATE_FOREIGN = 127
 FOUND = 128
 HOLDS_COUNTED = 129
 COPY_GONE = 130
+TAKE_OVER = 134
+DRAIN = 135
+LEAVING = 136
 LINEAGE = 131
 LINEAGE_KEPT = 132
 LINEAGE_ENDED = 133
@@ -143,6 +146,25 @@ LINK_MESSAGES: tuple[Message, ...] = (
     ),
     _row(HOSTS_ENDED, "HOSTS_ENDED", (), "All our workers are dead: replace what they hosted."),
     _row(JOB_ENDED, "JOB_ENDED", ("job",), "A driver of ours is gone: nothing of its job goes on."),
+    _row(
+        TAKE_OVER,
+        "TAKE_OVER",
+        ("objects",),
+        "We are leaving. Each [object, what its value contains] that we keep for you: bring it"
+        " home, then RELEASE it.",
+    ),
+    _row(
+        DRAIN,
+        "DRAIN",
+        ("timeout_s", "force"),
+        "Leave, once nothing would be lost with you, within that time; force: then in any case.",
+    ),
+    _row(
+        LEAVING,
+        "LEAVING",
+        ("waits_for",),
+        "We are leaving, and wait for these, sentences for people; null: we stay.",
+    ),
     _row(
         LINEAGE,
         "LINEAGE",
@@ -256,7 +278,7 @@ UNFENCED = frozenset(
     (
         *(OFFER, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
         *(GCS_CALL, GCS_ANSWER),
-        *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED),
+        *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED, DRAIN, LEAVING),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),
         *(HOST_RENEW, HOST_RENEWED, HOSTS_ENDED),
         *(GROUP_ASK, GROUP_SAID, GROUP_GONE),

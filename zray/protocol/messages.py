@@ -80,6 +80,7 @@ KV = 56
 GROUP = 67
 INSPECT = 57
 STOP = 59
+DRAIN_NODE = 70
 ACTOR_EXIT = 60
 GOODBYE = 61
 FORWARD = 64
@@ -541,6 +542,15 @@ MESSAGES: tuple[Message, ...] = (
         "Request: nodes, resources, actors, tasks, objects, workers, events, status.",
     ),
     Message(STOP, "STOP", _C, "process", "node", ("reason",), "End the node."),
+    Message(
+        DRAIN_NODE,
+        "DRAIN_NODE",
+        _C,
+        "process",
+        "node",
+        ("node", "timeout_s", "force"),
+        "Have a node, this one or another, leave its cluster.",
+    ),
     Message(
         ACTOR_EXIT,
         "ACTOR_EXIT",

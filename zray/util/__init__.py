@@ -79,7 +79,15 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _NOT_HERE:
         raise AttributeError(f"zray.util has no {name}: {_NOT_HERE[name]}")
-    if name in ("actor_pool", "completion", "multiprocessing", "naming", "queue", "state"):
+    if name in (
+        "actor_pool",
+        "completion",
+        "multiprocessing",
+        "naming",
+        "queue",
+        "scheduling_strategies",
+        "state",
+    ):
         return importlib.import_module(f"zray.util.{name}")
     raise AttributeError(f"module 'zray.util' has no attribute {name!r}")
 
