@@ -37,6 +37,7 @@ def test_a_message_added_while_calls_are_written_is_sent_once() -> None:
     client.session = Session(ME, NODE, lambda _what, _reason: b"\x02")
     client.lock, client.send_lock = threading.RLock(), threading.Lock()
     client._sleeps_forever = False
+    client._forwarded = []
     client.calls = client.peers = streams = Streams(client.session)  # type: ignore[assignment]
     client.session.outbox.call(messages.GOODBYE)
     client.flush()

@@ -136,7 +136,7 @@ class Channel:
         try:
             while left > 0:
                 data = self.socket.recv(_READ_BYTES) if discards else self._receive()
-                if len(data) >= 4 and not self._inbound:
+                if 4 <= len(data) < _READ_BYTES and not self._inbound:
                     (length,) = _LENGTH.unpack_from(data)
                     if len(data) == length + 4 <= self.message_bytes_max:
                         return [data[4:]], True  # One message, as mostly: nothing to put together.
