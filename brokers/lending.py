@@ -11,7 +11,6 @@ Spec    docs/explanation/architecture.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,12 @@ _IDLE_ASKED_S = 0.01
 """What others could use is asked of its borrowers at most so often."""
 _WAIT_S = 1.0
 """A request that could not be met by then is refused: its node looks around again."""
+
+
+Missing = dict[bytes, Counter[bytes]]
+"""How many workers are missing: by the placement group they are of, since what is lent of a bundle
+helps nobody outside of it, and by who could use them: other nodes, or (b"") this one."""
+_OURS = b""
 
 
 @dataclass(slots=True)
@@ -49,6 +54,11 @@ class Loan:
     group: bytes
     """The placement group whose bundle it draws from, b"" for none."""
     wanted_back: bool = False
+
+    def would_help(self, missing: Missing) -> bool:
+        """Return whether its end is of use to somebody else than who has it."""
+        askers = missing.get(self.group)
+        return not self.for_actor and askers is not None and askers.keys() != {self.borrower}
 
 
 class Lending:
@@ -100,21 +110,20 @@ class Lending:
         if refused or scheduler.is_stopping or not scheduler.takes_work:
             scheduler.commands.append(Lend(borrower, number, None))
             scheduler.offering.refused(borrower, now)
-            self._ask_for_idle({group_of(resources)}, now, but=borrower)
+            self._ask_for_idle({group_of(resources): Counter([borrower])}, now)
             return
         name = borrower + number.to_bytes(8, "big")
         self.asked[name] = Asked(borrower, number, now + _WAIT_S, for_actor)
         scheduler.claim(Claim(name, placement, resources, env, is_loan=True))
         scheduler.pump()
 
-    def _ask_for_idle(self, groups: Collection[bytes], now: float, but: bytes = b"") -> None:
+    def _ask_for_idle(self, missing: Missing, now: float) -> None:
         """Somebody could use at once what lies idle with those who have borrowed it."""
         if now < self._idle_asked_at + _IDLE_ASKED_S:
             return
         self._idle_asked_at = now
         for worker, loan in self.loans.items():
-            would_help = loan.group in groups and loan.borrower != but
-            if would_help and not loan.for_actor and not loan.wanted_back:
+            if not loan.wanted_back and loan.would_help(missing):
                 self.scheduler.commands.append(WantBack(loan.borrower, worker, if_idle=True))
 
     def _fits(self, name: bytes) -> bool:
@@ -208,28 +217,31 @@ class Lending:
         if now - self._short_since >= _PATIENCE_S:
             self._recall(missing)
 
-    def _missing(self) -> Counter[bytes]:
-        """Return how many workers our own work, and who waits here, could use at once.
-
-        By the placement group they are of: what is lent of one bundle helps nobody outside.
-        """
+    def _missing(self) -> Missing:
+        """Return what our own work, and who waits here, could use at once."""
         scheduler = self.scheduler
-        missing: Counter[bytes] = Counter()
+        missing: Missing = {}
         for claim in scheduler.claims:
             if not scheduler.claim_fits_here(claim):
-                missing[group_of(claim.resources)] += 1
+                asker = self.asked[claim.actor].borrower if claim.is_loan else _OURS
+                missing.setdefault(group_of(claim.resources), Counter())[asker] += 1
         for shape in scheduler.queues.shapes_waiting():
             may = scheduler.borrowing.may_run_here(shape.where, shape.amounts)
             if may and not scheduler.resources.fits(shape.amounts):
-                missing[shape.where.group] += scheduler.queues.counts[shape]
+                count = scheduler.queues.counts[shape]
+                missing.setdefault(shape.where.group, Counter())[_OURS] += count
         return missing
 
-    def _recall(self, missing: Counter[bytes]) -> None:
-        missing.subtract(loan.group for loan in self.loans.values() if loan.wanted_back)
+    def _recall(self, missing: Missing) -> None:
+        left = {group: askers.total() for group, askers in missing.items()}
+        for loan in self.loans.values():
+            if loan.wanted_back and loan.group in left:
+                left[loan.group] -= 1
         for worker, loan in self.loans.items():
-            if not loan.wanted_back and not loan.for_actor and missing[loan.group] > 0:
+            wanted = not loan.wanted_back and loan.would_help(missing)
+            if wanted and left[loan.group] > 0:
                 loan.wanted_back = True
-                missing[loan.group] -= 1
+                left[loan.group] -= 1
                 self.scheduler.commands.append(WantBack(loan.borrower, worker))
 
     def check(self) -> None:

@@ -9,6 +9,9 @@ Never   compares real times: the clock is virtual, and a seed is a run.
 
 from __future__ import annotations
 
+from itertools import product
+from statistics import median
+
 import pytest
 
 from tests.sim.cluster import BOTTOM_UP, CENTRAL, RANDOM, Cluster, Costs, Load, Outcome
@@ -123,16 +126,16 @@ def test_the_scaling_figure_in_small():
     A central decision is made several times as long as it is, so that 30 nodes are too many.
     """
     costs = Costs(central_us=300.0, local_us=6.0, look_us=50.0, loan_us=20.0, message_us=10.0)
-    outcomes = {
-        (way, nodes): ran(Cluster(nodes, way, MIX, costs=costs))
-        for way in (BOTTOM_UP, RANDOM, CENTRAL)
-        for nodes in (3, 10, 30)
-    }
-    p99 = {key: outcome.delay_ms(0.99) for key, outcome in outcomes.items()}
-    assert p99[BOTTOM_UP, 30] < 0.5 * p99[RANDOM, 30]
-    assert p99[BOTTOM_UP, 30] < 1.5 * p99[BOTTOM_UP, 10] < 45
+    p99: dict[tuple[str, int], float] = {}
+    rate: dict[tuple[str, int], float] = {}
+    for way, nodes in product((BOTTOM_UP, RANDOM, CENTRAL), (10, 30)):
+        # In a third of a second one busy moment of a small cluster is a hundredth of all tasks.
+        runs = [ran(Cluster(nodes, way, MIX, costs=costs, seed=seed)) for seed in (1, 2, 3)]
+        p99[way, nodes] = median(outcome.delay_ms(0.99) for outcome in runs)
+        rate[way, nodes] = median(each.done_in_time / each.submitted for each in runs)
+    assert p99[BOTTOM_UP, 30] < 0.3 * p99[RANDOM, 30]
+    assert p99[BOTTOM_UP, 30] < p99[BOTTOM_UP, 10] < 45
     assert p99[CENTRAL, 30] > 3 * p99[BOTTOM_UP, 30]
-    rate = {key: outcome.done_in_time / outcome.submitted for key, outcome in outcomes.items()}
     assert rate[BOTTOM_UP, 30] > 0.95
     assert rate[CENTRAL, 30] < 0.9
 
