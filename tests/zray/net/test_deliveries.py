@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from zray.net import deliveries as module
 from zray.net.deliveries import Deliveries
 from zray.net.descriptors import is_scarce
 
@@ -35,7 +34,7 @@ def test_messages_wait_for_a_descriptor_in_their_order(
     ways = Deliveries(NODE, b"secret")
     endpoint = f"ipc://{tmp_path / 'p'}"
     with monkeypatch.context() as patched:
-        patched.setattr(module.socket, "socket", none_left)
+        patched.setattr("zray.net.deliveries.socket.socket", none_left)
         assert ways.send(PROCESS, endpoint, b"first", ())
         ways.retry()
         assert ways.send(PROCESS, endpoint, b"second", ())
