@@ -16,12 +16,14 @@ import signal
 import time
 from typing import Any
 
-from zray import errors, node_directory
+from zray import errors
 from zray.protocol.roles import Role
 
 from .next_life import settings_of
 from .node import Node
 from .workers import NoZygote, Zygote
+
+_PORT = "node.port"
 
 
 def serve(
@@ -85,7 +87,7 @@ def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
     port = int(settings.get("port") or 0)
     if not port:
         # Others look for a node that is started again where it was, for a head above all.
-        before = node_directory.last_port(node.directory)
+        before = _last_port(node.directory)
         port = before if is_free(host, before) else 0
     node.cluster = Cluster(
         node,
@@ -98,8 +100,28 @@ def _enter_cluster(node: Node, settings: dict[str, Any]) -> None:
         key_role=Role(settings.get("key_role", node.role)),
         bulk_advertise=settings.get("bulk_advertise"),
     )
-    node_directory.remember_port(node.directory, node.cluster.inbox.port)
+    _remember_port(node.directory, node.cluster.inbox.port)
     enter(node.cluster, settings)
+
+
+def _remember_port(directory: str, port: int) -> None:
+    """Write down at which port other nodes reach the one in a directory."""
+    path = os.path.join(directory, _PORT)
+    try:
+        with open(f"{path}.new", "w") as file:
+            file.write(f"{port}\n")
+        os.replace(f"{path}.new", path)
+    except OSError as error:
+        _note(f"{path} can't be written: started again, this node will have another port: {error}")
+
+
+def _last_port(directory: str) -> int:
+    """Return the port of the last node in a directory, 0 where there was none."""
+    try:
+        with open(os.path.join(directory, _PORT)) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
 
 
 def _report_ready(node: Node, report: dict[str, Any], ready_fd: int) -> None:

@@ -20,7 +20,6 @@ from zray.protocol.ids import NODE_PREFIX_BYTES, guest_id
 from zray.protocol.limits import IPC_PATH_BYTES_MAX
 
 _LOCK = "node.lock"
-_PORT = "node.port"
 _LONGEST_NAME_BYTES = len("/0123456789abcdef.e")
 """Of a mailbox in the directory: a process id in hex, and its edges' suffix."""
 
@@ -165,23 +164,6 @@ def dead_files(directory: str) -> list[str]:
         for entry in os.scandir(directory)
         if entry.name == "node.json" or stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
     ]
-
-
-def remember_port(directory: str, port: int) -> None:
-    """Write down at which port other nodes reach the one in ``directory``."""
-    path = os.path.join(directory, _PORT)
-    with open(f"{path}.new", "w") as file:
-        file.write(f"{port}\n")
-    os.replace(f"{path}.new", path)
-
-
-def last_port(directory: str) -> int:
-    """Return the port of the last node in ``directory``, 0 where there was none."""
-    try:
-        with open(os.path.join(directory, _PORT)) as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 0
 
 
 def remove_mailbox(directory: str, process: bytes) -> None:

@@ -20,6 +20,7 @@ from zray.actors.guards import Guards
 from zray.store.lease_table import LeaseTable
 
 FOREVER = float("inf")
+STEP_S = 0.001
 
 
 class Child:
@@ -32,7 +33,7 @@ class Child:
         if self.pid == 0:
             while True:
                 self.count[0] += 1
-                time.sleep(0.001)
+                time.sleep(STEP_S)
 
     def state(self) -> str:
         with open(f"/proc/{self.pid}/stat") as stat:

@@ -34,6 +34,11 @@ from zray.testing import Cluster, TestNode
 from zray.util import kv
 
 TICK_S = 0.005
+STEP_S = 0.01
+BRIEF_S = 1.0
+"""Shorter than a lease."""
+LONG_S = 4.5
+"""Longer than two leases."""
 
 
 @zray.remote(num_cpus=0)
@@ -66,7 +71,7 @@ Ticker: Any = _Ticker
 
 @zray.remote(num_cpus=0)
 def step(number: int) -> int:
-    time.sleep(0.01)
+    time.sleep(STEP_S)
     return number
 
 
@@ -156,7 +161,7 @@ def test_a_node_that_stands_still_for_a_second_goes_on_as_if_nothing_had_been(
     before = host.node_id
     with stopped(host.pid):
         pending = [actor.add.remote() for _ in range(100)]
-        time.sleep(1.0)
+        time.sleep(BRIEF_S)
     assert zray.get(pending, timeout=20) == list(range(1, 101))
     assert host.node_id == before
     three.wait_for_nodes(3)
@@ -206,7 +211,7 @@ def test_what_a_node_that_stands_still_does_not_read_neither_grows_nor_holds_up_
             zray.get(near.add.remote(), timeout=10)
             times.append(time.monotonic() - began)
             most = max(most, head.memory_info().rss - before)
-            time.sleep(0.01)
+            time.sleep(STEP_S)
         with pytest.raises(ActorDiedError):
             zray.get(pending[-1], timeout=20)
     print(
@@ -228,7 +233,7 @@ def test_a_gcs_that_stands_still_declares_nobody_dead(three: Cluster, tmp_path: 
     _host, pid = host_of(three, actor)
     before = [node.node_id for node in three.nodes]
     with stopped(gcs_pid(three.address)) as began:
-        time.sleep(4.5)
+        time.sleep(LONG_S)
         # Who can't renew can't know whether it is the GCS that is still, or the way there.
         assert ticks(tmp_path, pid)[-1] < began + 2.0
     assert zray.get(actor.add.remote(), timeout=20) == 1

@@ -27,6 +27,7 @@ from zray.testing import Cluster
 from zray.util import kv
 
 DISK = "24m"
+STEP_S = 0.1
 
 
 @zray.remote(num_cpus=0, resources={"far": 0.01})
@@ -110,7 +111,7 @@ def test_a_full_disk_under_the_head_stops_what_is_to_be_durable_and_nothing_else
             number += 1
             found = zray.get([counter.add.remote(), next_of.remote(number)], timeout=5)
             assert found == [number, number + 1]
-            time.sleep(0.1)
+            time.sleep(STEP_S)
         assert told == [], "it was not durable, and not refused"
         filling.unlink()
         putting.join(40)

@@ -24,6 +24,11 @@ from zray.errors import ActorDiedError, NodeDiedError, WorkerCrashedError
 from zray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 TICK_S = 0.005
+STEP_S = 0.01
+BRIEF_S = 1.0
+"""Shorter than a lease."""
+LONG_S = 3.0
+"""Longer than one."""
 DEAD_S = 3.0
 SLACK_S = 1.5
 """A machine that is busy with other tests is late."""
@@ -62,7 +67,7 @@ def marks_and_waits(folder: str, item: int) -> str:
     node = str(zray.get_runtime_context().get_node_id())
     Path(folder, f"{item}.{node}").touch()
     while not Path(folder, "go").exists():
-        time.sleep(0.01)
+        time.sleep(STEP_S)
     return node
 
 
@@ -103,7 +108,7 @@ def test_a_cable_that_is_out_for_a_second_costs_nothing_but_the_second(
     before = [node.node_id for node in fleet.nodes]
     host.machine.pull_cable()
     pending = [actor.add.remote() for _ in range(50)]
-    time.sleep(1.0)
+    time.sleep(BRIEF_S)
     host.machine.plug_in()
     assert zray.get(pending, timeout=20) == list(range(1, 51))
     (tmp_path / "go").touch()
@@ -211,7 +216,7 @@ def test_a_head_cut_off_for_longer_than_a_lease_finds_the_others_in_other_lives(
         _node, pid = zray.get(actor.where.remote(), timeout=20)
         head.machine.pull_cable()
         began = time.monotonic()
-        time.sleep(3.0)
+        time.sleep(LONG_S)
         assert ticks(tmp_path, pid)[-1] < began + 2.0, "it ran on without a lease"
         head.machine.plug_in()
         # Where the GCS is, is the cluster; a driver elsewhere hears that its node's life is over.

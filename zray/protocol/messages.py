@@ -704,12 +704,7 @@ MESSAGES: tuple[Message, ...] = (
         "Imports are done, forking takes 2 ms from here on.",
     ),
     Message(
-        GUARD,
-        "GUARD",
-        _Z,
-        "node",
-        "zygote",
-        ("process", "slot"),
+        *(GUARD, "GUARD", _Z, "node", "zygote", ("process", "slot")),
         "This worker hosts actors: it stands still while its slot of the table of leases is over."
         " The first one carries that table.",
     ),
