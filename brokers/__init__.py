@@ -51,6 +51,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     store.py        S  the shared-memory segments behind the allocator's decisions
     spill.py        S  files of objects that did not fit
     workers.py      S  zygote and worker processes: start, reap, lifelines
+    printed_lines.py S what workers print, on its way to drivers
     output.py       S  log files of a node that stays, bounded
     log_stream.py   S  its standard output, whose disk may be full
     gcs/               tables of this node in LMDB: compare-and-transact, lease, watch

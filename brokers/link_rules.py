@@ -188,7 +188,7 @@ def _output(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pay
     where = f", node {peer.hex()[:8]}"
     told = [(f"{who}{where}", bool(is_stderr), str(text)) for who, is_stderr, text in lines]
     if type(job) is str and job:
-        cluster.node.show_lines(job, told)
+        cluster.node.printed.show(job, told)
 
 
 def _take_over(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:

@@ -22,13 +22,12 @@ from zray import detect, errors, node_directory
 from zray.net import channel, mailbox, tokens
 from zray.net.poller import READABLE, WRITABLE, new_poller
 from zray.net.wake import Wake
-from zray.protocol import frames, link_messages, messages
+from zray.protocol import frames, messages
 from zray.protocol.ids import NODE_PREFIX_BYTES, PROCESS_ID_BYTES, node_id, node_of
 from zray.protocol.limits import (
     ANSWERS_BYTES_MAX,
     LIFELINE_BACKLOG_BYTES_MAX,
     LINEAGE_BYTES_MAX,
-    OUTPUT_BACKLOG_BYTES_MAX,
     SHUTDOWN_GRACE_S,
     WORKER_IDLE_S,
     WORKER_START_TIMEOUT_S,
@@ -52,6 +51,7 @@ from .node_outcomes import error_outcome
 from .output import OutputLog, bound_log
 from .peers import Process, Processes
 from .placement_groups import PlacementGroups
+from .printed_lines import PrintedLines
 from .process_questions import ProcessQuestions
 from .queries import Queries
 from .reception import Reception
@@ -61,7 +61,7 @@ from .scheduling import JOB_VARIABLE, Fork, job_of
 from .shared_tables import OwnTables, SharedTables
 from .store import Store
 from .validation import check_fields
-from .workers import NoZygote, WorkerProcess, Workers, Zygote, describe_exit
+from .workers import NoZygote, Workers, Zygote, describe_exit
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -105,10 +105,11 @@ class Node:
         """Whether a wake of those has changed something after all."""
         self.wake = Wake()
         self.watch(self.wake.fileno(), self.wake.clear)
+        self.printed = PrintedLines(self)
         self.workers = Workers(
             zygote,
             node=self.process,
-            on_lines=self._on_lines,
+            on_lines=self.printed.add,
             watch=self.watch,
             unwatch=self.unwatch,
         )
@@ -137,7 +138,6 @@ class Node:
         self._put_off: list[Fork] = []
         """Workers that could not be forked: for the next sweep."""
         self._told_of_forks = float("-inf")
-        self._log_lines: dict[str, list[tuple[str, bool, str]]] = {}
         self.output_log = None if self.embedded else OutputLog(directory)
         self.scheduler.start_pool()
         perform_all(self)
@@ -368,8 +368,8 @@ class Node:
             self.store.serve(now)
         if self.scheduler.needs_tick():
             self.scheduler.tick(now)
-        if self._log_lines:
-            self.send_lines()
+        if self.printed.gathered:
+            self.printed.send()
         if self._is_asked:
             self.event_queries.settle(now)
             self.process_questions.settle(now)
@@ -627,42 +627,6 @@ class Node:
         if process and process.lifeline.outbound_bytes <= LIFELINE_BACKLOG_BYTES_MAX:
             self.tell(identity, kind, *fields)
 
-    def _on_lines(self, worker: WorkerProcess, is_stderr: bool, lines: list[str]) -> None:
-        label = f"{worker.label or 'worker'} {worker.pid}"
-        state = self.scheduler.workers.get(worker.process)
-        job = job_of(state.env) if state is not None else ""
-        self._log_lines.setdefault(job, []).extend((label, is_stderr, line) for line in lines)
-
-    def send_lines(self) -> None:
-        """Send what workers have printed to the drivers they work for."""
-        gathered, self._log_lines = self._log_lines, {}
-        for job, lines in gathered.items():
-            if self.output_log is not None:
-                self.output_log.write(lines)
-            if self.cluster is not None and job and node_of(bytes.fromhex(job)) != self.process:
-                self.cluster.send(node_of(bytes.fromhex(job)), link_messages.OUTPUT, job, lines)
-            else:
-                self.show_lines(job, lines)
-
-    def show_lines(self, job: str, lines: list[tuple[str, bool, str]]) -> None:
-        """Send lines of (who, is_stderr, text) to a job's driver, those of no job to all."""
-        for driver in self.processes.drivers.values():
-            # A worker that serves no job yet prints of zray's own trouble: all hear it.
-            if driver.details.get("log", True) and job in ("", driver.identity.hex()):
-                self._send_output(driver, lines)
-
-    def _send_output(self, driver: Process, lines: list[tuple[str, bool, str]]) -> None:
-        if driver.lifeline.outbound_bytes > OUTPUT_BACKLOG_BYTES_MAX:
-            driver.dropped_lines += len(lines)
-            return
-        if driver.dropped_lines:
-            note = (
-                f"{driver.dropped_lines} lines were dropped: the driver did not read them in time"
-            )
-            lines = [("node", True, note), *lines]
-            driver.dropped_lines = 0
-        self.tell(driver.identity, messages.LOG, lines)
-
     # -- the end -----------------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
@@ -676,8 +640,8 @@ class Node:
         self._await_workers()
         all_ended = self.workers.close()
         self.reception.close()
-        if self._log_lines:
-            self.send_lines()
+        if self.printed.gathered:
+            self.printed.send()
         if self.output_log is not None:
             self.output_log.close()
         self.gcs.close(time.time())

@@ -281,7 +281,7 @@ def _goodbye(node: Node, process: Process, _message: list[Any]) -> None:
     if process.role == "driver":
         # What its tasks have printed goes out before the answer: it is the last it reads.
         node.workers.read_output()
-        node.send_lines()
+        node.printed.send()
         node.answer(process, True)
 
 

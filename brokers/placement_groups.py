@@ -361,7 +361,7 @@ class PlacementGroups:
                 self._impossible.pop(group, None)
             elif since is not None and now - since >= _IMPOSSIBLE_S:
                 self._impossible[group] = None
-                self.node.show_lines(spec.job.hex(), [("node", True, _warning(spec, problem))])
+                self.node.printed.show(spec.job.hex(), [("node", True, _warning(spec, problem))])
 
 
 def _said(

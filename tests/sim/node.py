@@ -26,6 +26,7 @@ from zray.brokers.node_commands import perform_all
 from zray.brokers.node_outcomes import error_outcome
 from zray.brokers.peers import Processes
 from zray.brokers.placement_groups import PlacementGroups
+from zray.brokers.printed_lines import PrintedLines
 from zray.brokers.process_questions import ProcessQuestions
 from zray.brokers.queries import Queries
 from zray.brokers.reception import Reception
@@ -406,7 +407,7 @@ class SimNode(Node):
         self.malformed = 0
         self.now = 0.0
         self._next_sweep = _SWEEP_S
-        self._log_lines = {}
+        self.printed = PrintedLines(self)
         self._mail: list[Envelope] = []
         self._waking = False
         self._due = -1.0

@@ -109,6 +109,12 @@ GUARD = 100
 
 _M, _C, _L, _Z = "mailbox", "calls", "lifeline", "zygote"
 
+
+def _told(kind: int, name: str, receiver: str, fields: tuple[str, ...], text: str) -> Message:
+    """What a node tells one of its processes on its lifeline."""
+    return Message(kind, name, _L, "node", receiver, fields, text)
+
+
 MESSAGES: tuple[Message, ...] = (
     Message(
         SUBMIT,
@@ -581,11 +587,9 @@ MESSAGES: tuple[Message, ...] = (
         " question: the EVENTS_WANTED that all of them answer, or null.",
     ),
     Message(STATE, "STATE", _C, "process", "node", ("question", "state"), "Answers STATE_WANTED."),
-    Message(
+    _told(
         WELCOME,
         "WELCOME",
-        _L,
-        "node",
         "process",
         ("details",),
         "Node id, inbox, store capacity; carries the segment's two descriptors.",
@@ -599,75 +603,53 @@ MESSAGES: tuple[Message, ...] = (
         ("error", "value"),
         "The answer to the request on this connection.",
     ),
-    Message(
+    _told(
         RECLAIM,
         "RECLAIM",
-        _L,
-        "node",
         "worker",
         ("count",),
         "Give back up to count tasks not begun; null: all.",
     ),
-    Message(
+    _told(
         INTERRUPT,
         "INTERRUPT",
-        _L,
-        "node",
         "worker",
         ("client", "first", "item", "recursive"),
         "Cancel a running or queued task.",
     ),
-    Message(
+    _told(
         RECALL,
         "RECALL",
-        _L,
-        "node",
         "client",
         ("worker",),
         "The lease is wanted back as soon as its task has ended.",
     ),
-    Message(
+    _told(
         UNPIN,
         "UNPIN",
-        _L,
-        "node",
         "process",
         ("objects",),
         "Forget where these lie unless they are in use; answer UNPINNED.",
     ),
     Message(EXIT, "EXIT", _L, "node", "process", ("reason",), "End now."),
-    Message(
-        LOG,
-        "LOG",
-        _L,
-        "node",
-        "driver",
-        ("lines",),
-        "Lines of workers: each [label, is_stderr, text].",
-    ),
-    Message(
+    _told(LOG, "LOG", "driver", ("lines",), "Lines of workers: each [label, is_stderr, text]."),
+    _told(
         END_ACTOR,
         "END_ACTOR",
-        _L,
-        "node",
         "worker",
         ("actor", "incarnation", "killed"),
         "End the actor, after what has arrived for it, or (killed) before that.",
     ),
-    Message(
+    _told(
         RECLAIM_STORE,
         "RECLAIM_STORE",
-        _L,
-        "node",
         "process",
         (),
         "Memory is short: give idle extents back, register private objects.",
     ),
-    Message(
+    _told(
         EVENTS_WANTED,
         "EVENTS_WANTED",
-        _L,
-        "node",
         "worker",
         ("question",),
         "Somebody asks what ran: send EVENTS now, the last of them with this number.",
