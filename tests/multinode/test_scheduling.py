@@ -125,6 +125,35 @@ def test_a_label_selector_is_kept_by_tasks_and_actors(two_nodes: Cluster) -> Non
     zray.kill(actor)
 
 
+def test_a_soft_condition_on_labels_is_met_where_it_can_be(two_nodes: Cluster) -> None:
+    second = two_nodes.nodes[1].node_id
+    wish = NodeLabelSchedulingStrategy({}, soft={"zone": In("b")})
+    assert zray.get(here.options(scheduling_strategy=wish).remote(), timeout=20) == second
+    vain = NodeLabelSchedulingStrategy({}, soft={"zone": In("nowhere")})
+    found = zray.get(here.options(scheduling_strategy=vain).remote(), timeout=20)
+    assert found in {node.node_id for node in two_nodes.nodes}
+
+
+@zray.remote(resources=FAR)
+def makes_bytes(count: int) -> bytes:
+    return bytes(count)
+
+
+@zray.remote
+def here_with(_value: bytes) -> str:
+    return str(zray.get_runtime_context().get_node_id())
+
+
+def test_a_task_goes_to_its_large_argument(two_nodes: Cluster) -> None:
+    first, second = (node.node_id for node in two_nodes.nodes)
+    large, small = makes_bytes.remote(16 << 20), makes_bytes.remote(150 << 10)
+    zray.wait([large, small], num_returns=2, timeout=30, fetch_local=False)
+    assert zray.get(here_with.remote(large), timeout=20) == second
+    assert zray.get(here_with.remote(small), timeout=20) == first
+    zray.get(large, timeout=20)
+    assert zray.get(here_with.remote(large), timeout=20) == first, "it is here as well by now"
+
+
 def test_hard_affinity_to_a_node_that_is_not_there_fails(two_nodes: Cluster) -> None:
     hard = NodeAffinitySchedulingStrategy(NOBODY, soft=False)
     with pytest.raises(TaskUnschedulableError, match="not alive"):
