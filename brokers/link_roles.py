@@ -17,7 +17,15 @@ from typing import Any
 
 from zray.errors import RemoteProtocolError
 from zray.protocol import frames, link_messages, messages, outcome
-from zray.protocol.ids import OBJECT_ID_BYTES, TASK_NUMBER_MAX, NodeId, node_of, return_number
+from zray.protocol.envelopes import check_envelope
+from zray.protocol.ids import (
+    NODE_PREFIX_BYTES,
+    OBJECT_ID_BYTES,
+    TASK_NUMBER_MAX,
+    NodeId,
+    node_of,
+    return_number,
+)
 from zray.protocol.packing import unpackb
 from zray.protocol.roles import Role, may_send
 
@@ -72,6 +80,15 @@ def check(role: Role, peer: NodeId, message: Sequence[Any]) -> None:
         raise RoleError(f"message {kind} of a {role} is malformed: {error!r}") from None
     if not is_own:
         raise RoleError(f"a {role} may send message {kind} only of itself and its own jobs")
+
+
+def check_sources(role: Role, peer: NodeId, sealed: Sequence[bytes | memoryview]) -> None:
+    """Raise RoleError where an envelope is not of a process of the node that brings it."""
+    try:
+        for envelope in sealed:
+            check_envelope(envelope, peer[:NODE_PREFIX_BYTES])
+    except RemoteProtocolError as error:
+        raise RoleError(f"a {role} may send only what its own processes say: {error}") from None
 
 
 def _is_of(peer: NodeId, identity: bytes) -> bool:

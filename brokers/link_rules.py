@@ -128,7 +128,10 @@ OPEN_RULES: dict[int, OpenRule] = {
 
 
 def _relay(cluster: Cluster, peer: bytes, _message: list[Any], payloads: list[Payload]) -> None:
-    if cluster.members[peer].role is Role.GATEWAY:
+    role = cluster.members[peer].role
+    if role is not Role.NODE:
+        link_roles.check_sources(role, peer, payloads)
+    if role is Role.GATEWAY:
         payloads = [*cluster.refusals.gateways.admitted(peer, payloads)]
     if payloads:
         cluster.relays.hand_over(peer, payloads)

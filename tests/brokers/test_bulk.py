@@ -402,6 +402,7 @@ def test_a_source_that_sends_a_chunk_of_another_length_is_left(ends, payload):
         ask = unpack(header)
         assert isinstance(ask, Ask)
         puller.bulk.want(OBJECT, 3 * MIB, [source.name], Priority.GET)
+        wait_until(lambda: not puller.bulk._queues.orders)  # The lie must not come before it.
         socket = context.socket(zmq.DEALER)
         socket.setsockopt(zmq.ROUTING_ID, b"liar")
         socket.connect(puller.bulk.endpoint)

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zray.brokers.link_roles import RoleError, check, refused_calls
+from zray.brokers.link_roles import RoleError, check, check_sources, refused_calls
 from zray.errors import RemoteProtocolError
 from zray.protocol import frames, link_messages, messages
+from zray.protocol.envelopes import seal
 from zray.protocol.ids import return_number
 from zray.protocol.packing import packb
 from zray.protocol.roles import LINK_SENDERS, Role
@@ -39,7 +40,6 @@ ITS_OWN = [
     message(link_messages.BORROW, 1, {}, {}, [], False, False),
     message(link_messages.CODE, b"f", b"code", {"job": JOB}),
     message(link_messages.CODE, b"f", b"code", None),
-    message(link_messages.RELAY, WORKER, DRIVER),
     message(link_messages.JOB_ENDED, JOB),
     message(messages.PROCESS_DIED, DRIVER, "it left"),
     message(messages.ACTOR_STATE, [[DRIVER + bytes(8), "DEAD", None, None, 0, b""]]),
@@ -47,7 +47,6 @@ ITS_OWN = [
 OF_OTHERS = [
     message(link_messages.BORROW, 1, {}, {}, [["ZRAY_JOB_ID", OTHERS_JOB]], False, False),
     message(link_messages.CODE, b"f", b"code", {"job": OTHERS_JOB}),
-    message(link_messages.RELAY, WORKER, STRANGER),
     message(link_messages.JOB_ENDED, OTHERS_JOB),
     message(messages.PROCESS_DIED, WORKER, "it is said"),
     message(
@@ -70,6 +69,15 @@ def test_what_a_client_says_of_others_is_refused(sent: list[Any]) -> None:
     with pytest.raises(RoleError, match="only of itself"):
         check(Role.CLIENT, PEER, sent)
     check(Role.NODE, PEER, sent)
+
+
+def test_what_processes_say_is_of_those_of_the_node_that_brings_it() -> None:
+    own, others = seal(WORKER, DRIVER, [b"x"]), seal(WORKER, STRANGER, [b"x"])
+    check_sources(Role.CLIENT, PEER, [*own, *own])
+    malicious: list[list[bytes]] = [others, [*own, *others], [b""], [WORKER + DRIVER]]
+    for sealed in malicious:
+        with pytest.raises(RoleError, match="its own processes"):
+            check_sources(Role.CLIENT, PEER, sealed)
 
 
 @pytest.mark.parametrize("role", [Role.CLIENT, Role.GATEWAY])

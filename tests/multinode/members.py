@@ -16,6 +16,7 @@ from zray.net.link_inbox import LinkInbox
 from zray.net.links import Links, LinkState
 from zray.net.mailbox import new_context
 from zray.protocol import frames, link_messages
+from zray.protocol.envelopes import Reassembly, destination_of, seal
 from zray.protocol.ids import node_id
 from zray.protocol.roles import Role
 
@@ -76,6 +77,21 @@ class Member:
         header = frames.pack(kind, *fields, payloads=len(payloads))
         assert self.links.send(self.address, header, payloads)
         self.step()
+
+    def relay(self, destination: bytes, *parts: bytes, source: bytes = b"") -> None:
+        """Say something to a process in the name of this member's driver, or of another source."""
+        sealed = tuple(seal(destination, source or self.driver, parts))
+        self.say(link_messages.RELAY, payloads=sealed)
+
+    def told(self) -> list[tuple[bytes, list[Any]]]:
+        """Return for whom, and the header, of what processes of the node have said."""
+        found = []
+        for _header, sealed in self.heard(link_messages.RELAY):
+            for envelope in sealed:
+                message = Reassembly().add(envelope)
+                assert message is not None
+                found.append((destination_of(envelope), frames.unpack(message[1])))
+        return found
 
     def step(self) -> None:
         """Take in what has come."""

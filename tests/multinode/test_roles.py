@@ -200,19 +200,18 @@ def test_pickled_arguments_of_a_gateway_are_never_unpickled(
         start=1,
     ):
         packed = frames.pack(messages.CALL, [[actor, number, "echo", 1, arguments]])
-        member.say(link_messages.RELAY, worker, member.driver, payloads=(packed,))
-    replies = wait_until(lambda: (found := member.heard(link_messages.RELAY))[3:] and found)
-    for number, (relay, payloads) in enumerate(replies, start=1):
-        assert relay[3] == member.driver
-        told = frames.unpack(payloads[0])
+        member.relay(worker, packed)
+    replies = wait_until(lambda: (found := member.told())[3:] and found)
+    for number, (receiver, told) in enumerate(replies, start=1):
+        assert receiver == member.driver
         assert told[1] == messages.REPLIES
         assert told[3] == [number]
         with pytest.raises(zray.errors.SecurityError, match="pickled"):
             raise decode_exception(told[4][0][1:])
     fine = frames.pack(messages.CALL, [[actor, 9, "count", 1, encode_data(())]])
-    member.say(link_messages.RELAY, worker, member.driver, payloads=(fine,))
-    answer = wait_until(lambda: member.heard(link_messages.RELAY)[4:])
-    assert pickle.loads(frames.unpack(answer[0][1][0])[4][0]) >= 0
+    member.relay(worker, fine)
+    answer = wait_until(lambda: member.told()[4:])
+    assert pickle.loads(answer[0][1][4][0]) >= 0
     assert not canary.exists()
 
 
@@ -224,7 +223,6 @@ def test_pickled_arguments_of_a_gateway_are_never_unpickled(
         lambda member: (link_messages.BORROW, 1, {}, {}, [], False, False),
         lambda member: (link_messages.FOUND, [[b"o" * 16, pickle.dumps(1), 5, []]]),
         lambda member: (link_messages.JOB_ENDED, (b"x" * 8).hex()),
-        lambda member: (link_messages.RELAY, b"w" * 8, b"s" * 8),
     ],
 )
 def test_a_gateway_that_sends_what_is_not_for_it_is_cut_off_for_good(
@@ -254,12 +252,25 @@ def test_a_gateway_that_sends_what_is_not_for_it_is_cut_off_for_good(
     assert zray.get(actor.count.remote(), timeout=20) >= 0
 
 
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.GATEWAY])
+def test_who_speaks_for_processes_of_others_is_cut_off(
+    service: tuple[Cluster, Any], join: Callable[..., Member], role: Role
+) -> None:
+    member = join(role)
+    member.await_welcome()
+    worker = find_service(service[1], member)[1]
+    stranger = bytes.fromhex(service[0].nodes[1].node_id)[:4] + b"0001"
+    member.relay(worker, frames.pack(messages.PING), source=stranger)
+    member.await_end()
+    assert zray.get(service[1].count.remote(), timeout=20) >= 0
+
+
 def test_a_client_that_lends_is_cut_off(
     service: tuple[Cluster, Any], join: Callable[..., Member]
 ) -> None:
     member = join(Role.CLIENT)
     member.await_welcome()
-    member.say(link_messages.LENT, 1, member.identity[:4] + b"0001", 1, [])
+    member.say(link_messages.STOPPED, member.identity[:4] + b"0001")
     member.await_end()
     assert zray.get(service[1].count.remote(), timeout=20) >= 0
 
