@@ -7,6 +7,8 @@ Never   opens a socket.
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +50,7 @@ class Door:
 
 @pytest.fixture(autouse=True)
 def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envelopes, "ENVELOPE_BYTES_MAX", 64)
+    monkeypatch.setattr("zray.protocol.envelopes.ENVELOPE_BYTES_MAX", 64)
 
 
 def test_a_message_in_pieces_comes_through_when_all_of_it_is_fine() -> None:
@@ -91,11 +93,8 @@ def _pieces() -> list[bytes]:
 
 
 def _sealed(destination: bytes, source: bytes, message: bytes) -> list[bytes]:
-    before, envelopes.ENVELOPE_BYTES_MAX = envelopes.ENVELOPE_BYTES_MAX, 64
-    try:
+    with patch.object(envelopes, "ENVELOPE_BYTES_MAX", 64):
         return seal(destination, source, [message])
-    finally:
-        envelopes.ENVELOPE_BYTES_MAX = before
 
 
 PIECES = _pieces()
