@@ -134,7 +134,7 @@ def test_the_scaling_figure_in_small():
         p99[way, nodes] = median(outcome.delay_ms(0.99) for outcome in runs)
         rate[way, nodes] = median(each.done_in_time / each.submitted for each in runs)
     assert p99[BOTTOM_UP, 30] < 0.3 * p99[RANDOM, 30]
-    assert p99[BOTTOM_UP, 30] < p99[BOTTOM_UP, 10] < 45
+    assert p99[BOTTOM_UP, 30] < 1.5 * p99[BOTTOM_UP, 10] < 45
     assert p99[CENTRAL, 30] > 3 * p99[BOTTOM_UP, 30]
     assert rate[BOTTOM_UP, 30] > 0.95
     assert rate[CENTRAL, 30] < 0.9
