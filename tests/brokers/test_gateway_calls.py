@@ -77,9 +77,9 @@ def test_pieces_for_several_processes_are_a_lie() -> None:
 def test_a_message_without_end_is_a_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_calls, "INCOMPLETE_BYTES_MAX", 200)
     door = Door()
+    sealed = seal(WORKER, DRIVER, [bytes(10_000)])
     with pytest.raises(RoleError, match="more begun messages"):
-        for envelope in seal(WORKER, DRIVER, [bytes(10_000)]):
-            door.bring(envelope)
+        list(map(door.bring, sealed))
 
 
 def _pieces() -> list[bytes]:

@@ -36,6 +36,7 @@ from zray.brokers.store import Store
 from zray.net import channel
 from zray.protocol import frames
 from zray.protocol.ids import node_id, process_id
+from zray.protocol.roles import Role
 from zray.store.segment import Segment
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class SimWorkers:
         self._start = start
         self._count = 0
 
-    def fork(self, _env: tuple[tuple[str, str], ...]) -> SimWorkerProcess:
+    def fork(self, _env: tuple[tuple[str, str], ...], *, starting: int = 0) -> SimWorkerProcess:
         self._count += 1
         process = process_id(NODE, b"w" + self._count.to_bytes(3, "big"))
         self.world.names[process] = f"w{self._count}"
@@ -396,12 +397,17 @@ class SimNode(Node):
         self.peers = SimPeers(world, self.process)  # type: ignore[assignment]
         self.processes = Processes()
         self.listener = SimListener()
-        with patch.object(channel, "Listener", lambda _path: self.listener):
+        with patch.object(channel, "Listener", lambda *_given, **_named: self.listener):
             self.reception = Reception(self, "", self._joined)
         self.streams[0] = self.listener
         self.on_ready = None
         self.output_log = None
         self.cluster = None
+        self.role = Role.NODE
+        self.stirred = False
+        self.carriers = set()
+        self._put_off = []
+        self._told_of_forks = float("-inf")
         self.shared_tables = OwnTables(self)
         self.placement_groups = PlacementGroups(self, self.resources)
         self.malformed = 0
