@@ -13,6 +13,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     reception.py    S  new connections: HELLO, who may stay
     peers.py        S  the processes that are connected
     validation.py   S  fields of a message, checked before a rule sees them
+    field_checks.py P  what a field may be: the pieces of such checks
     node_mailbox.py S  rules of messages from the inbox
     node_calls.py   S  rules of calls from the unix streams
     node_commands.py S what a machine's command does
@@ -71,6 +72,8 @@ Among other nodes:
     gcs_tables.py   S  the shared tables, asked of the GCS
     relays.py       S  what processes of two nodes say to each other, passed on
     link_rules.py   S  rules of messages from other nodes
+    link_validation.py P fields of messages of other nodes, and of whom they may speak
+    roster_sharing.py S which keys count, told from the head to all
     link_roles.py   P  what clients and gateways may say on links
     refusals.py     S  who is not let in, by us or by others, and why
     borrowing.py    P  workers of other nodes that run this node's tasks and actors

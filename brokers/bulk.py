@@ -18,6 +18,7 @@ The node performs what events() returns:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
@@ -26,8 +27,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zray.errors import InternalError, ObjectStoreFullError, RemoteProtocolError
-from zray.net.bulk_link import BulkLink, ConfigureClient, ConfigureServer
+from zray.errors import InternalError, ObjectStoreFullError, RemoteProtocolError, SecurityError
+from zray.net.bulk_link import BulkLink
+from zray.net.curve import ClusterKeys, Role
 from zray.net.poller import READABLE, new_poller
 from zray.net.wake import Wake
 from zray.protocol.chunks import Chunk, pack, unpack
@@ -75,35 +77,32 @@ class Bulk:
     Args:
         segment: the node's memory, written to and read from by the bulk thread.
         own: this node's name among bulk peers, another one after each restart: 1 to 255 bytes.
-        endpoint: where to listen, such as ``tcp://127.0.0.1:*``.
         budget_bytes: sum of the lengths of objects that are pulled at a time.
         wake: called from the bulk thread when events() has something.
-        configure_server: given the listening socket before it is bound; may return the guard of
-            its context, which the bulk thread serves.
-        configure_client: given each connecting socket and the peer's public key.
+        keys: the members; None only on loopback.
+        host: IP address to bind, or "localhost".
+        port: 0: one that is free.
+        role: whose key to show.
 
     Raises:
-        OSError: the endpoint cannot be bound.
+        OSError: the address cannot be bound.
+        SecurityError: others than this machine could reach it without keys.
     """
 
     def __init__(
         self,
         segment: Segment,
         own: Peer,
-        endpoint: str,
+        keys: ClusterKeys | None = None,
         *,
         budget_bytes: int,
         wake: Callable[[], object],
-        configure_server: ConfigureServer | None = None,
-        configure_client: ConfigureClient | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        role: Role = Role.NODE,
     ) -> None:
-        link = BulkLink(
-            own,
-            endpoint,
-            configure_server=configure_server,
-            configure_client=configure_client,
-        )
-        self.endpoint = link.endpoint
+        link = BulkLink(own, keys, host=host, port=port, role=role)
+        self.endpoint, self.port = link.endpoint, link.port
         """Where other nodes connect to, with the port that was chosen."""
         self._queues = _Queues()
         self._wanted: dict[ObjectId, _Wanted] = {}
@@ -118,27 +117,24 @@ class Bulk:
     # -- nodes -----------------------------------------------------------------------------------
 
     def connect(
-        self,
-        peer: Peer,
-        endpoint: str,
-        server_key: bytes = b"",
-        keys: Iterable[bytes] = (),
-        *,
-        is_source: bool = True,
+        self, peer: Peer, endpoint: str, server_key: bytes = b"", *, is_source: bool = True
     ) -> None:
         """A node has joined: what it asks for is answered, and it can be a source.
 
         Args:
             peer: its name among bulk peers.
             endpoint: of its bulk port.
-            server_key: its public key (Z85), where the cluster has keys.
-            keys: public keys that who says it is this node must show one of; empty: not looked at.
+            server_key: a public key (Z85) of it, where the cluster has keys.
             is_source: False: no chunk is taken from it, asked for or not.
         """
-        shown = list(keys)
-        self._order(lambda: self._loop.link.connect(peer, endpoint, server_key, shown))
+        self._order(lambda: self._loop.connect(peer, endpoint, server_key))
         if not is_source:
             self._order(lambda: self._loop.no_sources.add(peer))
+
+    def sweep(self) -> None:
+        """Cut who has no right to be connected, or sends without end. Some times a second."""
+        if self._loop.link.has_connections:
+            self._order(self._loop.sweep)
 
     def disconnect(self, peer: Peer) -> None:
         """A node is dead or has left: it is asked no more, what it says is not heard."""
@@ -231,6 +227,11 @@ class Bulk:
         """Return counts for status and metrics."""
         return dict(self._loop.counts) | {"wanted": len(self._wanted)}
 
+    @property
+    def refused_connections(self) -> dict[str, int]:
+        """Connections and handshakes refused so far, by reason."""
+        return self._loop.link.refused
+
     def close(self) -> None:
         """Stop the thread; objects that were on their way do not arrive."""
         queues = self._queues
@@ -286,8 +287,6 @@ class _Loop:
                 self.now = time.monotonic()
                 # The link's descriptors are edge-triggered: they speak again only after the link
                 # has been found empty.
-                if not more:
-                    self.link.serve()
                 more = self._receive()
                 self._settle()
                 if more:
@@ -325,6 +324,19 @@ class _Loop:
             self.wake_node()
 
     # -- orders of the node ----------------------------------------------------------------------
+
+    def connect(self, peer: Peer, endpoint: str, server_key: bytes) -> None:
+        """Open the way to a node, unless its keys count no more: then it is about to be lost."""
+        try:
+            self.link.connect(peer, endpoint, server_key)
+        except SecurityError as error:
+            print(f"no bulk connection to {endpoint}: {error}", flush=True)
+
+    def sweep(self) -> None:
+        """Enforce the port's limits, and who may be connected."""
+        # The node's own port reads the same folder, and says what is wrong with it.
+        with contextlib.suppress(SecurityError):
+            self.link.sweep()
 
     def want(
         self,

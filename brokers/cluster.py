@@ -39,6 +39,7 @@ from .objects_elsewhere import ObjectsElsewhere
 from .peers import Process
 from .refusals import Refusals
 from .relays import Relays
+from .roster_sharing import RosterSharing
 
 if TYPE_CHECKING:
     from .node import Node
@@ -66,6 +67,8 @@ class Member:
     stream: bytes = b""
     """Of the link it sends on: what comes on an older one is of an earlier life."""
     role: Role = Role.NODE
+    key: bytes = b""
+    """The public key it has shown."""
 
 
 class Cluster:
@@ -121,14 +124,16 @@ class Cluster:
         """Addresses that we dial without knowing who is there."""
         self.refusals = Refusals(self)
         self.hosting = Hosting(self)
+        self.roster = RosterSharing(self, keys)
         self.loans = Loans(self)
         self.borrowed = self.loans.borrowed
         self.overflowed: set[bytes] = set()
         """Nodes that did not take a message: without it nothing they are told makes sense."""
         self.watchers: dict[bytes, set[bytes]] = {}
         """Local processes that watch an actor whose home is elsewhere."""
-        self.places: dict[bytes, set[bytes]] = {}
-        """Foreign workers, and the local processes that were told an actor lives there."""
+        self.places: dict[tuple[bytes, bytes], set[bytes]] = {}
+        """Homes of actors and foreign workers, and the local processes that the home has told that
+        an actor lives there."""
         self.objects = ObjectsElsewhere(
             self, keys, host=host, port=bulk_port, advertise=bulk_advertise
         )
@@ -180,6 +185,7 @@ class Cluster:
             self.gcs_relay.serve()
         if self.gcs is not None:
             self.gcs.serve()
+        self.roster.serve()
         if not self.has_more:
             return
         nbytes = 0
@@ -234,7 +240,7 @@ class Cluster:
 
     def sweep(self) -> None:
         """A few times a second."""
-        self.inbox.sweep()
+        self.roster.sweep()
         self.deliveries.retry()
         for (function, job), since in list(self.code_wanted.items()):
             if self.node.now - since > _CODE_S:
@@ -281,7 +287,7 @@ class Cluster:
         """Join whoever listens at an address."""
         link = address.encode()
         self.joining[link] = address
-        self.links.connect(link, address)
+        self.links.connect(link, address, self.roster.expected_at(address))
         self._greet(link)
 
     def dial_again(self, address: str) -> None:
@@ -348,13 +354,14 @@ class Cluster:
         dialled = details["answers"].encode()
         link = dialled if dialled in self.joining else address.encode()
         if self.joining.pop(link, None) is None:
-            # The keys of nodes are known; those of others are on the lists of few.
-            shown = [sender.key] if sender.key and role is not Role.NODE else []
-            self.links.connect(link, address, shown)
+            self.links.connect(link, address, [sender.key] if sender.key else [])
             self._greet(link, details["to"])
         self.refusals.silent.discard(link.decode())
         self.membership.linked_to(identity, incarnation)
-        self.members[identity] = Member(identity, address, details, link, sender.stream, role)
+        self.members[identity] = member = Member(
+            identity, address, details, link, sender.stream, role, sender.key
+        )
+        self.roster.joined(member)
         if self.gcs_relay is not None:
             self.gcs_relay.welcomed(identity)
         self.objects.node_joined(identity, details["bulk"], sender.key, role)
@@ -402,8 +409,8 @@ class Cluster:
         self.refusals.gateways.forget(identity)
         self.draining.node_lost(identity)
         cause = f"its node {identity.hex()} is gone: {reason}"
-        for worker in [each for each in self.places if node_of(each) == identity]:
-            self.tell_of_death(worker, cause)
+        for worker in {each for _home, each in self.places if node_of(each) == identity}:
+            self.tell_of_death(identity, worker, cause)
         self._end_foreign_actors(identity, cause)
         deaths.jobs_left(node, identity)
 
@@ -539,7 +546,7 @@ class Cluster:
             watchers = self.watchers.get(actor, set())
             for process in sorted(watchers):
                 if worker is not None:
-                    self.places.setdefault(worker, set()).add(process)
+                    self.places.setdefault((node_of(actor), worker), set()).add(process)
                 self.node.send(
                     process,
                     messages.ACTOR_STATE,
@@ -548,9 +555,19 @@ class Cluster:
             if state == "DEAD":
                 self.watchers.pop(actor, None)
 
-    def tell_of_death(self, worker: bytes, reason: str) -> None:
-        """PROCESS_DIED of another node: pass on to who had dealings with it here."""
-        for process in sorted(self.places.pop(worker, ())):
+    def tell_of_death(self, sender: bytes, worker: bytes, reason: str) -> None:
+        """PROCESS_DIED: pass on to who had dealings with it here.
+
+        Its own node knows, and who has borrowed it, of which all know by an actor of its own there.
+        """
+        if node_of(worker) == sender:
+            told = [each for each in self.places if each[1] == worker]
+        else:
+            told = [each for each in ((sender, worker),) if each in self.places]
+        processes: set[bytes] = set()
+        for place in told:
+            processes |= self.places.pop(place)
+        for process in sorted(processes):
             self.node.send(process, messages.PROCESS_DIED, worker, reason)
 
     def process_left(self, identity: bytes) -> None:

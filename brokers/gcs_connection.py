@@ -147,7 +147,11 @@ class GcsConnection:
         self.session.join(
             node.process,
             self._joined,
-            addresses={"links": cluster.inbox.address, "directory": node.directory},
+            addresses={
+                "links": cluster.inbox.address,
+                "directory": node.directory,
+                "key": cluster.inbox.server_key.decode(),
+            },
             resources=dict(node.resources.total),
             labels=dict(node.settings.get("labels") or {}),
             host=os.uname().nodename,
@@ -178,15 +182,24 @@ class GcsConnection:
     def _nodes_changed(self, update: RangeUpdate) -> None:
         membership, now = self._cluster.membership, self._node.now
         if update.reset:
-            rows = [_row(change) for change in update.changes]
+            rows = [self._row(change) for change in update.changes]
             membership.table_read([row for row in rows if row is not None], now)
             return
         for change in update.changes:
-            row = _row(change)
+            row = self._row(change)
             if row is None:
                 membership.table_forgot(change.key)
             else:
                 membership.table_changed(row, now)
+
+    def _row(self, change: Change) -> NodeRow | None:
+        if change.value is None:
+            return None
+        record = NodeRecord.unpack(change.value)
+        address = record.addresses.get("links", "")
+        self._cluster.roster.shows(address, record.addresses.get("key", "").encode())
+        alive = record.state == "alive"
+        return NodeRow(record.node_id, record.epoch, address, alive, Role(record.role))
 
     def _perform(self) -> None:
         cluster = self._cluster
@@ -195,7 +208,8 @@ class GcsConnection:
             commands, membership.commands = membership.commands, []
             for command in commands:
                 if isinstance(command, Dial):
-                    cluster.dial_again(command.address)
+                    if not cluster.refusals.is_shut_out(command.node):
+                        cluster.dial_again(command.address)
                 elif isinstance(command, Forget):
                     cluster.stop_dialling(command.address)
                 elif isinstance(command, Lost):
@@ -245,15 +259,6 @@ class GcsConnection:
             leave = Command("LEAVE", (self._node.process, self.session.incarnation))
             self.session.ask(leave, lambda _result, _error: None)
             self.session.flush()
-
-
-def _row(change: Change) -> NodeRow | None:
-    if change.value is None:
-        return None
-    record = NodeRecord.unpack(change.value)
-    address = record.addresses.get("links", "")
-    alive = record.state == "alive"
-    return NodeRow(record.node_id, record.epoch, address, alive, Role(record.role))
 
 
 def enter(cluster: Cluster, settings: dict[str, Any]) -> None:

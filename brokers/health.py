@@ -135,6 +135,10 @@ class Health:
             for address in cluster.joining.values():
                 why = cluster.refusals.by_address.get(address, "nobody answers there")
                 yield f"it has not joined {address.removeprefix('tcp://')}: {why}"
+        if cluster.roster.trouble:
+            yield f"nobody new is let in: {cluster.roster.trouble}"
+        for refused_node in cluster.refusals.rows():
+            yield f"{refused_node['node']} is shut out: {refused_node['reason']}"
         now = time.time()
         for at, node, reason in self._losses:
             back = node in cluster.members

@@ -24,6 +24,7 @@ from .load import DEAD, NodeLoad
 from .scheduling import job_of
 
 if TYPE_CHECKING:
+    from .cluster import Cluster
     from .node import Node
 
 
@@ -79,9 +80,23 @@ def _cluster(node: Node, _arguments: dict[str, Any]) -> dict[str, Any] | None:
         "joining": sorted(cluster.joining.values()),
         "refused": dict(cluster.refusals.by_address),
         "silent": sorted(cluster.refusals.silent),
+        "security": _security(cluster),
         "transfers": cluster.objects.statistics(),
         "lineage": cluster.lineage.statistics(),
         "resources": _resources(node, {}),
+    }
+
+
+def _security(cluster: Cluster) -> dict[str, Any]:
+    """Who is not let in, and which list of keys says so."""
+    keys = cluster.keys
+    return {
+        "roster_version": None if keys is None else keys.roster.version,
+        "unreadable_keys": cluster.roster.trouble,
+        "refused_connections": dict(cluster.inbox.refused),
+        "refused_bulk_connections": cluster.objects.bulk.refused_connections,
+        "refused_messages": cluster.refused,
+        "shut_out": cluster.refusals.rows(),
     }
 
 

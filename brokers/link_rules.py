@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from zray import errors
 from zray.net.link_inbox import Payload, Sender
 from zray.protocol import frames, link_messages, messages
-from zray.protocol.ids import node_of
 from zray.protocol.roles import Role, may_claim
 
 from . import link_roles
+from .gcs.tables import code_hash
 from .hosting import HOSTING_RULES
 from .link_roles import RoleError
+from .link_validation import BreachError, check_link_message
 from .loans import LOAN_RULES
 from .node_outcomes import error_outcome
 from .placement_groups import group_ask, group_gone, group_said
@@ -38,31 +39,31 @@ _RELAY_ONE = frames.unpack(RELAY_ONE)
 
 
 def handle(cluster: Cluster, sender: Sender, header: bytes, payloads: list[Payload]) -> None:
-    """Obey one message; what is malformed is counted, never fatal."""
+    """Obey one message; what is malformed ends its link and is counted, never fatal.
+
+    A message left out would make all that come after it wrong.
+    """
     try:
         # Known by its bytes, because most messages are these.
         message = _RELAY_ONE if header == RELAY_ONE else _unpacked(cluster, sender, header)
         if message is None:
             return
-        if message[2] != len(payloads):
-            raise errors.RemoteProtocolError("not a message of a node for a node")
+        check_link_message(message, len(payloads), sender.peer, cluster.node.process)
         open_rule = OPEN_RULES.get(message[1])
         if open_rule is not None:
             cluster.node.stirred = True
             open_rule(cluster, sender, message, payloads)
             return
-        rule = LINK_RULES.get(message[1])
+        rule = LINK_RULES[message[1]]
         if rule is not _relay:
             cluster.node.stirred = True
-        if rule is None:
-            raise errors.RemoteProtocolError("not a message for a node")
         member = cluster.members.get(sender.peer)
         if member is None:
             raise errors.RemoteProtocolError("a message of a node that is not a member")
         if member.role is not Role.NODE or sender.role is not Role.NODE:
             _check_role(member.role, sender, message)
         rule(cluster, sender.peer, message, payloads)
-    except RoleError as error:
+    except (RoleError, BreachError) as error:
         cluster.refused += 1
         cluster.refusals.shut_out(sender, str(error))
     except Exception as error:  # A broken node must not end this one.
@@ -77,10 +78,10 @@ def _unpacked(cluster: Cluster, sender: Sender, header: bytes) -> list[Any] | No
     """Return a header's fields, None of a greeting in another version: that was answered."""
     try:
         return frames.unpack(header)
-    except errors.RemoteProtocolError:
+    except errors.RemoteProtocolError as error:
         if cluster.refusals.read_other_version(sender, header):
             return None
-        raise
+        raise BreachError(str(error)) from None
 
 
 def _check_role(role: Role, sender: Sender, message: list[Any]) -> None:
@@ -94,6 +95,10 @@ def _check_role(role: Role, sender: Sender, message: list[Any]) -> None:
 
 def _hello(cluster: Cluster, sender: Sender, message: list[Any], _frames: list[Payload]) -> None:
     cluster.welcome(sender, message[3])
+
+
+def _roster(cluster: Cluster, sender: Sender, message: list[Any], _frames: list[Payload]) -> None:
+    cluster.roster.heard(sender, message[3])
 
 
 def _gcs_call(
@@ -118,10 +123,12 @@ def _gcs_answer(
 
 OPEN_RULES: dict[int, OpenRule] = {
     link_messages.LINK_HELLO: _hello,
+    link_messages.ROSTER: _roster,
     link_messages.GCS_CALL: _gcs_call,
     link_messages.GCS_ANSWER: _gcs_answer,
 }
-"""What is heard of who is no member: the GCS says who is one, so it speaks with all."""
+"""What is heard of who is no member: the GCS says who is one, so it speaks with all; of the list of
+keys it is the key that counts."""
 
 
 # -- of members ------------------------------------------------------------------------------------
@@ -134,7 +141,10 @@ def _relay(cluster: Cluster, peer: bytes, _message: list[Any], payloads: list[Pa
     if role is Role.GATEWAY:
         payloads = [*cluster.refusals.gateways.admitted(peer, payloads)]
     if payloads:
-        cluster.relays.hand_over(peer, payloads)
+        try:
+            cluster.relays.hand_over(peer, payloads)
+        except errors.RemoteProtocolError as error:
+            raise BreachError(str(error)) from None
 
 
 # -- code ------------------------------------------------------------------------------------------
@@ -152,6 +162,8 @@ def _code_wanted(cluster: Cluster, peer: bytes, message: list[Any], _frames: lis
 
 def _code(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     function, code, job = message[3:6]
+    if code_hash(code) != function:
+        raise errors.RemoteProtocolError("CODE that is not what it is called")
     node = cluster.node
     if job is not None:
         node.processes.jobs[job["job"]] = job
@@ -176,26 +188,26 @@ def _kill_actor(cluster: Cluster, _peer: bytes, message: list[Any], _frames: lis
     )
 
 
-def _actor_state(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    cluster.actor_states([row for row in message[3] if node_of(row[0]) == peer])
+def _actor_state(
+    cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]
+) -> None:
+    cluster.actor_states(message[3])
 
 
 def _process_died(
-    cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]
+    cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]
 ) -> None:
-    cluster.tell_of_death(message[3], message[4])
+    cluster.tell_of_death(peer, message[3], message[4])
 
 
 def _output(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     job, lines = message[3:5]
     where = f", node {peer.hex()[:8]}"
-    told = [(f"{who}{where}", bool(is_stderr), str(text)) for who, is_stderr, text in lines]
-    if type(job) is str and job:
-        cluster.node.printed.show(job, told)
+    cluster.node.printed.show(job, [(f"{who}{where}", *rest) for who, *rest in lines])
 
 
 def _take_over(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    rows = [(each, held) for each, held in message[3] if cluster.objects.is_ours(each)]
+    rows = [(each, held) for each, held in message[3]]
     cluster.node.objects.evacuation.take_over(peer, rows)
 
 
@@ -204,7 +216,7 @@ def _take_over(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
 
 def _drain(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     timeout_s, force = message[3:5]
-    cluster.draining.begin(float(timeout_s), force=force is True)
+    cluster.draining.begin(float(timeout_s), force=force)
 
 
 def _leaving(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -252,20 +264,16 @@ def _release(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pa
 
 def _stored_at(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     identity, nbytes, holder = message[3:6]
-    if not cluster.objects.is_ours(identity):
-        raise errors.RemoteProtocolError("STORED_AT of an object of another node")
     cluster.node.objects.stored_at(peer, identity, nbytes, holder)
 
 
 def _locate(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    ours = list(filter(cluster.objects.is_ours, message[3]))
-    cluster.node.objects.locate(peer, ours, message[4])
+    cluster.node.objects.locate(peer, message[3], message[4])
 
 
-def _found(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+def _found(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     for identity, found, nbytes, sources in message[3]:
-        if node_of(identity) == peer:
-            cluster.node.objects.found(identity, found, nbytes, sources)
+        cluster.node.objects.found(identity, found, nbytes, sources)
 
 
 def _counted(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -273,7 +281,7 @@ def _counted(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pa
 
 
 def _copy_gone(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    cluster.node.objects.copy_gone(peer, list(filter(cluster.objects.is_ours, message[3])))
+    cluster.node.objects.copy_gone(peer, message[3])
 
 
 LINK_RULES: dict[int, Rule] = {

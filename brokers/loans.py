@@ -19,6 +19,7 @@ from zray.protocol.ids import NodeId, node_of
 from zray.protocol.packing import packb, unpackb
 
 from . import deaths, scheduling
+from .link_validation import BreachError
 from .load import read_load
 from .node_calls import CALL_RULES
 from .node_mailbox import MAILBOX_RULES
@@ -249,11 +250,8 @@ class Loans:
 # -- rules -----------------------------------------------------------------------------------------
 
 
-def _offer(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    row = read_load(message[3])
-    if row.node != peer:
-        raise errors.RemoteProtocolError("OFFER of another node")
-    cluster.node.scheduler.borrowing.offered(row, cluster.node.now)
+def _offer(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    cluster.node.scheduler.borrowing.offered(read_load(message[3]), cluster.node.now)
 
 
 def _borrow(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -263,9 +261,9 @@ def _borrow(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pay
         number,
         read_request(placement),
         read_request(resources),
-        tuple((str(name), str(value)) for name, value in environment),
-        for_actor=bool(for_actor),
-        patient=bool(patient),
+        tuple((name, value) for name, value in environment),
+        for_actor=for_actor,
+        patient=patient,
         now=cluster.node.now,
     )
 
@@ -273,8 +271,6 @@ def _borrow(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Pay
 def _lent(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     number, worker, pid, gpus, load = message[3:8]
     if worker is not None:
-        if node_of(worker) != peer:
-            raise errors.RemoteProtocolError("LENT of another node's worker")
         cluster.loans.came(worker, pid)
     if load is not None:
         row = read_load(load)
@@ -288,12 +284,13 @@ def _give_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
     lending = cluster.node.scheduler.lending
     if lending.is_lent_to(peer, message[3]):
         cluster.hosting.given_back(message[3])
-        lending.given_back(peer, message[3], spent=bool(message[4]))
+        lending.given_back(peer, message[3], spent=message[4])
 
 
-def _wanted_back(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    if node_of(message[3]) == peer:
-        cluster.node.scheduler.borrowing.want_back(message[3], if_idle=bool(message[4]))
+def _wanted_back(
+    cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]
+) -> None:
+    cluster.node.scheduler.borrowing.want_back(message[3], if_idle=message[4])
 
 
 def _to_worker(cluster: Cluster, peer: bytes, message: list[Any], payloads: list[Payload]) -> None:
@@ -305,9 +302,9 @@ def _to_worker(cluster: Cluster, peer: bytes, message: list[Any], payloads: list
 
 def _tell_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
     if cluster.node.scheduler.lending.is_lent_to(peer, message[3]):
-        told = frames.unpack(message[4])
+        told = _inside(message[4])
         if told[1] not in _LIFELINE:
-            raise errors.RemoteProtocolError("TELL_WORKER of something else than its work")
+            raise BreachError("TELL_WORKER of something else than its work")
         cluster.node.tell(message[3], told[1], *told[3:])
 
 
@@ -315,24 +312,36 @@ def _end_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: list
     cluster.node.scheduler.lending.end(peer, message[3])
 
 
-def _from_worker(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+def _from_worker(
+    cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]
+) -> None:
     worker, packed = message[3:5]
     process = cluster.borrowed.get(worker)
-    if process is None or node_of(worker) != peer:
+    if process is None:
         return  # It was given back, or its death was told of, while this was on its way.
-    told = frames.unpack(packed)
-    check_fields(told)
+    told = _inside(packed)
     if told[1] in _MAIL:
         MAILBOX_RULES[told[1]](cluster.node, process, told, [])
     elif told[1] in _CALLS:
         CALL_RULES[told[1]](cluster.node, process, told)
     else:
-        raise errors.RemoteProtocolError("FROM_WORKER of something else than its work")
+        raise BreachError("FROM_WORKER of something else than its work")
 
 
-def _worker_died(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    if node_of(message[3]) == peer:
-        cluster.loans.worker_died(message[3], str(message[4]))
+def _inside(packed: bytes) -> list[Any]:
+    """Return the message of a worker's stream that another node has passed on."""
+    try:
+        told = frames.unpack(packed)
+        check_fields(told)
+    except errors.RemoteProtocolError as error:
+        raise BreachError(f"a malformed message is passed on: {error}") from None
+    return told
+
+
+def _worker_died(
+    cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]
+) -> None:
+    cluster.loans.worker_died(message[3], message[4])
 
 
 def _suspected(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
@@ -342,14 +351,12 @@ def _suspected(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[
         cluster.send(peer, link_messages.STOPPED, worker)
 
 
-def _stopped(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    if node_of(message[3]) == peer:
-        cluster.node.scheduler.seize(message[3])
+def _stopped(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    cluster.node.scheduler.seize(message[3])
 
 
-def _job_ended(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    if node_of(bytes.fromhex(message[3])) == peer:
-        deaths.job_left(cluster.node, message[3])
+def _job_ended(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
+    deaths.job_left(cluster.node, message[3])
 
 
 Rule = Callable[["Cluster", bytes, list[Any], list[Payload]], None]

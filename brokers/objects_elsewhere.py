@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
 from zray.net import addresses
-from zray.net.curve import ClusterKeys, ZapHandler, secure_client, secure_server
+from zray.net.curve import ClusterKeys
 from zray.net.link_inbox import Payload
 from zray.protocol import link_messages, messages
 from zray.protocol.ids import NodeId, ObjectId, node_of
@@ -78,20 +78,18 @@ class ObjectsElsewhere:
         self.node = node
         self.own = node.process + os.urandom(8)
         """Our name among bulk peers: of this life alone."""
-        server, client = _hooks(keys, cluster.key_role)
-        where = addresses.endpoint(addresses.numeric(host), port)
         self.bulk = Bulk(
             node.store.segment,
             self.own,
-            where if port else f"{where.removesuffix('0')}*",
+            keys,
             budget_bytes=max(1, node.store.segment.capacity_bytes // _BUDGET_SHARE),
             wake=node.wake.set,
-            configure_server=server,
-            configure_client=client,
+            host=host,
+            port=port,
+            role=cluster.key_role,
         )
         reached = cluster.inbox.address.removeprefix("tcp://").rpartition(":")[0]
-        bound = int(self.bulk.endpoint.rpartition(":")[2])
-        self.address = addresses.advertised(reached, bound, advertise)
+        self.address = addresses.advertised(reached, self.bulk.port, advertise)
         """Where others reach the bulk port."""
         self.fence = HoldFence()
         self.peers: dict[NodeId, bytes] = {}
@@ -129,9 +127,7 @@ class ObjectsElsewhere:
         """
         address, peer = greeting
         self.peers[node] = peer
-        self.bulk.connect(
-            peer, address, key, [key] if key else [], is_source=role is not Role.GATEWAY
-        )
+        self.bulk.connect(peer, address, key, is_source=role is not Role.GATEWAY)
         if self._dying.pop(node, None) is not None:
             self.node.objects.bury(node)
         self.node.objects.node_joined(node)
@@ -155,6 +151,7 @@ class ObjectsElsewhere:
     def sweep(self) -> None:
         """A few times a second."""
         now = self.node.now
+        self.bulk.sweep()
         for node in [node for node, since in self._dying.items() if now - since >= _BURY_S]:
             del self._dying[node]
             self.node.objects.bury(node)
@@ -357,20 +354,3 @@ class ObjectsElsewhere:
     def close(self) -> None:
         """Stop the bulk thread: the segment may be unmapped after it."""
         self.bulk.close()
-
-
-def _hooks(
-    keys: ClusterKeys | None, role: Role
-) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
-    """Return what makes the bulk sockets show and ask for keys."""
-    if keys is None:
-        return None, None
-
-    def server(socket: Any) -> ZapHandler:
-        secure_server(socket, keys.pair(role))
-        return ZapHandler(socket.context, keys)
-
-    def client(socket: Any, server_key: bytes) -> None:
-        secure_client(socket, keys.pair(role), server_key)
-
-    return server, client

@@ -2,10 +2,10 @@
 
 What    Refusals keeps the reasons for people. Who greets us in a role that is not its key's, or in
         another version of the protocol, is told so by a LINK_HELLO that says nothing else: it
-        would wait for an answer for ever. A client or gateway that sends what only others may is
-        cut off, and comes in no more.
+        would wait for an answer for ever. Who sends what nobody may, or what is another's to say,
+        is cut off, and comes in no more.
 Caller  brokers/cluster.py, brokers/link_rules.py.
-Never   refuses a node whose key is a node's; dials who has shown no key of a member.
+Never   dials who has shown no key of a member.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Refusals:
     # -- who lies --------------------------------------------------------------------------------
 
     def shut_out(self, sender: Sender, reason: str) -> None:
-        """Cut off who has sent what is not for its role: no program of this release does."""
+        """Cut off who has sent what is not for it to send: no program of this release does."""
         cluster = self._cluster
         self.count += 1
         who = sender.peer, sender.key
@@ -142,7 +142,18 @@ class Refusals:
         while len(self._shut_out) > _SHUT_OUT_MAX:
             self._shut_out.popitem(last=False)
         cluster.lost(sender.peer, f"it was shut out: {reason}")
-        cluster.inbox.refuse(sender, "not for its role")
+        cluster.inbox.refuse(sender, "shut out")
+
+    def is_shut_out(self, node: bytes) -> bool:
+        """Return whether somebody of this name is not let in any more: then it is not dialled."""
+        return any(name == node for name, _key in self._shut_out)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return who is not let in any more, and why, for people."""
+        return [
+            {"node": name.hex(), "key": key.decode(), "reason": reason}
+            for (name, key), reason in self._shut_out.items()
+        ]
 
     # -- calls of gateways -----------------------------------------------------------------------
 

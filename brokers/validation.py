@@ -9,22 +9,31 @@ Never   changes a message, or opens a payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from zray.errors import OptionError, RemoteProtocolError
 from zray.protocol import messages
-from zray.protocol.ids import OBJECT_ID_BYTES, PROCESS_ID_BYTES, TASK_NUMBER_MAX
+from zray.protocol.ids import TASK_NUMBER_MAX
 from zray.protocol.limits import EVENTS_BATCH_BYTES_MAX, MAP_CHUNK_TASKS
 from zray.protocol.messages import MESSAGES
 from zray.protocol.purposes import Purpose
 
+from .field_checks import (
+    COUNT_MAX,
+    Check,
+    dict_of,
+    is_bytes,
+    is_count,
+    is_flag,
+    is_object,
+    is_process,
+    is_text,
+    list_of,
+    or_none,
+    row_of,
+)
 from .placement import read_where
 
-Check = Callable[[Any], bool]
-
-_COUNT_MAX = 1 << 62
-"""Integers stay below this, so that sums of them fit a header."""
 _BATCH_TASKS_MAX = MAP_CHUNK_TASKS
 _FIELDS = {row.kind: row.fields for row in MESSAGES}
 
@@ -44,62 +53,13 @@ def _any(_value: Any) -> bool:
     return True
 
 
-def _bytes(value: Any) -> bool:
-    return type(value) is bytes
-
-
-def _text(value: Any) -> bool:
-    return type(value) is str
-
-
-def _flag(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _COUNT_MAX
-
-
 def _number(value: Any) -> bool:
     """A task number: what a client counts up itself."""
     return type(value) is int and 0 <= value <= TASK_NUMBER_MAX
 
 
-def _process(value: Any) -> bool:
-    return type(value) is bytes and len(value) == PROCESS_ID_BYTES
-
-
-def _object(value: Any) -> bool:
-    return type(value) is bytes and len(value) == OBJECT_ID_BYTES
-
-
-def _or_none(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _list_of(check: Check) -> Check:
-    return lambda value: type(value) is list and all(map(check, value))
-
-
-def _row(*checks: Check) -> Check:
-    def check(value: Any) -> bool:
-        return (
-            type(value) is list
-            and len(value) == len(checks)
-            and all(one(field) for one, field in zip(checks, value, strict=True))
-        )
-
-    return check
-
-
-def _dict_of(key: Check, value: Check) -> Check:
-    return lambda found: (
-        type(found) is dict and all(key(name) and value(entry) for name, entry in found.items())
-    )
-
-
 def _seconds(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < _COUNT_MAX
+    return type(value) in (int, float) and 0 <= value < COUNT_MAX
 
 
 def _purpose(value: Any) -> bool:
@@ -107,10 +67,10 @@ def _purpose(value: Any) -> bool:
 
 
 def _units(value: Any) -> bool:
-    return type(value) is int and -_COUNT_MAX < value < _COUNT_MAX
+    return type(value) is int and -COUNT_MAX < value < COUNT_MAX
 
 
-_objects = _list_of(_object)
+_objects = list_of(is_object)
 
 
 def _batch(row: Any) -> bool:
@@ -121,11 +81,11 @@ def _batch(row: Any) -> bool:
         return False
     class_number, first, count, low, high, mode, retries = row[:7]
     return (
-        0 <= class_number < _COUNT_MAX
+        0 <= class_number < COUNT_MAX
         and 0 <= first <= TASK_NUMBER_MAX
         and 0 <= low < high <= count <= _BATCH_TASKS_MAX
         and mode in (0, 1)
-        and -1 <= retries < _COUNT_MAX
+        and -1 <= retries < COUNT_MAX
     )
 
 
@@ -134,8 +94,8 @@ def _report(row: Any) -> bool:
     return (
         type(row) is list
         and len(row) in (5, 6)
-        and _process(row[0])
-        and all(map(_count, row[1:5]))
+        and is_process(row[0])
+        and all(map(is_count, row[1:5]))
         and row[2] < row[3] <= _BATCH_TASKS_MAX
         and (len(row) == 5 or _failed_items(row[5], row[2], row[3]))
     )
@@ -154,8 +114,8 @@ def _taken_back(row: Any) -> bool:
     return (
         type(row) is list
         and len(row) == 4
-        and _process(row[0])
-        and all(map(_count, row[1:]))
+        and is_process(row[0])
+        and all(map(is_count, row[1:]))
         and row[2] < row[3] <= _BATCH_TASKS_MAX
     )
 
@@ -165,13 +125,13 @@ def _asked(row: Any) -> bool:
     return (
         type(row) is list
         and len(row) == 3
-        and all(map(_count, row))
+        and all(map(is_count, row))
         and row[1] < row[2] <= _BATCH_TASKS_MAX
     )
 
 
-_environment = _dict_of(_text, _text)
-_amounts = _dict_of(_text, _count)
+_environment = dict_of(is_text, is_text)
+_amounts = dict_of(is_text, is_count)
 
 
 def _class_spec(spec: Any) -> bool:
@@ -179,8 +139,8 @@ def _class_spec(spec: Any) -> bool:
     return (
         type(spec) is list
         and len(spec) >= 9
-        and _bytes(spec[0])
-        and _text(spec[1])
+        and is_bytes(spec[0])
+        and is_text(spec[1])
         and _amounts(spec[2])
         and type(spec[3]) is int
         and type(spec[4]) is int
@@ -199,12 +159,12 @@ def _where(fields: Any) -> bool:
 
 
 _ACTOR_DETAILS: dict[str, Check] = {
-    "name": _or_none(_text),
-    "namespace": _or_none(_text),
-    "class": _text,
+    "name": or_none(is_text),
+    "namespace": or_none(is_text),
+    "class": is_text,
     "restarts": _units,
-    "detached": _flag,
-    "isolation": _text,
+    "detached": is_flag,
+    "isolation": is_text,
     "env": _environment,
     "placement": _amounts,
     "resources": _amounts,
@@ -213,7 +173,7 @@ _ACTOR_DETAILS: dict[str, Check] = {
 
 def _actor_details(details: Any) -> bool:
     return (
-        _dict_of(_text, _any)(details)
+        dict_of(is_text, _any)(details)
         and all(name in details and check(details[name]) for name, check in _ACTOR_DETAILS.items())
         and _where(details.get("where"))
     )
@@ -226,40 +186,40 @@ def _events(value: Any) -> bool:
 
 _CHECKS: dict[int, tuple[Check, ...]] = {
     # Mailbox.
-    messages.SUBMIT: (_list_of(_batch),),
-    messages.FINISHED: (_list_of(_report),),
-    messages.ACTOR_STARTED: (_list_of(_row(_object, _count, _or_none(_bytes))),),
+    messages.SUBMIT: (list_of(_batch),),
+    messages.FINISHED: (list_of(_report),),
+    messages.ACTOR_STARTED: (list_of(row_of(is_object, is_count, or_none(is_bytes))),),
     # Calls.
-    messages.DECLARE_CLASS: (_count, _class_spec),
-    messages.PUT_FUNCTION: (_bytes, _bytes),
-    messages.GET_FUNCTION: (_bytes,),
-    messages.ALLOCATE: (_count,),
-    messages.FREE: (_list_of(_count),),
-    messages.REGISTER: (_object, _count, _count, _objects, _process),
-    messages.SHARE: (_object, _or_none(_bytes), _objects, _flag),
-    messages.HOLD: (_objects, _flag),
-    messages.HOLD_FOR: (_object, _objects),
-    messages.TRANSFER: (_process, _objects),
-    messages.RELEASE: (_list_of(_row(_object, _units)), _objects),
+    messages.DECLARE_CLASS: (is_count, _class_spec),
+    messages.PUT_FUNCTION: (is_bytes, is_bytes),
+    messages.GET_FUNCTION: (is_bytes,),
+    messages.ALLOCATE: (is_count,),
+    messages.FREE: (list_of(is_count),),
+    messages.REGISTER: (is_object, is_count, is_count, _objects, is_process),
+    messages.SHARE: (is_object, or_none(is_bytes), _objects, is_flag),
+    messages.HOLD: (_objects, is_flag),
+    messages.HOLD_FOR: (is_object, _objects),
+    messages.TRANSFER: (is_process, _objects),
+    messages.RELEASE: (list_of(row_of(is_object, _units)), _objects),
     messages.LOCATE: (_objects, _purpose),
     messages.UNPINNED: (_objects,),
-    messages.CREATE_ACTOR: (_object, _bytes, _actor_details, _or_none(_bytes)),
-    messages.ACTOR_ARGUMENTS: (_object, _or_none(_bytes), _bytes),
-    messages.WATCH_ACTOR: (_object,),
-    messages.KILL_ACTOR: (_object, _flag),
-    messages.NAMED_ACTOR: (_text, _text),
-    messages.LIST_NAMED: (_or_none(_text),),
-    messages.CANCEL: (_or_none(_process), _number, _count, _flag, _flag),
-    messages.RECLAIMED: (_list_of(_taken_back),),
-    messages.LEASE: (_count,),
-    messages.UNLEASE: (_process,),
-    messages.RECONCILE: (_list_of(_asked),),
-    messages.KV: (_text, _list_of(_any)),
-    messages.GROUP: (_text, _list_of(_any)),
-    messages.INSPECT: (_text, _dict_of(_text, _any)),
-    messages.STOP: (_text,),
-    messages.DRAIN_NODE: (_process, _seconds, _flag),
-    messages.ACTOR_EXIT: (_object, _bytes),
-    messages.EVENTS: (_events, _count, _or_none(_count)),
-    messages.STATE: (_count, _dict_of(_text, _any)),
+    messages.CREATE_ACTOR: (is_object, is_bytes, _actor_details, or_none(is_bytes)),
+    messages.ACTOR_ARGUMENTS: (is_object, or_none(is_bytes), is_bytes),
+    messages.WATCH_ACTOR: (is_object,),
+    messages.KILL_ACTOR: (is_object, is_flag),
+    messages.NAMED_ACTOR: (is_text, is_text),
+    messages.LIST_NAMED: (or_none(is_text),),
+    messages.CANCEL: (or_none(is_process), _number, is_count, is_flag, is_flag),
+    messages.RECLAIMED: (list_of(_taken_back),),
+    messages.LEASE: (is_count,),
+    messages.UNLEASE: (is_process,),
+    messages.RECONCILE: (list_of(_asked),),
+    messages.KV: (is_text, list_of(_any)),
+    messages.GROUP: (is_text, list_of(_any)),
+    messages.INSPECT: (is_text, dict_of(is_text, _any)),
+    messages.STOP: (is_text,),
+    messages.DRAIN_NODE: (is_process, _seconds, is_flag),
+    messages.ACTOR_EXIT: (is_object, is_bytes),
+    messages.EVENTS: (_events, is_count, or_none(is_count)),
+    messages.STATE: (is_count, dict_of(is_text, _any)),
 }

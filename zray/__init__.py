@@ -20,7 +20,7 @@ What    The public names, imported when first used, so that `import zray` costs 
             testing, pytest_plugin: several nodes on one machine, and a fixture of them
             node_directory, node_address, observer
             cli, and what its commands do: cli_node, cli_cluster, cli_status, cli_logs, cli_doctor,
-                 cli_bench, cli_why, cli_drain
+                 cli_bench, cli_why, cli_drain, cli_keys
             runtime_state       what a process says of itself when its node asks
             runtime, runtime_groups, gateway, client, objects
             session/, net/, protocol/, serialization/, store/

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zray import cli_node, errors
+from zray import cli_keys, cli_node, errors
 
 EXIT_CODES = {
     0: "done",
@@ -42,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(cli_keys.app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Dir = Annotated[

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zray import errors, node_directory
+from zray.cli_keys import folder_option
 from zray.launch_driver import NO_KEYS
 
 
@@ -32,8 +33,8 @@ def keygen(directory: str | None, *, as_json: bool) -> int:
         return 0
     print(
         f"The keys of a new cluster are in {keys.directory}; its nodes show {public}.\n\n"
-        "  Copy the folder, readable by you alone, to every machine that is to be a node. Whoever\n"
-        "  has it can join the cluster and run code there.\n"
+        "  It is the head's: whoever has it decides who is a member. Each further machine gets\n"
+        f"  keys of its own: zray-node keys issue NAME --out NAME{folder_option(keys.directory)}\n"
         f"  Then: zray-node start --head{_keys_option(keys.directory)}"
     )
     return 0
@@ -126,5 +127,7 @@ def invitation(address: str, keys: str | None) -> str:
     if is_loopback(host):
         who = "Further nodes on this machine join with (others: start it with --host first)"
     else:
-        who = f"Further nodes join with (on other machines, copy {keys} there first)"
+        issue = "zray-node keys issue NAME --out NAME"
+        option = "" if keys is None else folder_option(keys)
+        who = f"Further nodes join with (each with keys of its own: {issue}{option})"
     return f"{who}\n\n  {command}"

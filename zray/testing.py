@@ -81,6 +81,8 @@ class Cluster:
     def __init__(self, *, keys: bool = True) -> None:
         self._nodes: list[TestNode] = []
         self._keys: str | None = None
+        self._key_folders: list[str] = []
+        """Of the nodes that joined the first one."""
         self._dead: list[str] = []
         """Directories of killed nodes, kept for a look at their logs."""
         self._processes: dict[str, list[Any]] = {}
@@ -154,9 +156,9 @@ class Cluster:
             "head": not self.nodes,
             "join": [f"tcp://{each.address}" for each in self.nodes[:1]],
         }
-        if self._keys is not None:
-            cluster["keys"] = self._keys
         directory = launch.new_directory()
+        if self._keys is not None:
+            cluster["keys"] = self._keys_of_next(is_head=cluster["head"])
         try:
             process = launch.launch_node(
                 directory, {**settings, "cluster": cluster, "parent": os.getpid()}
@@ -169,6 +171,25 @@ class Cluster:
         self._nodes.append(node)
         self._await_all()
         return node
+
+    def _keys_of_next(self, *, is_head: bool) -> str:
+        """Return the folder of the next node's keys: a pair of its own each."""
+        from zray.net.curve import ClusterKeys, Role
+
+        assert self._keys is not None
+        if is_head:
+            return self._keys
+        authority = ClusterKeys.load(self._keys)
+        name = f"node-{len(self._key_folders) + 1}"
+        folder = os.path.join(self._keys, name)
+        authority.issue(name, Role.NODE, folder)
+        # The head would tell them, unless it is gone.
+        for known in self._key_folders:
+            ClusterKeys.load(known).adopt(
+                authority.roster.plain(), authority.pair(Role.NODE).public
+            )
+        self._key_folders.append(folder)
+        return folder
 
     def kill_node(self, node: TestNode) -> None:
         """Kill a node with SIGKILL and return at once: others find out by themselves.

@@ -24,7 +24,7 @@ from scripts.bench.bench_node import Bench
 from scripts.bench.curve import Curve, Row
 from zray.brokers.bulk import Bulk
 from zray.brokers.transferring import Allocate, Arrived, Failed, Locate, Priority
-from zray.net.curve import ClusterKeys, Role, ZapHandler, secure_client, secure_server
+from zray.net.curve import ClusterKeys, Role, secure_client, secure_server
 from zray.net.poller import READABLE, new_poller
 from zray.net.wake import Wake
 from zray.store.segment import Segment
@@ -50,29 +50,18 @@ class End:
         self.bulk = Bulk(
             self.segment,
             name,
-            "tcp://127.0.0.1:*",
+            self.keys,
             budget_bytes=nbytes,
             wake=self.wake.set,
-            configure_server=None if self.keys is None else self._guard,
-            configure_client=None if self.keys is None else self._show_key,
         )
         self._poller = new_poller()
         self._poller.register(self.wake.fileno(), READABLE)
         self._number = 0
 
-    def _guard(self, socket: zmq.Socket[bytes]) -> ZapHandler:
-        assert self.keys is not None
-        secure_server(socket, self.keys.pair(Role.NODE))
-        return ZapHandler(socket.context, self.keys)
-
-    def _show_key(self, socket: zmq.Socket[bytes], server_key: bytes) -> None:
-        assert self.keys is not None
-        secure_client(socket, self.keys.pair(Role.NODE), server_key)
-
     def connect(self, peer: bytes, endpoint: str) -> None:
         """Open the way to the other end."""
         key = b"" if self.keys is None else self.keys.pair(Role.NODE).public
-        self.bulk.connect(peer, endpoint, key, [key] if key else [])
+        self.bulk.connect(peer, endpoint, key)
 
     def serve(self, timeout_s: float = 1.0) -> list[Any]:
         """Wait for the bulk thread, answer it, return what it said."""

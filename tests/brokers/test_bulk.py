@@ -9,12 +9,14 @@ Never   starts a node.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,28 +39,29 @@ from zray.brokers.transferring import (
     Priority,
     Unpin,
 )
-from zray.errors import InternalError
+from zray.errors import InternalError, SecurityError
+from zray.net import bulk_link
 from zray.net.bulk_link import BulkLink
-from zray.net.curve import ClusterKeys, Role, ZapHandler, secure_client, secure_server
+from zray.net.curve import ClusterKeys, KeyPair, Role, make_pair, secure_client
+from zray.net.guarded_port import announce
 from zray.net.wake import Wake
 from zray.protocol.chunks import CHUNK_BYTES, Ask, Chunk, chunk_count, chunk_span, pack, unpack
 from zray.store.segment import Segment
 
 MIB = CHUNK_BYTES
 OBJECT = b"o" * 16
-LOOPBACK = "tcp://127.0.0.1:*"
 
 
 class End:
     """A node's end: extents are handed out one after the other, objects stay for ever."""
 
-    def __init__(self, name: bytes, capacity_bytes: int = 200 * MIB, **hooks: Any) -> None:
+    def __init__(
+        self, name: bytes, keys: ClusterKeys | None = None, *, capacity_bytes: int = 200 * MIB
+    ) -> None:
         self.name = name
         self.segment = Segment.create(capacity_bytes)
         self.wake = Wake()
-        self.bulk = Bulk(
-            self.segment, name, LOOPBACK, budget_bytes=capacity_bytes, wake=self.wake.set, **hooks
-        )
+        self.bulk = Bulk(self.segment, name, keys, budget_bytes=capacity_bytes, wake=self.wake.set)
         self.objects: dict[bytes, tuple[int, int]] = {}
         self.next_offset = 0
         self.pins = 0
@@ -275,7 +278,7 @@ def test_memory_stays_until_zeromq_has_let_go_of_it(ends):
     """A reader that takes nothing: chunks wait in ZeroMQ, and the object stays pinned."""
     (source,) = ends(1)
     source.store(OBJECT, 30 * MIB)
-    link = BulkLink(b"reader", LOOPBACK)
+    link = BulkLink(b"reader")
     try:
         link.connect(source.name, source.bulk.endpoint)
         # Nothing listens there: what is sent to it waits in ZeroMQ.
@@ -298,7 +301,7 @@ def test_memory_stays_until_zeromq_has_let_go_of_it(ends):
 
 def test_a_released_chunk_is_told_of_once_and_only_after_it_was_read():
     data = bytearray(b"x" * (4 * MIB))
-    one, two = BulkLink(b"one", LOOPBACK), BulkLink(b"two", LOOPBACK)
+    one, two = BulkLink(b"one"), BulkLink(b"two")
     released: list[int] = []
     try:
         one.connect(b"two", two.endpoint)
@@ -335,12 +338,12 @@ def test_strangers_and_nonsense_are_counted_and_change_nothing(ends):
     context = zmq.Context()
     try:
         socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.ROUTING_ID, b"stranger")
+        announce(socket, b"stranger", b"1")
         socket.connect(source.bulk.endpoint)
         socket.send(pack(Ask(1, OBJECT, 9 * MIB, 0, [0])))
         socket.send_multipart([pack(Chunk(1, 0)), b"y", b"z"])
         known = context.socket(zmq.DEALER)
-        known.setsockopt(zmq.ROUTING_ID, b"known")
+        announce(known, b"known", b"1")
         source.bulk.connect(b"known", "tcp://127.0.0.1:1")
         known.connect(source.bulk.endpoint)
         for frames in (
@@ -369,7 +372,7 @@ def test_no_chunk_is_taken_from_who_is_no_source(ends, is_source):
     settle([source, puller], lambda: source.keeps_locates, "the question")
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.ROUTING_ID, b"gateway")
+        announce(socket, b"gateway", b"1")
         puller.bulk.connect(b"gateway", "tcp://127.0.0.1:1", is_source=is_source)
         socket.connect(puller.bulk.endpoint)
         socket.send_multipart([pack(Chunk(1, 0)), bytes(MIB)])
@@ -387,7 +390,7 @@ def test_no_chunk_is_taken_from_who_is_no_source(ends, is_source):
 def test_a_source_that_sends_a_chunk_of_another_length_is_left(ends, payload):
     source, puller = ends(2)
     source.store(OBJECT, 3 * MIB)
-    liar = BulkLink(b"liar", LOOPBACK)
+    liar = BulkLink(b"liar")
     context = zmq.Context()
     try:
         puller.bulk.connect(b"liar", liar.endpoint)
@@ -404,7 +407,7 @@ def test_a_source_that_sends_a_chunk_of_another_length_is_left(ends, payload):
         puller.bulk.want(OBJECT, 3 * MIB, [source.name], Priority.GET)
         wait_until(lambda: not puller.bulk._queues.orders)  # The lie must not come before it.
         socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.ROUTING_ID, b"liar")
+        announce(socket, b"liar", b"1")
         socket.connect(puller.bulk.endpoint)
         socket.send_multipart([pack(Chunk(ask.pull, ask.chunks[0])), *payload])
         settle([source, puller], lambda: OBJECT in puller.ended, "the object")
@@ -433,78 +436,173 @@ def test_no_memory_behind_the_extent_fails_the_pull(ends, monkeypatch):
     assert puller.freed == [0]
 
 
-def test_only_members_are_let_in_and_only_under_their_own_name(tmp_path):
-    """The real keys and the real guard, served by the bulk thread."""
+@pytest.fixture
+def members(tmp_path):
+    """Return the keys of a cluster of three: the head's, and those of nodes "two" and "three"."""
     keys = ClusterKeys.create(str(tmp_path / "keys"))
-    node = keys.pair(Role.NODE)
+    issued = [keys.issue(name, Role.NODE, str(tmp_path / name)) for name in ("two", "three")]
+    return keys, *issued
 
-    def server(socket: Any) -> ZapHandler:
-        secure_server(socket, node)
-        return ZapHandler(socket.context, keys)
 
-    def client(socket: Any, server_key: bytes) -> None:
-        secure_client(socket, node, server_key)
+def _hostile(name: bytes, pair: KeyPair | None, end: End, server_key: bytes) -> zmq.Socket[bytes]:
+    """Return a DEALER that calls itself ``name`` and asks this end for an object."""
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    announce(socket, name, os.urandom(4))
+    if pair is not None:
+        secure_client(socket, pair, server_key)
+    socket.connect(end.bulk.endpoint)
+    socket.send(pack(Ask(1, OBJECT, 5 * MIB, 0, [0])))
+    return socket
 
-    def driver(socket: Any, server_key: bytes) -> None:
-        secure_client(socket, keys.pair(Role.CLIENT), server_key)
 
-    hooks = {"configure_server": server, "configure_client": client}
-    one, two = End(b"1", **hooks), End(b"2", **hooks)
-    liar = BulkLink(b"2", LOOPBACK, configure_client=driver)
-    stranger = BulkLink(b"2", LOOPBACK)
+def test_only_members_are_let_in_and_only_under_their_own_name(members):
+    """The real keys and the real guard, served by the bulk thread."""
+    head, second, third = members
+    shown = head.pair(Role.NODE).public
+    one, two = End(b"1", head), End(b"2", second)
+    hostile: list[zmq.Socket[bytes]] = []
     try:
-        one.bulk.connect(b"2", two.bulk.endpoint, node.public, [node.public])
         one.store(OBJECT, 5 * MIB)
-        for link in (liar, stranger):
-            link.connect(b"1", one.bulk.endpoint, node.public)
-            link.send(b"1", pack(Ask(1, OBJECT, 5 * MIB, 0, [0])))
-        refused = one.bulk.statistics
-        settle([one], lambda: refused()["refused_messages"] == 1, "the liar to be refused")
-        two.bulk.connect(b"1", one.bulk.endpoint, node.public, [node.public])
+        one.bulk.connect(b"2", two.bulk.endpoint, second.pair(Role.NODE).public)
+        hostile += [
+            _hostile(b"2", head.pair(Role.CLIENT), one, shown),  # A driver.
+            _hostile(b"2", third.pair(Role.NODE), one, shown),  # Another node.
+            _hostile(b"2", make_pair(), one, shown),  # A stranger who knows the key of the port.
+            _hostile(b"2", None, one, shown),  # One without keys.
+        ]
+
+        def all_are_refused() -> bool:
+            one.bulk.sweep()
+            found = one.bulk.refused_connections
+            return found.get("unknown key", 0) > 0 and found.get("name of another", 0) > 1
+
+        settle([one], all_are_refused, "all of them to be refused")
+        two.bulk.connect(b"1", one.bulk.endpoint, shown)
         two.bulk.want(OBJECT, 5 * MIB, [b"1"], Priority.GET)
         settle([one, two], lambda: OBJECT in two.ended, "the object")
         assert two.bytes_of(OBJECT) == one.bytes_of(OBJECT)
-        assert refused()["refused_messages"] == 1
+        assert one.bulk.statistics()["sent_bytes"] == 5 * MIB
     finally:
-        for link in (liar, stranger):
-            link.close()
+        for each in hostile:
+            each.close()
         for end in (one, two):
             end.close()
 
 
-def test_the_keys_are_set_before_a_socket_speaks_and_a_stranger_is_not_heard():
-    public, secret = zmq.curve_keypair()
-    client_public, client_secret = zmq.curve_keypair()
-
-    def server(socket: Any) -> None:
-        socket.curve_secretkey, socket.curve_publickey = secret, public
-        socket.curve_server = True
-
-    def client(socket: Any, server_key: bytes) -> None:
-        socket.curve_secretkey, socket.curve_publickey = client_secret, client_public
-        socket.curve_serverkey = server_key
-
-    closed = BulkLink(b"closed", LOOPBACK, configure_server=server)
-    member = BulkLink(b"member", LOOPBACK, configure_client=client)
-    stranger = BulkLink(b"stranger", LOOPBACK)
+def test_a_member_whose_key_is_revoked_is_cut_in_the_middle(members):
+    head, second, _third = members
+    one, two = End(b"1", head), End(b"2", second)
     try:
-        stranger.connect(b"closed", closed.endpoint)
-        stranger.send(b"closed", b"let me in")
-        closed.connect(b"member", member.endpoint)
-        member.connect(b"closed", closed.endpoint, public)
-        member.send(b"closed", b"hello")
-        assert wait_until(closed.receive) == (b"member", b"hello", False)
-        assert closed.receive() is None
+        one.store(OBJECT, 5 * MIB)
+        one.bulk.connect(b"2", two.bulk.endpoint, second.pair(Role.NODE).public)
+        two.bulk.connect(b"1", one.bulk.endpoint, head.pair(Role.NODE).public)
+        two.bulk.want(OBJECT, 5 * MIB, [b"1"], Priority.GET)
+        settle([one, two], lambda: OBJECT in two.ended, "the object")
+        head.revoke("two")
+
+        def cut() -> bool:
+            one.bulk.sweep()
+            return one.bulk.refused_connections.get("revoked key", 0) > 0
+
+        settle([one, two], cut, "the connection to be cut")
+        asked = b"p" * 16
+        one.store(asked, 2 * MIB)
+        two.bulk.want(asked, 2 * MIB, [b"1"], Priority.GET)
+
+        def refusals() -> bool:
+            for end in (one, two):
+                end.bulk.sweep()
+            return one.bulk.refused_connections.get("key that counts no more", 0) > 0
+
+        # It dials again, is refused, and comes to no harm by what it can't send any more.
+        settle([one, two], refusals, "a refusal")
+        settle([one, two], lambda: two.bulk._loop.link._given_up, "what is not sent")
+        assert asked not in two.ended
     finally:
-        for link in (closed, member, stranger):
-            link.close()
+        one.close()
+        two.close()
+
+
+def test_objects_go_on_moving_while_keys_are_changed(members):
+    head, second, _third = members
+    elsewhere = ClusterKeys.load(head.directory)
+    one, two = End(b"1", head), End(b"2", second)
+    wanted = itertools.count(1)
+
+    def move() -> None:
+        identity = next(wanted).to_bytes(16, "big")
+        one.next_offset = two.next_offset = 0
+        one.store(identity, 6 * MIB)
+        two.bulk.want(identity, 6 * MIB, [b"1"], Priority.GET)
+        settle([one, two], lambda: identity in two.ended, "the object")
+        assert isinstance(two.ended[identity], Arrived)
+        assert two.bytes_of(identity) == one.bytes_of(identity)
+
+    def tell() -> None:
+        """Do what links do for nodes: bring the list to the other member."""
+        for end in (one, two):
+            head.reload()
+            second.adopt(head.roster.plain(), head.pair(Role.NODE).public)
+            end.bulk.sweep()
+
+    try:
+        one.bulk.connect(b"2", two.bulk.endpoint, second.pair(Role.NODE).public)
+        two.bulk.connect(b"1", one.bulk.endpoint, head.pair(Role.NODE).public)
+        move()
+        for step in (elsewhere.add, elsewhere.activate, elsewhere.retire):
+            step(Role.NODE)
+            tell()
+            move()
+        old = elsewhere.pair(Role.NODE).public
+        for step in (elsewhere.add, elsewhere.activate):
+            step(Role.NODE)
+            tell()
+        elsewhere.revoke(old)
+        tell()
+        move()
+    finally:
+        one.close()
+        two.close()
+
+
+def test_the_bulk_port_has_the_limits_of_the_control_port(members, monkeypatch):
+    monkeypatch.setattr(bulk_link, "HELLO_TIMEOUT_S", 2.0)
+    head = members[0]
+    end = End(b"1", head)
+    hostile: list[socket.socket] = []
+    try:
+        for number in range(300):
+            made = socket.create_connection(("127.0.0.1", end.bulk.port), timeout=10)
+            with contextlib.suppress(OSError):  # It may be cut already.
+                made.sendall(os.urandom(number // 250 * number))
+            hostile.append(made)
+
+        def seen() -> bool:
+            end.bulk.sweep()
+            return end.bulk.refused_connections.get("too many handshakes from one address", 0) > 50
+
+        settle([end], seen, "the limit of handshakes to hold")
+        end.bulk.sweep()
+        settle(
+            [end], lambda: end.bulk.sweep() or not len(end.bulk._loop.link._port), "all to be cut"
+        )
+    finally:
+        for each in hostile:
+            each.close()
+        end.close()
+
+
+def test_no_bulk_port_is_opened_to_others_without_keys(no_leaks):
+    with pytest.raises(SecurityError, match="can be reached from other machines"):
+        BulkLink(b"open", host="0.0.0.0")
 
 
 def test_a_port_that_is_taken_is_an_error_that_names_it():
-    link = BulkLink(b"one", LOOPBACK)
+    link = BulkLink(b"one")
     try:
         with pytest.raises(OSError, match=re.escape(link.endpoint)):
-            BulkLink(b"two", link.endpoint)
+            BulkLink(b"two", port=link.port)
     finally:
         link.close()
 

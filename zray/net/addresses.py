@@ -10,8 +10,6 @@ from __future__ import annotations
 import ipaddress
 import socket as sockets
 
-import zmq
-
 from zray.errors import SecurityError
 from zray.net.curve import ClusterKeys
 
@@ -123,19 +121,3 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def bind(socket: zmq.Socket[bytes], host: str, port: int) -> int:
-    """Bind a socket of libzmq to TCP and return the port; 0 asks for one that is free.
-
-    Raises OSError where the address is not of this machine, or taken.
-    """
-    where = endpoint(numeric(host), port)
-    socket.setsockopt(zmq.IPV6, int("[" in where))
-    try:
-        socket.bind(where)
-    except zmq.ZMQError as error:
-        raise OSError(
-            error.errno, f"cannot bind {endpoint(host, port)}: {error.strerror}"
-        ) from None
-    return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])

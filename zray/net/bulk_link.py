@@ -1,6 +1,6 @@
 """The bulk port of a node: chunks of objects to and from other nodes.
 
-What    A context of its own, so that chunks never stand before a control message; one bound ROUTER
+What    A context of its own, so that chunks never stand before a control message; one guarded port
         that only receives, one send-only DEALER for each other node. Bytes go out of shared memory
         and into it: what is sent is not copied in this process, what is received is copied once,
         out of ZeroMQ's buffer, without the GIL.
@@ -11,16 +11,22 @@ Never   blocks in send, or decides what is sent: credits do.
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import zmq
 from zmq.backend import Socket as _Backend
 
 from zray.protocol.chunks import CHUNK_BYTES
+from zray.protocol.limits import HELLO_TIMEOUT_S
 
 from .addresses import dials_ipv6
+from .connections import CONNECTIONS_MAX, Connection
+from .curve import ClusterKeys, Role, secure_client
+from .guarded_port import Caller, GuardedPort, announce, keep_alive
 from .mailbox import new_context
 
 _send = _Backend.send
@@ -39,144 +45,155 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _HEAP_KEPT_BYTES = 16 * CHUNK_BYTES
 """Two windows (WINDOW_BYTES of brokers/transfer_pulls.py): two sources at a time."""
 
-_HANDSHAKE_MS = 10_000
+_TOKEN_BYTES = 8
 _RECONNECT_MS = 50
 _RECONNECT_MS_MAX = 2_000
+_HAND_OVER_MS = 2_000
+"""What a socket has taken may take so long to leave, when another one takes its place."""
 
 Socket = zmq.Socket[bytes]
 
 
-class Guard(Protocol):
-    """Who answers libzmq's questions about handshakes of one context, such as curve.ZapHandler."""
+@dataclass(slots=True)
+class _Outbound:
+    """The way to one node, and with which keys it was dialled."""
 
-    descriptor: int
-
-    def serve(self) -> object:
-        """Answer all that has been asked."""
-        ...
-
-    def close(self) -> None:
-        """Give the socket back."""
-        ...
+    socket: Socket
+    endpoint: str
+    known_by: bytes
+    expects: bytes
+    shows: bytes
 
 
-ConfigureServer = Callable[[Socket], Guard | None]
-"""Given the ROUTER before it is bound: sets keys and returns the guard of socket.context, if any.
-It runs in the thread that makes the link; the guard is served and closed by the link's own."""
-ConfigureClient = Callable[[Socket, bytes], Any]
-"""Given a DEALER before it connects, and the public key of the node it connects to."""
+@dataclass(slots=True)
+class _Inbound:
+    """One connection; ``caller`` is None where its messages are dropped."""
+
+    connection: Connection
+    caller: Caller | None
 
 
 class BulkLink:
     """The sockets of one node's bulk port. Made in any thread, then used by one alone.
 
     Args:
-        own: this node's routing id at its peers: 1 to 255 bytes, another one after each restart.
-        endpoint: where to bind, such as ``tcp://127.0.0.1:*``; IPv6 in brackets.
-        configure_server: makes the bound socket refuse strangers; None: everybody may connect.
-        configure_client: gives a connecting socket its keys.
+        own: this node's name at its peers: 1 to 64 bytes, another one after each restart.
+        keys: the members; None only on loopback.
+        host: IP address to bind, or "localhost".
+        port: 0: one that is free.
+        connections_max: TCP connections open at a time.
+        role: whose key to show.
 
     Raises:
         OSError: the port is taken, or the address is not of this machine.
+        SecurityError: others than this machine could reach it without keys.
     """
 
     def __init__(
         self,
         own: bytes,
-        endpoint: str,
+        keys: ClusterKeys | None = None,
         *,
-        configure_server: ConfigureServer | None = None,
-        configure_client: ConfigureClient | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        connections_max: int = CONNECTIONS_MAX,
+        role: Role = Role.NODE,
     ) -> None:
         self._own = own
-        self._configure_client = configure_client
+        self._keys = keys
+        self._role = role
         _keep_heap()
         self._context = new_context()
-        self._dealers: dict[bytes, Socket] = {}
-        self._keys: dict[bytes, frozenset[str]] = {}
-        """The keys that a node may show; empty: any."""
+        self._outbound: dict[bytes, _Outbound] = {}
+        self._inbound: dict[bytes, _Inbound] = {}
+        self._members: dict[bytes, str] = {}
+        """Whose key has to be shown by who says that it is this node."""
+        self._given_up: set[bytes] = set()
+        """Nodes that did not let us in: libzmq dials no more, and takes nothing for them."""
         self._watches: dict[int, weakref.ref[memoryview]] = {}
-        self._guard: Guard | None = None
-        self._is_ipv6 = "[" in endpoint
-        self._router = self._new_socket(zmq.ROUTER, ipv6=self._is_ipv6)
-        self._router.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES_MAX)
-        self._router.setsockopt(zmq.MAXMSGSIZE, _MESSAGE_BYTES_MAX)
-        # A node that comes back over a new connection takes the place of its old one.
-        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._router.setsockopt(zmq.BACKLOG, 1024)
+        self._drained = True
         try:
-            if configure_server is not None:
-                self._guard = configure_server(self._router)
-            self._router.bind(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
-            raise OSError(error.errno, f"cannot bind the bulk port {endpoint}: {error}") from error
+            self._port = GuardedPort(
+                self._context,
+                keys,
+                host=host,
+                port=port,
+                frame_bytes_max=_MESSAGE_BYTES_MAX,
+                queue_messages_max=_QUEUED_MESSAGES_MAX,
+                handshake_s=HELLO_TIMEOUT_S,
+                connections_max=connections_max,
+                role=role,
+            )
         except BaseException:
-            self.close()
+            self._context.term()
             raise
-        self.endpoint = str(self._router.get_string(zmq.LAST_ENDPOINT))
-        self.descriptors = [int(self._router.get(zmq.FD))]
-        """To be polled for reading, edge-triggered: serve(), and receive() until it is None."""
-        if self._guard is not None:
-            self.descriptors.append(self._guard.descriptor)
-
-    def _new_socket(self, kind: int, *, ipv6: bool) -> Socket:
-        socket = self._context.socket(kind)
-        socket.set_hwm(0)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IPV6, int(ipv6))
-        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
-        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
-        socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 4)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-        return socket
+        self._router = self._port.socket
+        self._is_ipv6 = self._port.is_ipv6
+        self.port = self._port.port
+        self.endpoint = self._port.address(None)
+        self.descriptors = self._port.descriptors
+        """To be polled for reading, edge-triggered: receive() until it is None."""
 
     # -- peers -----------------------------------------------------------------------------------
 
-    def connect(
-        self, peer: bytes, endpoint: str, server_key: bytes = b"", keys: Iterable[bytes] = ()
-    ) -> None:
+    def connect(self, peer: bytes, endpoint: str, server_key: bytes = b"") -> None:
         """Open the way to a node; a second call for the same node does nothing.
 
         Args:
-            peer: its routing id.
+            peer: its name.
             endpoint: where it is bound.
-            server_key: the public key (Z85) that it must prove to hold.
-            keys: public keys (Z85) of which one must be shown by who says that it is this node:
-                all members may connect, and a routing id is only what they say of themselves.
+            server_key: a public key (Z85) of it: it may show any of the same member, and nobody
+                else is believed to be this node.
+
+        Raises SecurityError where no key of that member counts any more.
         """
-        if peer in self._dealers:
+        if peer in self._outbound:
             return
-        self._keys[peer] = frozenset(key.decode() for key in keys)
-        ipv6 = dials_ipv6(endpoint, by_name=self._is_ipv6)
-        socket = self._new_socket(zmq.DEALER, ipv6=ipv6)
-        socket.setsockopt(zmq.ROUTING_ID, self._own)
+        self._members[peer] = "" if self._keys is None else self._keys.member_of(server_key)
+        self._port.expect(peer, server_key)
+        self._outbound[peer] = self._dial(endpoint, server_key)
+
+    def _dial(self, endpoint: str, known_by: bytes) -> _Outbound:
+        socket = self._context.socket(zmq.DEALER)
+        socket.set_hwm(0)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IPV6, int(dials_ipv6(endpoint, by_name=self._is_ipv6)))
+        socket.setsockopt(zmq.HANDSHAKE_IVL, int(HELLO_TIMEOUT_S * 1000))
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
-        if self._configure_client is not None:
-            self._configure_client(socket, server_key)
+        keep_alive(socket)
+        announce(socket, self._own, os.urandom(_TOKEN_BYTES))
+        made = _Outbound(socket, endpoint, known_by, b"", b"")
+        if self._keys is not None:
+            pair = self._keys.pair(self._role)
+            # The member may have changed its key since, and shows one of those that count.
+            made.expects = next(iter(self._keys.server_keys([known_by])), known_by)
+            made.shows = pair.public
+            secure_client(socket, pair, made.expects)
         socket.connect(endpoint)
-        self._dealers[peer] = socket
+        return made
 
     def knows(self, peer: bytes) -> bool:
         """Return whether there is a way to this node."""
-        return peer in self._dealers
+        return peer in self._outbound
 
     def disconnect(self, peer: bytes) -> None:
         """Close the way to a node: chunks that were queued for it are let go of."""
-        self._keys.pop(peer, None)
-        socket = self._dealers.pop(peer, None)
-        if socket is not None:
-            socket.close(0)
+        self._members.pop(peer, None)
+        outbound = self._outbound.pop(peer, None)
+        if outbound is not None:
+            outbound.socket.close(0)
 
     # -- sending ---------------------------------------------------------------------------------
 
     def send(self, peer: bytes, header: bytes) -> None:
-        """Send one frame; dropped where there is no way to the node."""
-        socket = self._dealers.get(peer)
-        if socket is not None:
-            _send(socket, header, _DONTWAIT)
+        """Send one frame; dropped where there is no way to the node, or it does not let us in."""
+        outbound = self._outbound.get(peer)
+        if outbound is not None:
+            try:
+                _send(outbound.socket, header, _DONTWAIT)
+            except zmq.Again:
+                self._given_up.add(peer)
 
     def send_chunk(
         self, peer: bytes, header: bytes, view: memoryview, on_released: Callable[[], Any]
@@ -201,33 +218,49 @@ class BulkLink:
             on_released()
 
         watches[key] = weakref.ref(view, released)
-        socket = self._dealers.get(peer)
-        if socket is not None:
-            _send(socket, header, _SNDMORE | _DONTWAIT)
-            _send(socket, view, _DONTWAIT, False)
+        outbound = self._outbound.get(peer)
+        if outbound is not None:
+            try:
+                _send(outbound.socket, header, _SNDMORE | _DONTWAIT)
+                _send(outbound.socket, view, _DONTWAIT, False)
+            except zmq.Again:
+                self._given_up.add(peer)
 
     # -- receiving -------------------------------------------------------------------------------
-
-    def serve(self) -> None:
-        """Let the guard answer what was asked of it."""
-        if self._guard is not None:
-            self._guard.serve()
 
     def receive(self) -> tuple[bytes, bytes, bool] | None:
         """Return (node, first frame, whether a second follows), or None where there is nothing.
 
-        The node is b"" where it is nobody that connect() has named, or shows another's name.
-        A second frame has to be read by receive_into() or skip() before the next call.
+        The node is b"" where it is nobody that connect() has named, or shows another's key.
+        A second frame has to be read by receive_into() or skip() before the next call. Also
+        answers handshakes.
         """
-        try:
-            peer = _recv(self._router, _DONTWAIT)
-        except zmq.Again:
-            return None
-        frame = _recv(self._router, 0, False)
-        keys = self._keys.get(peer)
-        if keys is None or (keys and frame.get("User-Id") not in keys):
-            peer = b""
-        return peer, frame.bytes, bool(frame.more)
+        router = self._router
+        while True:
+            try:
+                routing_id = _recv(router, _DONTWAIT)
+            except zmq.Again:
+                if self._port.serve():
+                    continue  # A connection that ended has put its last messages here before.
+                self._drained = True
+                while self._port.ended:
+                    self._inbound.pop(self._port.ended.popleft(), None)
+                return None
+            self._drained = False
+            frame = _recv(router, 0, False)
+            inbound = self._inbound.get(routing_id)
+            if inbound is None:
+                inbound = _Inbound(*self._port.identify(routing_id, frame))
+                self._inbound[routing_id] = inbound
+            inbound.connection.messages += 1
+            if not len(frame) and not frame.more:
+                continue  # The empty one is how a connection begins.
+            return self._node_behind(inbound.caller), frame.bytes, bool(frame.more)
+
+    def _node_behind(self, caller: Caller | None) -> bytes:
+        if caller is None or self._members.get(caller.peer) != caller.member:
+            return b""
+        return caller.peer
 
     def receive_into(self, view: memoryview) -> int:
         """Read the second frame into ``view``; returns its length, which may be another.
@@ -245,15 +278,52 @@ class BulkLink:
         while _recv(self._router, 0, False).more:
             continue
 
+    # -- some times a second ---------------------------------------------------------------------
+
+    @property
+    def has_connections(self) -> bool:
+        """Whether sweep() has anything to look at; may be asked from any thread."""
+        return bool(self._outbound) or len(self._port) > 0
+
+    def sweep(self) -> None:
+        """Cut who has no right or no end, and change to new keys; nothing under way is lost.
+
+        Raises SecurityError where the folder of keys has become unusable: nobody new is let in.
+        """
+        for routing_id in self._port.sweep(drained=self._drained):
+            inbound = self._inbound.get(routing_id)
+            if inbound is not None:
+                inbound.caller = None
+        for peer, outbound in list(self._outbound.items()):
+            if self._keys is not None and self._keys.is_revoked(outbound.expects):
+                outbound.socket.close(0)
+                del self._outbound[peer]
+                if self._keys.server_keys([outbound.known_by]):
+                    self._outbound[peer] = self._dial(outbound.endpoint, outbound.known_by)
+            elif peer in self._given_up or self._has_other_keys(outbound):
+                self._outbound[peer] = self._dial(outbound.endpoint, outbound.known_by)
+                outbound.socket.close(_HAND_OVER_MS)
+        self._given_up.clear()
+
+    def _has_other_keys(self, outbound: _Outbound) -> bool:
+        """Return whether a way was dialled with keys that are out of use by now."""
+        keys = self._keys
+        return keys is not None and (
+            outbound.shows != keys.pair(self._role).public or keys.role_of(outbound.expects) is None
+        )
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Connections and handshakes refused so far, by reason; may be asked from any thread."""
+        return dict(self._port.refused)
+
     # -- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close everything, in the thread that used it; what is queued is let go of."""
-        for peer in list(self._dealers):
+        for peer in list(self._outbound):
             self.disconnect(peer)
-        self._router.close(0)
-        if self._guard is not None:
-            self._guard.close()
+        self._port.close()
         with contextlib.suppress(zmq.ZMQError):  # Interrupted: the sockets are closed anyway.
             self._context.term()
 

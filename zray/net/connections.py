@@ -3,7 +3,7 @@
 What    libzmq accepts whoever dials and bounds only single frames. Its monitor tells of each
         connection; those too many, too slow to show a key, or that send a message without end are
         shut down, which libzmq takes for a peer that left.
-Caller  zray/net/links.py, the bulk port.
+Caller  zray/net/guarded_port.py.
 Never   touches a descriptor of anything but the port it guards.
 """
 
@@ -22,6 +22,12 @@ from zray.protocol.limits import UNNAMED_CONNECTIONS_MAX
 
 CONNECTIONS_MAX = 2048
 """Open TCP connections of one port; one more is shut down."""
+
+ADDRESS_CONNECTIONS_MAX = 1024
+"""Of these, such that come from one IP address: a cluster may stand behind one."""
+
+ADDRESS_STRANGERS_MAX = 128
+"""Connections from one address that have not shown a key; its own oldest makes way."""
 
 STRANGER_BYTES_MAX = 16 * 1024
 """What a connection may send before it has shown a key; a CURVE handshake takes 600 bytes."""
@@ -92,11 +98,14 @@ def read_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
 class Connection:
     """One TCP connection whose peer has shown its key."""
 
-    __slots__ = ("descriptor", "messages", "messages_seen", "received_then", "routing_id")
+    __slots__ = (
+        *("address", "descriptor", "messages", "messages_seen", "received_then", "routing_id"),
+    )
 
     def __init__(self, routing_id: bytes, descriptor: int) -> None:
         self.routing_id = routing_id
         self.descriptor = descriptor
+        self.address = ""
         self.messages = 0
         """Complete messages, counted by whoever receives them."""
         self.messages_seen = -1
@@ -111,6 +120,8 @@ class Connections:
         socket: not bound yet.
         connections_max: connections in all.
         strangers_max: of these, such that have not shown a key; the oldest makes way.
+        address_connections_max: of all, such that come from one IP address.
+        address_strangers_max: of strangers, such that come from one IP address.
     """
 
     def __init__(
@@ -120,6 +131,8 @@ class Connections:
         *,
         connections_max: int = CONNECTIONS_MAX,
         strangers_max: int = UNNAMED_CONNECTIONS_MAX,
+        address_connections_max: int = ADDRESS_CONNECTIONS_MAX,
+        address_strangers_max: int = ADDRESS_STRANGERS_MAX,
     ) -> None:
         self.port = 0
         self.ended: deque[bytes] = deque()
@@ -127,8 +140,14 @@ class Connections:
         self.refused: Counter[str] = Counter()
         self._connections_max = connections_max
         self._strangers_max = strangers_max
-        self._strangers: dict[int, None] = {}
+        self._address_connections_max = address_connections_max
+        self._address_strangers_max = address_strangers_max
+        self._strangers: dict[int, str] = {}
+        """Where they came from, the oldest first."""
         self._named: dict[int, Connection] = {}
+        self._from: Counter[str] = Counter()
+        """Connections in all by the address they came from."""
+        self._strangers_from: Counter[str] = Counter()
         self._next_looked_at = 0
         events = _ACCEPTED | _DISCONNECTED
         for event in _FAILED:
@@ -140,6 +159,10 @@ class Connections:
     def __len__(self) -> int:
         return len(self._strangers) + len(self._named)
 
+    def has(self, connection: Connection) -> bool:
+        """Return whether a connection that was named is still there."""
+        return self._named.get(connection.descriptor) is connection
+
     def serve(self) -> bool:
         """Take note of who came and went, and enforce the limits; return whether any did."""
         any_came = False
@@ -149,41 +172,65 @@ class Connections:
             if kind == _ACCEPTED:
                 self._accepted(value)
             elif kind == _DISCONNECTED:
-                self._strangers.pop(value, None)
+                self._stranger_left(value)
                 connection = self._named.pop(value, None)
                 if connection is not None:
-                    self.ended.append(connection.routing_id)
+                    self._forget(connection)
             else:
                 self.refused[_FAILED[kind]] += 1
         return any_came
 
     def _accepted(self, descriptor: int) -> None:
-        self._strangers[descriptor] = None
+        address = _peer_address(descriptor)
+        self._strangers[descriptor] = address
+        _count(self._from, address, 1)
+        _count(self._strangers_from, address, 1)
         if len(self) > self._connections_max:
             self.cut(descriptor, "too many connections")
-        elif len(self._strangers) > self._strangers_max:
+        elif self._from[address] > self._address_connections_max:
+            self.cut(descriptor, "too many connections from one address")
+        elif self._strangers_from[address] > self._address_strangers_max:
             # An honest handshake takes milliseconds, so the one that has waited longest is none.
+            oldest = next(each for each, where in self._strangers.items() if where == address)
+            self.cut(oldest, "too many handshakes from one address")
+        elif len(self._strangers) > self._strangers_max:
             self.cut(next(iter(self._strangers)), "too many handshakes")
+
+    def _stranger_left(self, descriptor: int) -> None:
+        address = self._strangers.pop(descriptor, None)
+        if address is not None:
+            _count(self._from, address, -1)
+            _count(self._strangers_from, address, -1)
+
+    def _forget(self, connection: Connection) -> None:
+        self.ended.append(connection.routing_id)
+        _count(self._from, connection.address, -1)
 
     def name(self, routing_id: bytes, descriptor: int) -> Connection:
         """Take note that a message came: whoever is behind this descriptor has shown its key."""
         self.serve()
         connection = Connection(routing_id, descriptor)
-        earlier = self._named.get(descriptor)
+        earlier = self._named.pop(descriptor, None)
         if earlier is not None:
             # The number was given anew before the first message of its former holder was read.
-            self.ended.append(earlier.routing_id)
-        elif descriptor not in self._strangers:
+            self._forget(earlier)
+        address = self._strangers.pop(descriptor, None)
+        if address is not None:
+            _count(self._strangers_from, address, -1)
+        elif earlier is not None:
+            address = earlier.address
+            _count(self._from, address, 1)
+        else:
             self.ended.append(routing_id)  # It left before its first message was read.
             return connection
-        self._strangers.pop(descriptor, None)
+        connection.address = address
         self._named[descriptor] = connection
         return connection
 
     def cut(self, descriptor: int, reason: str) -> None:
         """Shut a connection down; it counts no longer, libzmq tells of its end in a moment."""
         self.refused[reason] += 1
-        self._strangers.pop(descriptor, None)
+        self._stranger_left(descriptor)
         try:
             duplicate = os.dup(descriptor)
         except OSError:
@@ -230,6 +277,27 @@ class Connections:
     def close(self) -> None:
         """Close the socket and its monitor."""
         close_monitored(self._socket, self._monitor)
+
+
+def _count(counter: Counter[str], address: str, more: int) -> None:
+    """Count up or down; what has come to nothing is not kept."""
+    counter[address] += more
+    if counter[address] <= 0:
+        del counter[address]
+
+
+def _peer_address(descriptor: int) -> str:
+    """Return where a TCP connection comes from; "" where it has ended already."""
+    try:
+        connection = sockets.socket(fileno=descriptor)
+    except OSError:
+        return ""
+    try:
+        return str(connection.getpeername()[0])
+    except (OSError, IndexError):
+        return ""
+    finally:
+        connection.detach()
 
 
 def _received_bytes(descriptor: int) -> int:

@@ -1,22 +1,20 @@
 """CURVE keys: who is a member of the cluster, on disk and at the door.
 
-What    Key pairs, the folder that holds them with the list of members (``keys.json``), and the ZAP
-        handler that libzmq asks for every handshake: the newest table answers. A key has a role:
-        node, client (a driver: may ship code), gateway (may call, may not ship code).
-Caller  zray/net/links.py, the bulk port, `zray-node keygen`.
+What    ClusterKeys: a folder with a member's own pairs and the list of all keys (roster.py), which
+        changes while nodes run. The ZAP handler that libzmq asks for every handshake: the newest
+        list answers. A key has a role: node, client (a driver: may ship code), gateway (may call,
+        may not ship code).
+Caller  zray/net/guarded_port.py, links.py, bulk_link.py, `zray-node keygen` and `keys`.
 Never   lets in what it cannot look up; writes a secret where others can read it, or prints one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
-import stat
-import struct
+import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +24,15 @@ from zmq.utils import z85
 from zray.errors import SecurityError
 from zray.protocol.roles import Role as Role
 
-ZAP_DOMAIN = b"zray"
-PUBLIC_KEY_BYTES = 40
-"""Of a key as zray shows it: 32 bytes in Z85."""
+from . import key_files
+from .roster import KeyState, Roster, check_key, check_name, read_roster
 
-_FILE = "keys.json"
-_FORMAT = 1
-_FILE_BYTES_MAX = 16 * 1024 * 1024
+ZAP_DOMAIN = b"zray"
+
+_FORMAT = 2
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+_AUTHORITY = "head"
+"""The member that makes a cluster's keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +44,20 @@ class KeyPair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
-    """What one version of the file says. Immutable: another thread's ZAP handler reads it."""
+class _Own:
+    """What a folder has the secrets of, in one role."""
 
-    pairs: dict[Role, tuple[KeyPair, ...]]
-    """The first is the one in use, further ones are known and wait."""
-    valid: dict[bytes, Role]
-    retired: dict[bytes, Role]
-    """Not let in any more; connections that they opened before live on."""
+    member: str
+    pairs: tuple[KeyPair, ...]
+    """The first is the one in use, further ones are listed and wait."""
+
+
+@dataclass(slots=True)
+class _Table:
+    """What one version of the file says. Replaced, never changed, once others can see it."""
+
+    own: dict[Role, _Own]
+    roster: Roster
 
 
 def make_pair() -> KeyPair:
@@ -77,31 +82,41 @@ class ClusterKeys:
     Args:
         directory: absolute or relative path; use create() or load() rather than this.
         table: what the file says.
-        seen: identity of the file that was read.
+        seen: which version of the file was read.
     """
 
-    def __init__(self, directory: str, table: _Table, seen: tuple[int, ...]) -> None:
+    def __init__(self, directory: str, table: _Table, seen: key_files.Identity) -> None:
         self.directory = directory
         self.revision = 0
-        """Grows by one with every change that reload() finds."""
+        """Grows with every change that reload() or adopt() finds."""
         self._table = table
         self._seen = seen
 
     @classmethod
     def create(cls, directory: str | None = None) -> ClusterKeys:
-        """Make the folder with one new key pair for each role.
+        """Make the folder of a new cluster, the authority's, with one pair for each role.
 
         Raises SecurityError where keys are there already, or the folder is open to others.
         """
-        path = os.path.abspath(directory or default_directory())
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        _check_folder(path)
-        pairs: dict[Role, tuple[KeyPair, ...]] = {role: (make_pair(),) for role in Role}
-        members = {pairs[role][0].public: role for role in Role}
-        with _locked(path):
-            if os.path.lexists(os.path.join(path, _FILE)):
-                raise SecurityError(f"{path} holds cluster keys already: rotate them, or use them")
-            _write(path, _Table(pairs, members, {}))
+        own: dict[Role, _Own] = {}
+        roster = Roster(os.urandom(16).hex(), _AUTHORITY, 0, ())
+        for role in Role:
+            member = _AUTHORITY if role is Role.NODE else str(role)
+            own[role] = _Own(member, (make_pair(),))
+            roster = roster.with_key(own[role].pairs[0].public, member, role, int(time.time()))
+        return cls._make(directory or default_directory(), _Table(own, roster))
+
+    @classmethod
+    def _make(cls, directory: str, table: _Table) -> ClusterKeys:
+        path = os.path.abspath(directory)
+        key_files.make_folder(path)
+        with key_files.locked(path):
+            if key_files.has_keys(path):
+                raise SecurityError(
+                    f"{path} holds cluster keys already: use them, change them with `zray-node"
+                    " keys`, or choose another folder"
+                )
+            key_files.write(path, _plain(table))
         return cls.load(path)
 
     @classmethod
@@ -119,44 +134,106 @@ class ClusterKeys:
 
         Raises SecurityError where those that are there cannot be used.
         """
-        file = os.path.join(os.path.abspath(directory or default_directory()), _FILE)
-        if not os.path.lexists(file):
+        path = os.path.abspath(directory or default_directory())
+        if not key_files.has_keys(path):
             try:
-                return cls.create(directory)
+                return cls.create(path)
             except SecurityError:
-                if not os.path.lexists(file):  # Else somebody has made them at the same time.
+                if not key_files.has_keys(path):  # Else somebody made them at the same time.
                     raise
-        return cls.load(directory)
+        return cls.load(path)
 
     def reload(self) -> bool:
         """Read the file again if it is another one by now; return whether it is.
 
         Raises SecurityError where the new one cannot be used; the old table stays in force.
         """
-        if _identity(os.path.join(self.directory, _FILE)) == self._seen:
+        if key_files.identity(self.directory) == self._seen:
             return False
-        self._table, self._seen = _read(self.directory)
+        table, seen = _read(self.directory)
+        known = self._table.roster
+        if known.cluster == table.roster.cluster and known.version > table.roster.version:
+            # What the authority has told us since counts more than a file from before.
+            table = _Table(table.own, known)
+        self._table, self._seen = table, seen
         self.revision += 1
         return True
+
+    # -- what is known -----------------------------------------------------------------------------
+
+    @property
+    def roster(self) -> Roster:
+        """The list of all keys that this member knows of."""
+        return self._table.roster
+
+    @property
+    def is_authority(self) -> bool:
+        """Whether keys are listed and revoked in this folder."""
+        own = self._table.own.get(Role.NODE)
+        return own is not None and own.member == self._table.roster.authority
+
+    def member(self, role: Role) -> str:
+        """Return what this folder's holder is called in a role.
+
+        Raises SecurityError where it has no such role.
+        """
+        return self._own(role).member
+
+    def _own(self, role: Role) -> _Own:
+        own = self._table.own.get(role)
+        if own is None:
+            raise SecurityError(
+                f"{self.directory} has no {role} key: have one made on the head, `zray-node keys"
+                f" issue NAME --role {role}`"
+            )
+        return own
+
+    @property
+    def roles(self) -> list[Role]:
+        """The roles that this folder has secrets for."""
+        return list(self._table.own)
+
+    def pairs(self, role: Role) -> tuple[KeyPair, ...]:
+        """Return all pairs of ours for a role, the one in use first.
+
+        Raises SecurityError where this folder has no secret for it.
+        """
+        return self._own(role).pairs
 
     def pair(self, role: Role) -> KeyPair:
         """Return the pair in use for a role.
 
-        Raises SecurityError where this folder has no secret for it.
+        Raises SecurityError where this folder has no secret for it, or it was revoked.
         """
-        pairs = self._table.pairs.get(role)
-        if not pairs:
-            raise SecurityError(
-                f"{self.directory} has no {role} key: copy the folder of a {role}, or export one"
-                " on a node"
-            )
-        return pairs[0]
+        own = self._own(role)
+        by_public = self._table.roster.by_public
+        for pair in own.pairs:
+            listed = by_public.get(pair.public)
+            if listed is not None and listed.state is not KeyState.REVOKED:
+                return pair
+        raise SecurityError(
+            f"{self.directory} has no {role} key that counts: those of {own.member} were revoked."
+            " Have another one made on the head (`zray-node keys issue`)"
+        )
 
-    def server_keys(self) -> list[bytes]:
-        """Return the public keys a node may show, the one in use first."""
-        own = [pair.public for pair in self._table.pairs.get(Role.NODE, ())]
-        listed = [key for key, role in self._table.valid.items() if role is Role.NODE]
-        return list(dict.fromkeys([key for key in own if key in listed] + listed))
+    def server_keys(self, given: Iterable[bytes] = ()) -> list[bytes]:
+        """Return the public keys a node may show, the likeliest first.
+
+        Args:
+            given: keys that it is known by: it may show any of the same members, and those of
+                these that nobody here knows; none: it may be any node.
+        """
+        roster = self._table.roster
+        if not given:
+            return roster.node_keys()
+        found: dict[bytes, None] = {}
+        for key in given:
+            listed = roster.by_public.get(key)
+            if listed is None:
+                found[key] = None
+            else:
+                found.update(dict.fromkeys(roster.valid_keys(listed.member)))
+        return list(found)
 
     def role_of(self, public: bytes, *, retired: bool = False) -> Role | None:
         """Return the role of a public key (Z85), None for a stranger's.
@@ -165,81 +242,176 @@ class ClusterKeys:
             public: the key.
             retired: also keys that open no new connection.
         """
-        table = self._table
-        return table.valid.get(public) or (table.retired.get(public) if retired else None)
+        listed = self._table.roster.by_public.get(public)
+        if listed is None or listed.state is KeyState.REVOKED:
+            return None
+        return listed.role if retired or listed.state is KeyState.VALID else None
 
-    # -- changes on disk ---------------------------------------------------------------------------
+    def is_revoked(self, public: bytes) -> bool:
+        """Return whether a key that was a member's must not be believed any more."""
+        listed = self._table.roster.by_public.get(public)
+        return listed is not None and listed.state is KeyState.REVOKED
+
+    def member_of(self, public: bytes) -> str:
+        """Return whose key this is or was, "" for a stranger's."""
+        listed = self._table.roster.by_public.get(public)
+        return "" if listed is None else listed.member
+
+    # -- changes, in the authority's folder --------------------------------------------------------
 
     def add(self, role: Role) -> KeyPair:
-        """Make a further pair for a role: first step of a rotation, then copy the folder."""
+        """Make and list a further pair of our own for a role: the first step of a rotation."""
         pair = make_pair()
         with self._changing() as table:
-            table.pairs[role] = (*table.pairs.get(role, ()), pair)
-            table.valid[pair.public] = role
+            own = table.own[role]
+            table.own[role] = _Own(own.member, (*own.pairs, pair))
+            table.roster = table.roster.with_key(pair.public, own.member, role, int(time.time()))
         return pair
 
     def activate(self, role: Role) -> KeyPair:
-        """Use the newest pair of a role from now on: second step, when every folder has it."""
+        """Use our newest pair of a role from now on: the second step, when all nodes know it."""
         with self._changing() as table:
-            *others, newest = table.pairs.get(role, ()) or (self.pair(role),)
-            table.pairs[role] = (newest, *others)
+            *others, newest = self._own(role).pairs
+            table.own[role] = _Own(self.member(role), (newest, *others))
         return newest
 
-    def retire(self, role: Role) -> list[bytes]:
-        """Let the pairs of a role that are not in use open no new connection: the third step.
+    def retire(self, who: Role | str) -> list[bytes]:
+        """Let no key of a member but its newest open a new connection: the third step.
 
-        Connections that are open stay: see revoke().
+        Connections that are open stay: see revoke(). Returns the keys that were retired.
+
+        Args:
+            who: a member's name, or the role of our own pairs: the one in use stays.
         """
         with self._changing() as table:
-            first, *others = table.pairs.get(role, ()) or (self.pair(role),)
-            table.pairs[role] = (first,)
-            for pair in others:
-                table.valid.pop(pair.public, None)
-                table.retired[pair.public] = role
-        return [pair.public for pair in others]
+            own = next(
+                (each for role, each in table.own.items() if who in (role, each.member)), None
+            )
+            member = str(who) if own is None else own.member
+            valid = table.roster.valid_keys(member)
+            if not valid:
+                raise SecurityError(f"{member} has no key that counts: see `zray-node keys list`")
+            kept = valid[0] if own is None else own.pairs[0].public
+            gone = [key for key in valid if key != kept]
+            table.roster = table.roster.with_state(gone, KeyState.RETIRED)
+            self._drop_secrets(table, gone)
+        return gone
 
-    def admit(self, public: bytes, role: Role) -> None:
-        """Make a public key a member whose secret is kept elsewhere.
+    def admit(self, public: bytes, role: Role, member: str = "") -> None:
+        """List a public key whose secret is kept elsewhere.
 
-        Raises SecurityError where it is no key.
+        Raises SecurityError where it is no key, or its member has another role.
         """
-        _check_key(public, "the key to admit")
+        check_key(public, "the key to admit")
         with self._changing() as table:
-            table.valid[public] = role
+            name = member or f"{role}-{z85.decode(public)[:4].hex()}"
+            table.roster = table.roster.with_key(public, name, role, int(time.time()))
 
-    def revoke(self, public: bytes) -> None:
-        """Shut a key out for good: connections that it opened are cut as well."""
+    def issue(self, member: str, role: Role, directory: str) -> ClusterKeys:
+        """Make a member, or a further key of one, in a folder of its own to be copied to it.
+
+        Raises SecurityError where the folder holds keys already, the name is none or is that of a
+        member of another role.
+        """
+        check_name(member)
+        if member in tuple(Role):
+            raise SecurityError(f"{member!r} is a role: call the member something else")
+        if key_files.has_keys(os.path.abspath(directory)):
+            raise SecurityError(f"{directory} holds cluster keys already: choose another folder")
+        pair = make_pair()
         with self._changing() as table:
-            table.valid.pop(public, None)
-            table.retired.pop(public, None)
-            for role, pairs in table.pairs.items():
-                table.pairs[role] = tuple(pair for pair in pairs if pair.public != public)
+            table.roster = table.roster.with_key(pair.public, member, role, int(time.time()))
+        return self._hand_out(directory, role, _Own(member, (pair,)))
 
     def export(self, directory: str, role: Role) -> ClusterKeys:
-        """Write a folder for one role: its own secrets, and only the public keys of the nodes.
+        """Write a folder with our own pairs of one role, for who is to share them.
 
         Raises SecurityError where the folder holds keys already.
         """
-        path = os.path.abspath(directory)
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        _check_folder(path)
         self.pair(role)
-        table = self._table
-        known = {k: r for k, r in table.valid.items() if r is Role.NODE or role is Role.NODE}
-        with _locked(path):
-            if os.path.lexists(os.path.join(path, _FILE)):
-                raise SecurityError(f"{path} holds cluster keys already: choose another folder")
-            _write(path, _Table({role: table.pairs[role]}, known, {}))
-        return type(self).load(path)
+        return self._hand_out(directory, role, self._own(role))
+
+    def _hand_out(self, directory: str, role: Role, own: _Own) -> ClusterKeys:
+        roster = self._table.roster
+        if role is not Role.NODE:
+            # Who lets nobody in need not know who else is a member.
+            roster = roster.of_nodes_and(own.member)
+        return self._make(directory, _Table({role: own}, roster))
+
+    def revoke(self, who: bytes | str) -> list[bytes]:
+        """Shut a key, or all keys of a member, out for good; connections they opened are cut.
+
+        Returns the keys. Raises SecurityError where there is none, or it is the one that this
+        folder is obeyed for.
+        """
+        with self._changing() as table:
+            gone = [
+                key.public
+                for key in table.roster.keys
+                if who in (key.public, key.member) and key.state is not KeyState.REVOKED
+            ]
+            if not gone:
+                raise SecurityError(f"{_text(who)} is no key or member that counts here")
+            if table.own[Role.NODE].pairs[0].public in gone:
+                raise SecurityError(
+                    f"{_text(who)} is what the head shows now: activate another key of it first"
+                    " (`zray-node keys add`, `activate`)"
+                )
+            table.roster = table.roster.with_state(gone, KeyState.REVOKED)
+            self._drop_secrets(table, gone)
+        return gone
+
+    def _drop_secrets(self, table: _Table, gone: list[bytes]) -> None:
+        for role, own in table.own.items():
+            left = tuple(pair for pair in own.pairs if pair.public not in gone)
+            table.own[role] = _Own(own.member, left)
 
     @contextlib.contextmanager
     def _changing(self) -> Generator[_Table]:
         """Give a copy to change; write and read it while no other process does the same."""
-        with _locked(self.directory):
-            table, _seen = _read(self.directory)
+        with key_files.locked(self.directory):
+            self.reload()
+            if not self.is_authority:
+                raise SecurityError(
+                    f"keys are changed on the head, in the folder of {self.roster.authority}: what"
+                    f" {self.directory} says, nobody else would believe"
+                )
+            before = self._table
+            table = _Table(dict(before.own), before.roster)
             yield table
-            _write(self.directory, table)
+            if table.roster.version == before.roster.version:
+                table.roster = table.roster.with_state((), KeyState.VALID)
+            key_files.write(self.directory, _plain(table))
         self.reload()
+
+    # -- changes, everywhere else ------------------------------------------------------------------
+
+    def adopt(self, plain: Any, sender_key: bytes) -> bool:
+        """Take over a newer list from the authority; returns whether it is one.
+
+        It is kept in the file, and where that can't be written for as long as this process lives.
+
+        Args:
+            plain: what Roster.plain() gave.
+            sender_key: the public key that its sender has proven to hold.
+
+        Raises SecurityError where it is no list, or not from the authority of this cluster.
+        """
+        offered = read_roster(plain)
+        known = self._table.roster
+        if offered.cluster != known.cluster or offered.authority != known.authority:
+            raise SecurityError("a list of keys of another cluster")
+        if self.member_of(sender_key) != known.authority or self.is_revoked(sender_key):
+            raise SecurityError("a list of keys from who may not change it")
+        if offered.version <= known.version:
+            return False
+        self._table = _Table(self._table.own, offered)
+        self.revision += 1
+        with contextlib.suppress(OSError, SecurityError), key_files.locked(self.directory):
+            table, seen = _read(self.directory)
+            if table.roster.version < offered.version:
+                key_files.write(self.directory, _plain(_Table(table.own, offered)), replaces=seen)
+        return True
 
 
 class ZapHandler:
@@ -286,7 +458,8 @@ class ZapHandler:
             # A table that cannot be read says nothing of who has been shut out since.
             return self._refuse(number, "unreadable keys")
         if self._keys.role_of(public) is None:
-            return self._refuse(number, "unknown key")
+            known = self._keys.member_of(public)
+            return self._refuse(number, "key that counts no more" if known else "unknown key")
         return [b"1.0", number, b"200", b"OK", public, b""]
 
     def _refuse(self, number: bytes, reason: str) -> list[bytes]:
@@ -317,119 +490,47 @@ def secure_client(socket: zmq.Socket[bytes], pair: KeyPair, server_key: bytes) -
 # -- the file --------------------------------------------------------------------------------------
 
 
-def _identity(path: str) -> tuple[int, ...]:
+def _read(directory: str) -> tuple[_Table, key_files.Identity]:
+    plain, seen = key_files.read(directory)
     try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
+        return _parse(plain), seen
+    except (ValueError, TypeError, KeyError, AttributeError, SecurityError) as error:
+        where = os.path.join(directory, key_files.FILE)
+        raise SecurityError(f"{where} is no file of cluster keys: {error}") from None
 
 
-def _check_folder(path: str) -> None:
-    _check_private(path, os.stat(path), 0o700)
-
-
-def _check_private(path: str, status: os.stat_result, mode: int) -> None:
-    if status.st_uid not in (os.getuid(), 0):
-        raise SecurityError(f"{path} belongs to user {status.st_uid}: keys must be your own")
-    if status.st_mode & 0o077:
-        raise SecurityError(
-            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}): whoever can read"
-            f" it can join the cluster. chmod {mode:04o} it, and rotate keys others may have read"
-        )
-
-
-@contextlib.contextmanager
-def _locked(directory: str) -> Generator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _read(directory: str) -> tuple[_Table, tuple[int, ...]]:
-    path = os.path.join(directory, _FILE)
-    seen = _identity(path)
-    try:
-        _check_folder(directory)
-        with open(path, "rb") as file:
-            # Of the descriptor: the path could name another file between a check and a read.
-            _check_private(path, os.fstat(file.fileno()), 0o600)
-            text = file.read(_FILE_BYTES_MAX)
-    except OSError as error:
-        raise SecurityError(
-            f"no cluster keys in {directory} ({error.strerror}): copy the folder from a node, name"
-            " another with --keys, or make keys with `zray-node keygen`"
-        ) from None
-    try:
-        return _parse(json.loads(text)), seen
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SecurityError(f"{path} is no file of cluster keys: {error!r}") from None
-
-
-def _parse(plain: dict[str, Any]) -> _Table:
+def _parse(plain: Any) -> _Table:
     if plain["format"] != _FORMAT:
         raise ValueError(f"format {plain['format']!r}, this release reads {_FORMAT}")
-    pairs: dict[Role, tuple[KeyPair, ...]] = {}
-    for role, listed in plain["pairs"].items():
-        pairs[Role(role)] = tuple(
-            _checked(KeyPair(each["public"].encode(), each["secret"].encode())) for each in listed
-        )
-    valid: dict[bytes, Role] = {}
-    retired: dict[bytes, Role] = {}
-    for each in plain["members"]:
-        public = each["public"].encode()
-        _check_key(public, "a member's key")
-        (retired if each["retired"] else valid)[public] = Role(each["role"])
-    return _Table(pairs, valid, retired)
+    own: dict[Role, _Own] = {}
+    for role, each in plain["own"].items():
+        check_name(each["member"])
+        pairs = (KeyPair(a.encode(), b.encode()) for a, b in each["pairs"])
+        own[Role(role)] = _Own(each["member"], tuple(map(_checked, pairs)))
+    return _Table(own, read_roster(plain["roster"]))
 
 
 def _checked(pair: KeyPair) -> KeyPair:
-    _check_key(pair.public, "a public key")
-    _check_key(pair.secret, "a secret key")
+    check_key(pair.public, "a public key")
+    check_key(pair.secret, "a secret key")
     if zmq.curve_public(pair.secret) != pair.public:
         raise ValueError(f"the secret of {pair.public!r} belongs to another key")
     return pair
 
 
-def _check_key(key: bytes, what: str) -> None:
-    try:
-        good = len(key) == PUBLIC_KEY_BYTES and len(z85.decode(key)) == 32
-    except (KeyError, ValueError, struct.error):
-        good = False
-    if not good:
-        raise SecurityError(f"{what} is not {PUBLIC_KEY_BYTES} characters of Z85")
-
-
-def _write(directory: str, table: _Table) -> None:
-    """Replace the file at once: a reader sees the old one or the new one, never a part."""
-    members = [(key, role, False) for key, role in table.valid.items()]
-    members += [(key, role, True) for key, role in table.retired.items()]
-    plain = {
+def _plain(table: _Table) -> dict[str, Any]:
+    return {
         "format": _FORMAT,
-        "pairs": {
-            role: [{"public": p.public.decode(), "secret": p.secret.decode()} for p in pairs]
-            for role, pairs in table.pairs.items()
+        "own": {
+            role: {
+                "member": own.member,
+                "pairs": [[pair.public.decode(), pair.secret.decode()] for pair in own.pairs],
+            }
+            for role, own in table.own.items()
         },
-        "members": [
-            {"public": key.decode(), "role": role, "retired": retired}
-            for key, role, retired in members
-        ],
+        "roster": table.roster.plain(),
     }
-    path = os.path.join(directory, _FILE)
-    beside = f"{path}.new"
-    with contextlib.suppress(FileNotFoundError):  # Of a writer that was killed: the lock is ours.
-        os.unlink(beside)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="ascii") as file:
-        json.dump(plain, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+
+def _text(who: bytes | str) -> str:
+    return who.decode(errors="replace") if isinstance(who, bytes) else who

@@ -10,6 +10,7 @@ Spec    RFC 26 (CURVE), RFC 36 (ZRE).
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import time
@@ -24,13 +25,12 @@ from zray.errors import LocalProtocolError, SecurityError
 from zray.net.addresses import dials_ipv6
 from zray.net.connections import close_monitored, open_monitor, read_event
 from zray.net.curve import ClusterKeys, Role, secure_client
+from zray.net.guarded_port import announce, keep_alive
 from zray.net.link_inbox import (
     LINK_FRAME_BYTES_MAX,
     LINK_QUEUE_MESSAGES_MAX,
-    PROPERTY,
     ZERO_COPY_BYTES_MIN,
     Payload,
-    keep_alive,
 )
 from zray.net.poller import READABLE, new_poller
 from zray.protocol.limits import HELLO_TIMEOUT_S
@@ -106,14 +106,15 @@ class _Link:
 
     __slots__ = (
         *("backlog", "backlog_bytes", "denied", "endpoint", "is_up", "key_number", "keys_tried"),
-        *("large", "large_bytes", "monitor", "peer", "server_keys", "short_lives", "socket"),
-        "up_since",
+        *("known_by", "large", "large_bytes", "monitor", "peer", "server_keys", "short_lives"),
+        *("socket", "up_since"),
     )
 
-    def __init__(self, peer: bytes, endpoint: str, server_keys: tuple[bytes, ...]) -> None:
+    def __init__(self, peer: bytes, endpoint: str, known_by: tuple[bytes, ...]) -> None:
         self.peer = peer
         self.endpoint = endpoint
-        self.server_keys = server_keys
+        self.known_by = known_by
+        self.server_keys: tuple[bytes, ...] = ()
         self.key_number = 0
         self.keys_tried = 0
         self.denied = ""
@@ -171,6 +172,9 @@ class Links:
         self._backlog_bytes_max = backlog_bytes_max
         self._links: dict[bytes, _Link] = {}
         self._by_descriptor: dict[int, _Link] = {}
+        self._revision = 0 if keys is None else keys.revision
+        self._told: list[LinkEvent] = []
+        """What sweep() has found."""
         self._poller = new_poller()
         self.descriptor = self._poller.fileno()
 
@@ -180,25 +184,50 @@ class Links:
         Args:
             peer: what the caller calls it.
             endpoint: "tcp://HOST:PORT", LinkInbox.address.
-            server_keys: public keys (Z85) it may show, tried in turn; without any, those of all
-                nodes that are members.
+                server_keys: public keys (Z85) that it is known by: any key of the same members is
+                taken, tried in turn; without any, those of all nodes.
 
         Raises SecurityError where there is no key to show, or none to expect.
         """
         given = tuple(server_keys)
-        if self._keys is not None:
-            self._keys.reload()
-            given = given or tuple(self._keys.server_keys())
-            if not given:
-                raise SecurityError(f"no node's key is in {self._keys.directory}: copy it anew")
         link = self._links.get(peer)
         if link is not None and link.socket is not None:
-            if link.endpoint == endpoint and set(given) == set(link.server_keys):
+            if link.endpoint == endpoint and link.known_by == given:
                 return
             self.drop(peer)
         link = _Link(peer, endpoint, given)
+        self._look_up_keys(link)
         self._dial(link)
         self._links[peer] = link
+
+    def _look_up_keys(self, link: _Link) -> None:
+        """Expect the keys that the peer may show by now."""
+        if self._keys is None:
+            return
+        self._keys.reload()
+        found = tuple(self._keys.server_keys(link.known_by))
+        if not found:
+            whose = ", ".join(map(self._keys.member_of, link.known_by)) or "any node"
+            raise SecurityError(
+                f"no key of {whose} counts any more, as {self._keys.directory} has it"
+            )
+        link.server_keys = found
+        link.key_number = 0
+
+    def sweep(self) -> None:
+        """Hang up on who showed a key that was revoked since. Some times a second."""
+        keys = self._keys
+        if keys is None or keys.revision == self._revision:
+            return
+        self._revision = keys.revision
+        for link in self._links.values():
+            if link.socket is not None and keys.is_revoked(link.server_keys[link.key_number]):
+                if link.is_up:
+                    self._told.append(LinkEvent(link.peer, LinkState.DISCONNECTED))
+                self._hang_up(link)
+                whose = keys.member_of(link.server_keys[link.key_number])
+                reason = f"the key of {whose} was revoked"
+                self._told.append(LinkEvent(link.peer, LinkState.REFUSED, reason))
 
     def knows(self, peer: bytes) -> bool:
         """Return whether there is a way to this peer, connected or not."""
@@ -298,7 +327,7 @@ class Links:
 
     def events(self) -> list[LinkEvent]:
         """Return what has become of links since the last call, and send on what has waited."""
-        told: list[LinkEvent] = []
+        told, self._told = self._told, []
         ready = {self._by_descriptor[descriptor] for descriptor, _ in self._poller.poll(0)}
         for link in ready:
             self._attend(link, told)
@@ -334,28 +363,45 @@ class Links:
         is_short = time.monotonic() - link.up_since < _SHORT_LIFE_S
         link.short_lives = link.short_lives + 1 if is_short else 0
         if link.short_lives < _SHORT_LIVES_MAX:
-            self._dial_again(link, told)
+            self._dial_again(link, told, anew=True)
             return
         reason = "it ends every connection as soon as it is made: our name is another's there"
         told.append(LinkEvent(link.peer, LinkState.REFUSED, reason))
 
     def _handshake_failed(self, link: _Link, told: list[LinkEvent]) -> None:
         link.keys_tried += 1
-        if link.keys_tried < len(link.server_keys):
+        # Whoever denies us could read what we said: that was the right key of it.
+        if not link.denied and link.keys_tried < len(link.server_keys):
             link.key_number = (link.key_number + 1) % len(link.server_keys)
             self._close_socket(link)
             self._dial_again(link, told)
             return
         link.keys_tried = 0
+        if not link.denied and self._keys_changed(link):
+            self._close_socket(link)
+            self._dial_again(link, told)
+            return
         reason = link.denied or "the handshake broke off: it has another key, or is no port of zray"
         told.append(LinkEvent(link.peer, LinkState.REFUSED, reason))
         if link.denied:
             self._hang_up(link)
 
-    def _dial_again(self, link: _Link, told: list[LinkEvent]) -> None:
+    def _keys_changed(self, link: _Link) -> bool:
+        """Look up what a peer that has none of the keys we know may show by now."""
+        before, number = link.server_keys, link.key_number
+        with contextlib.suppress(SecurityError):
+            self._look_up_keys(link)
+        if set(link.server_keys) != set(before):
+            return True
+        link.server_keys, link.key_number = before, number
+        return False
+
+    def _dial_again(self, link: _Link, told: list[LinkEvent], *, anew: bool = False) -> None:
         try:
+            if anew:
+                self._look_up_keys(link)  # It may have changed them since.
             self._dial(link)
-        except SecurityError as error:  # Our own key was taken from us meanwhile.
+        except SecurityError as error:  # Our own key was taken from us meanwhile, or the peer's.
             self._hang_up(link)
             told.append(LinkEvent(link.peer, LinkState.REFUSED, str(error)))
 
@@ -373,15 +419,12 @@ class Links:
         socket.setsockopt(zmq.MAXMSGSIZE, _ANSWER_BYTES_MAX)
         # No queue without a connection: it would go to whoever answers there next.
         socket.setsockopt(zmq.IMMEDIATE, 1)
-        # An empty message first: the inbox knows whose connection it is before anything is said.
-        socket.setsockopt(zmq.PROBE_ROUTER, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX)
         socket.setsockopt(zmq.HANDSHAKE_IVL, int(HELLO_TIMEOUT_S * 1000))
         socket.setsockopt(zmq.TCP_MAXRT, _UNACKNOWLEDGED_MS)
         keep_alive(socket)
-        name = f"{PROPERTY}:{self._own.hex()}.{os.urandom(_TOKEN_BYTES).hex()}"
-        socket.setsockopt(zmq.METADATA, name.encode())
+        announce(socket, self._own, os.urandom(_TOKEN_BYTES))
         if pair is not None:
             secure_client(socket, pair, link.server_keys[link.key_number])
         is_ipv6 = dials_ipv6(link.endpoint, by_name=self._ipv6_names)

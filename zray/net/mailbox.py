@@ -10,6 +10,7 @@ Never   blocks in send: what a receiver has no room for stays in the process tha
 
 import contextlib
 import os
+import socket as _socket
 import threading
 from collections.abc import Sequence
 
@@ -64,6 +65,7 @@ class Inbox:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAILBOX_MESSAGE_BYTES_MAX)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        admit_same_user(self.socket)
         self.socket.bind(endpoint)
         self.descriptor = int(self.socket.get(zmq.FD))
 
@@ -93,6 +95,16 @@ class Inbox:
         self.socket.close(0)
         with contextlib.suppress(FileNotFoundError):  # The node removes what the dead have left.
             os.unlink(self.endpoint.removeprefix("ipc://"))
+
+
+def admit_same_user(socket: "zmq.Socket[bytes]") -> None:
+    """Let a socket that is to be bound to ipc take this user and root alone, by the kernel's word.
+
+    The folder it is in keeps others out already; this is for one whose mode was changed.
+    """
+    if hasattr(_socket, "SO_PEERCRED"):
+        for uid in {os.getuid(), 0}:
+            socket.setsockopt(zmq.IPC_FILTER_UID, uid)
 
 
 class Peers:

@@ -58,6 +58,7 @@ GROUP_SAID = 164
 GROUP_GONE = 165
 GCS_CALL = 170
 GCS_ANSWER = 171
+ROSTER = 180
 
 _N = "link"
 
@@ -209,6 +210,13 @@ LINK_MESSAGES: tuple[Message, ...] = (
         ("group", "reason"),
         "A placement group is removed: what runs in it on workers that are lent to you ends now.",
     ),
+    _row(
+        ROSTER,
+        "ROSTER",
+        ("roster",),
+        "The list of keys as the authority has it now (zray/net/roster.py), for who has an older"
+        " one.",
+    ),
     _row(CODE_WANTED, "CODE_WANTED", ("function", "job"), "A worker of ours is to run this."),
     _row(
         CODE,
@@ -277,7 +285,7 @@ AS_CLIENT = (HOLD, RELEASE, WATCH_ACTOR, KILL_ACTOR)
 UNFENCED = frozenset(
     (
         *(OFFER, CODE_WANTED, CODE, LOCATE_FOREIGN, FOUND, COPY_GONE, HOLDS_COUNTED, HOLD),
-        *(GCS_CALL, GCS_ANSWER),
+        *(GCS_CALL, GCS_ANSWER, ROSTER),
         *(LINEAGE, LINEAGE_KEPT, LINEAGE_ENDED, DRAIN, LEAVING),
         *(QUERY, QUERY_ROWS, QUERY_NEXT),
         *(HOST_RENEW, HOST_RENEWED, HOSTS_ENDED),

@@ -14,7 +14,7 @@ import pytest
 
 from tests.zray.net.link_ends import HERE, OTHER, THERE
 from zray.errors import LocalProtocolError
-from zray.net import connections, link_inbox, links
+from zray.net import connections, guarded_port, link_inbox, links
 from zray.net.curve import ClusterKeys, Role, make_pair
 from zray.net.links import Links, LinkState
 
@@ -85,8 +85,9 @@ def test_a_link_without_keys_is_told_that_keys_are_needed(ends):
 
 
 def test_nobody_gets_in_where_no_handler_answers(ends):
-    handler, ends.inbox._zap = ends.inbox._zap, None
-    ends.inbox._control.unregister(handler.descriptor)
+    port = ends.inbox._port
+    handler, port._zap = port._zap, None
+    port._control.unregister(handler.descriptor)
     handler.close()
     raw = ends.raw(ends.keys.pair(Role.NODE))
     raw.send(b"open?")
@@ -127,8 +128,8 @@ def test_a_thousand_silent_connections_make_way_for_an_honest_one(ends, many_des
         if count % 50 == 0:
             ends.turn(0)
     ends.assert_alive()
-    ends.until(lambda: len(ends.inbox) <= 260, "the limit of handshakes to hold")
-    assert ends.inbox.refused["too many handshakes"] >= 700
+    ends.until(lambda: len(ends.inbox) <= 130, "the limit of handshakes to hold")
+    assert ends.inbox.refused["too many handshakes from one address"] >= 850
     assert psutil.Process().memory_info().rss - before < 100 * 2**20
 
 
@@ -139,6 +140,24 @@ def test_members_count_too(make_ends):
         each.connect(THERE, ends.inbox.address)
     ends.until(lambda: ends.inbox.refused["too many connections"] >= 3)
     ends.until(lambda: sum(each.is_connected(THERE) for each in made) == 5)
+
+
+def test_one_address_has_its_share_only(make_ends, monkeypatch):
+    monkeypatch.setattr(connections.Connections.__init__, "__kwdefaults__", _SMALL)
+    ends = make_ends()
+    made = [ends.links(bytes([n])) for n in range(6)]
+    for each in made:
+        each.connect(THERE, ends.inbox.address)
+    ends.until(lambda: ends.inbox.refused["too many connections from one address"] >= 2)
+    ends.until(lambda: sum(each.is_connected(THERE) for each in made) == 4)
+    made[next(n for n, each in enumerate(made) if each.is_connected(THERE))].drop(THERE)
+    ends.until(lambda: sum(each.is_connected(THERE) for each in made) == 4, "another one's turn")
+
+
+_SMALL = {
+    **(connections.Connections.__init__.__kwdefaults__ or {}),
+    "address_connections_max": 4,
+}
 
 
 def test_a_stranger_who_sends_on_and_on_is_cut(ends):
@@ -230,22 +249,41 @@ def test_a_node_takes_its_name_back_from_a_client(ends, keys):
     assert [sender.role for sender in ends.departed] == [Role.CLIENT]
 
 
-def test_a_name_that_is_expected_of_a_key_is_believed_of_no_other(ends, keys):
-    ends.inbox.expect(OTHER, [make_pair().public])
-    node = ends.links(OTHER)
-    node.connect(THERE, ends.inbox.address)
-    node.send(THERE, b"I am another node")
-    ends.until(lambda: LinkState.REFUSED in ends.states())
+def test_a_node_is_not_believed_to_be_another_one(ends, keys, link, tmp_path):
+    link.send(THERE, b"I am here")
+    ends.until(lambda: ends.messages)
+    other = keys.issue("other", Role.NODE, str(tmp_path / "other"))
+    liar = ends.links(HERE, other)
+    liar.connect(b"liar", ends.inbox.address)
+    liar.send(b"liar", b"I am that one")
+    ends.until(lambda: LinkState.REFUSED in ends.states(b"liar"))
     assert ends.inbox.refused["name of another"] >= 3
     assert "name" in ends.events[-1].reason
-    assert not node.knows(THERE)
-    assert not ends.messages
-    ends.inbox.expect(OTHER, [keys.pair(Role.NODE).public])
-    node.connect(THERE, ends.inbox.address)
-    assert node.send(THERE, b"and now?")
-    ends.until(lambda: ends.messages)
-    ends.inbox.expect(OTHER, [make_pair().public])
+    assert not liar.knows(b"liar")
+    assert ends.headers() == [b"I am here"]
+    assert not ends.departed
+    # Nor after that one has left: its name was its own for its life.
+    link.drop(THERE)
     ends.until(lambda: ends.departed)
+    liar.connect(b"liar", ends.inbox.address)
+    liar.send(b"liar", b"now it is mine")
+    ends.until(lambda: ends.states(b"liar").count(LinkState.REFUSED) == 2)
+    assert ends.headers() == [b"I am here"]
+
+
+def test_who_makes_up_names_makes_nobody_else_forgotten(ends, keys, link, tmp_path, monkeypatch):
+    monkeypatch.setattr(guarded_port, "_NAMES_MAX", 5)
+    link.send(THERE, b"I am here")
+    ends.until(lambda: ends.messages)
+    liar = keys.issue("liar", Role.NODE, str(tmp_path / "liar"))
+    for number in range(8):
+        raw = ends.raw(liar.pair(Role.NODE), b"%02x.00" % number)
+        raw.send(b"name %d" % number)
+        ends.until(lambda: len(ends.messages) == number + 2)  # noqa: B023
+    hostile = ends.raw(liar.pair(Role.NODE), HERE.hex().encode() + b".00")
+    hostile.send(b"I am that one")
+    ends.until(lambda: ends.inbox.refused["name of another"])
+    assert b"I am that one" not in ends.headers()
 
 
 def test_a_routing_id_says_nothing_of_who_it_is(ends, keys):

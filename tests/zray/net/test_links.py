@@ -5,6 +5,7 @@ Caller  pytest.
 Never   leaves the loopback.
 """
 
+import contextlib
 import itertools
 import os
 import socket
@@ -12,10 +13,10 @@ import socket
 import pytest
 
 from tests.waiting import wait_until
-from tests.zray.net.link_ends import HERE, OTHER, THERE
+from tests.zray.net.link_ends import HERE, OTHER, THERE, Ends
 from zray.errors import SecurityError
 from zray.net import link_inbox
-from zray.net.curve import ClusterKeys, Role, make_pair
+from zray.net.curve import ClusterKeys, Role, make_pair, secure_client
 from zray.net.link_inbox import LinkInbox
 from zray.net.links import LinkState
 from zray.net.mailbox import new_context
@@ -73,8 +74,9 @@ def test_handshakes_are_answered_while_nobody_sends_a_message(ends, link):
 
 def _cut_from_outside(ends) -> None:
     """Reset every TCP connection of the inbox, as a middlebox does."""
-    for descriptor in list(ends.inbox._connections._named):
-        ends.inbox._connections.cut(descriptor, "test")
+    connections = ends.inbox._port._connections
+    for descriptor in list(connections._named):
+        connections.cut(descriptor, "test")
 
 
 def test_the_end_of_a_connection_is_told_at_once_on_both_sides(ends, link):
@@ -121,7 +123,7 @@ def test_they_do_even_where_both_come_between_two_looks(ends, link):
         link.send(THERE, b"last")
         link.close(linger_ms=5000)
         ends._links.remove(link)
-        wait_until(lambda: inbox._arrivals.poll(0) and inbox._control.poll(0))
+        wait_until(lambda: inbox._port._arrivals.poll(0) and inbox._port._control.poll(0))
         return look()
 
     inbox._serve_control = late
@@ -261,14 +263,84 @@ def test_keys_rotate_while_messages_flow(ends, keys, link):
     newcomer.connect(THERE, ends.inbox.address, [ends.inbox.server_key])
     say(newcomer, b"with the new key")
     assert ends.messages[-1][0].key == new.public
+    assert ends.inbox.server_key == new.public
+    late = ends.links(b"late")
+    late.connect(THERE, ends.inbox.address, [old.public])
+    say(late, b"who knew the old key finds the new one")
     theirs.retire(Role.NODE)
     say(link, b"the old connection stays")
     assert ends.messages[-1][0].key == old.public
     assert set(ends.states()) == {LinkState.CONNECTED}
     late = ends.raw(old)
     late.send(b"too late")
-    ends.until(lambda: ends.inbox.refused["unknown key"])
+    ends.until(lambda: ends.inbox.refused["key that counts no more"])
     assert b"too late" not in ends.headers()
+
+
+def test_a_port_shows_its_new_key_to_all_who_come_and_keeps_who_is_there(ends, keys, link):
+    assert link.send(THERE, b"before")
+    ends.until(lambda: ends.messages)
+    before = ends.inbox.server_key
+    for _ in range(3):
+        old = keys.pair(Role.NODE)
+        keys.add(Role.NODE)
+        new = keys.activate(Role.NODE)
+        ends.inbox.sweep()
+        for number in range(10):
+            newcomer = ends.raw(new)  # It expects what the inbox shows now.
+            newcomer.send(b"%d" % number)
+            ends.until(lambda number=number: ends.headers()[-1] == b"%d" % number)
+        stale = ends.raw(connect=False)
+        secure_client(stale, new, old.public)
+        stale.connect(ends.inbox.address)
+        stale.send(b"expects a key that is not shown any more")
+        ends.until(lambda: ends.inbox.refused["handshake refused"])
+    assert before != ends.inbox.server_key
+    assert link.send(THERE, b"the same connection as ever")
+    ends.until(lambda: ends.headers()[-1] == b"the same connection as ever")
+    assert ends.states() == [LinkState.CONNECTED]
+    assert not ends.departed
+
+
+def test_a_port_with_several_keys_behind_it_is_given_up_at_once(ends, keys):
+    keys.add(Role.NODE)
+    keys.activate(Role.NODE)
+    ends.inbox.sweep()
+    with pytest.raises(OSError, match="in use"):
+        LinkInbox(ends.context(), keys, port=ends.inbox.port)
+    port = ends.inbox.port
+    ends.close()
+
+    def is_free():
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return True
+
+    wait_until(is_free)
+
+
+def test_who_shows_a_key_that_was_revoked_is_hung_up_on(ends, keys, tmp_path):
+    elsewhere = keys.issue("elsewhere", Role.NODE, str(tmp_path / "elsewhere"))
+    there = Ends(elsewhere)
+    try:
+        link = ends.links()
+        link.connect(OTHER, there.inbox.address, [there.inbox.server_key])
+        wait_until(lambda: there.turn() or ends.turn() or link.is_connected(OTHER))
+        keys.revoke("elsewhere")
+        ends.inbox.sweep()
+        link.sweep()
+        ends.until(lambda: LinkState.REFUSED in ends.states(OTHER))
+        assert ends.states(OTHER) == [
+            LinkState.CONNECTED,
+            LinkState.DISCONNECTED,
+            LinkState.REFUSED,
+        ]
+        assert "elsewhere was revoked" in ends.events[-1].reason
+        assert not link.knows(OTHER)
+        with pytest.raises(SecurityError, match="no key of elsewhere counts"):
+            link.connect(OTHER, there.inbox.address, [there.inbox.server_key])
+    finally:
+        there.close()
 
 
 def test_a_revoked_key_is_cut_at_the_next_sweep(ends, keys, tmp_path):
