@@ -446,7 +446,7 @@ def members(tmp_path):
 
 def _hostile(name: bytes, pair: KeyPair | None, end: End, server_key: bytes) -> zmq.Socket[bytes]:
     """Return a DEALER that calls itself ``name`` and asks this end for an object."""
-    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     announce(socket, name, os.urandom(4))
     if pair is not None:

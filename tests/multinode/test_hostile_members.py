@@ -249,9 +249,9 @@ def _mutated(draw: st.DrawFn) -> Said:
     return kind, fields, payloads, flips
 
 
-_honest = st.sampled_from([*_kinds, *[link_messages.RELAY, link_messages.TO_WORKER] * 3]).map(
-    lambda kind: (kind, HONEST[kind], _payloads(kind), [])
-)
+_honest: st.SearchStrategy[Any] = st.sampled_from(
+    [*_kinds, *[link_messages.RELAY, link_messages.TO_WORKER] * 3]
+).map(lambda kind: (kind, HONEST[kind], _payloads(kind), []))
 """What is obeyed before the first mutated one ends the connection."""
 
 

@@ -104,6 +104,7 @@ def test_a_mailbox_takes_nothing_of_another_user(folder: Path) -> None:
             command = [sys.executable, "-c", SEND, str(folder / "m"), str(uid)]
             subprocess.run(command, timeout=60, check=True)
         received = wait_until(inbox.receive)
+        assert received is not None
         assert received[1] == b"0"
         assert inbox.receive() is None
     finally:
