@@ -18,6 +18,7 @@ import sys
 from zray import errors, node_directory
 
 from .log_stream import LogStream
+from .next_life import begin, let_signals_in
 
 
 def main() -> int:
@@ -45,6 +46,7 @@ def main() -> int:
             durability=arguments.durability,
             life_fd=arguments.life_fd,
         )
+    let_signals_in()
     try:
         lock = _hold(arguments.dir, arguments.lock_fd)
     except errors.NodeStartError as error:
@@ -64,8 +66,6 @@ def main() -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if next_life is not None:
-        from .next_life import begin
-
         begin(arguments.dir, next_life, lock)
     os.close(lock)  # The last act: who waits for the lock finds all else done.
     # Freeing ten thousand records one by one would keep whoever waits for our end: 0.15 s.

@@ -112,6 +112,7 @@ class GcsConnection:
         Raises:
             RemoteProtocolError: it is none, or what it completes is malformed.
         """
+        self.session.heard_at = self._node.now  # A large frame takes its time.
         frame = self._incoming.take(offset, nbytes, piece)
         if frame is not None:
             self.received(frame)

@@ -24,6 +24,7 @@ from zray.protocol import link_messages
 from zray.protocol.ids import NodeId
 
 from .gcs.relayed import DEAD, TAKEN, UNLINKED, WINDOW_BYTES, WINDOW_FRAMES, news
+from .gcs.wire import is_renewal
 from .gcs_frames import Assembly, pieces
 from .gcs_process import GcsProcess
 
@@ -226,7 +227,10 @@ class GcsRelay:
         if self._link_of(peer) is None:
             return  # The GCS has been told, or is about to be, that it has ended.
         waiting = self._waiting.setdefault(peer, deque())
-        waiting.extend((offset, len(frame), piece) for offset, piece in pieces(frame))
+        if is_renewal(frame):
+            waiting.appendleft((0, len(frame), frame))
+        else:
+            waiting.extend((offset, len(frame), piece) for offset, piece in pieces(frame))
         self._send_waiting(peer)
 
     def _send_waiting(self, peer: NodeId) -> None:

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from .cluster import Cluster
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What a node takes for a request to end."""
 
 _ADDRESSES_MAX = 16
 """Of former members, to be dialled by who comes back: one of them will live."""
@@ -50,6 +54,9 @@ def begin(directory: str, settings: dict[str, Any], lock: int) -> NoReturn:
         directory: of the node.
         settings: of the next life.
         lock: by which this process holds the directory, also between the two lives.
+
+    ENDING_SIGNALS are to be blocked: one that comes now is kept, and ends the next life as soon as
+    it has called let_signals_in().
     """
     nobody = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (nobody, lock):
@@ -60,3 +67,8 @@ def begin(directory: str, settings: dict[str, Any], lock: int) -> NoReturn:
         *("--lock-fd", str(lock)),
     ]
     os.execv(sys.executable, command)
+
+
+def let_signals_in() -> None:
+    """Let what came between two lives end this one, while nothing of it is there yet."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)

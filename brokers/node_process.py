@@ -19,7 +19,7 @@ from typing import Any
 from zray import errors
 from zray.protocol.roles import Role
 
-from .next_life import settings_of
+from .next_life import ENDING_SIGNALS, settings_of
 from .node import Node
 from .workers import NoZygote, Zygote
 
@@ -44,7 +44,7 @@ def serve(
         os.close(ready_fd)
         return 1, None
     temporary = node.embedded or "parent" in settings
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in ENDING_SIGNALS:
         signal.signal(signum, lambda number, _frame: _signalled(node, number))
     report = {
         "directory": directory,
@@ -70,6 +70,8 @@ def serve(
         orphaned = os.getppid() != settings.get("parent", os.getppid())
         if (node.embedded or orphaned) and not (crashed and node.processes.drivers):
             shutil.rmtree(directory, ignore_errors=True)
+    # Whoever wants this process to end from here on ends the next life: see next_life.begin().
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     if node.cluster is not None and node.begins_anew:
         return 0, settings_of(node.cluster, settings)
     return 0, None
@@ -137,5 +139,6 @@ def _note(text: str) -> None:
 
 
 def _signalled(node: Node, number: int) -> None:
+    node.begins_anew = False
     node.stop(f"signal {signal.Signals(number).name}")
     node.wake.set()

@@ -22,11 +22,14 @@ from zray.errors import RemoteProtocolError
 from zray.protocol.packing import packb
 from zray.protocol.roles import Role
 
-from .wire import unpack_plain
+from .wire import is_renewal, unpack_plain
 
 WINDOW_FRAMES = 256
 WINDOW_BYTES = 8 << 20
 """So much may be on its way to one relayed peer; the frame that reaches it is the last one."""
+
+RENEWALS_MAX = 64
+"""So many answers to beats may be on their way besides."""
 
 RELAY_BYTES_MAX = 64 << 20
 """So much may be on its way by one connection to all its relayed peers."""
@@ -180,7 +183,9 @@ class Peers:
             return self._link.send(peer, frame)
         on_the_way = self._on_the_way[known.connection]
         is_full = known.frames >= WINDOW_FRAMES or known.nbytes >= WINDOW_BYTES
-        if is_full or on_the_way >= RELAY_BYTES_MAX:
+        # A lease must not end because a large answer is under way to who has it.
+        goes_first = is_renewal(frame) and known.frames < WINDOW_FRAMES + RENEWALS_MAX
+        if not goes_first and (is_full or on_the_way >= RELAY_BYTES_MAX):
             return False
         if not self._link.send(known.connection, peer, frame):
             return False
@@ -193,7 +198,7 @@ class Peers:
         """Raise AssertionError where an invariant does not hold."""
         sums = dict.fromkeys(self._on_the_way, 0)
         for peer, known in self._relayed.items():
-            assert 0 <= known.frames <= WINDOW_FRAMES, peer.hex()
+            assert 0 <= known.frames <= WINDOW_FRAMES + RENEWALS_MAX, peer.hex()
             assert known.nbytes >= 0, peer.hex()
             sums[known.connection] += known.nbytes
         assert sums == self._on_the_way

@@ -114,6 +114,11 @@ def pack(kind: int, *fields: Any) -> bytes:
     return packb((VERSION, kind, *fields))
 
 
+def is_renewal(frame: bytes) -> bool:
+    """Return whether a frame that pack() has made is RENEWED: it may overtake all others."""
+    return frame[2:3] == bytes((RENEWED,))
+
+
 def is_soft(frame: bytes) -> bool:
     """Return whether a frame that pack() has made is SOFT: it may overtake COMMANDS."""
     # An array of less than 16 has a head of one byte, and so has each of its small numbers.

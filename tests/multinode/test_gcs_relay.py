@@ -189,18 +189,19 @@ def test_a_cable_that_is_pulled_for_a_moment_costs_that_moment(
 
 
 def test_a_node_that_was_declared_dead_hears_so_when_the_way_is_open_again(pair: Pair) -> None:
-    with open(Path(pair.node, "node.log")) as its_log:  # It removes the file at its end.
-        pair.forwarder.deaf()
-        pair.back.deaf()
-        began = time.monotonic()
-        with Observer(pair.head) as observer:
-            wait_until(lambda: observer.ask("cluster")["nodes"] == 1, 5)
-        assert time.monotonic() - began < 3.5
-        pair.forwarder.hear()
-        pair.back.hear()
-        # By itself it would end when its lease has been over for ten seconds.
-        wait_until(lambda: pair.process.poll() is not None, 8)
-        assert "over for" not in its_log.read()
+    log = Path(pair.node, "node.log")
+    pair.forwarder.deaf()
+    pair.back.deaf()
+    began = time.monotonic()
+    with Observer(pair.head) as observer:
+        wait_until(lambda: observer.ask("cluster")["nodes"] == 1, 5)
+    assert time.monotonic() - began < 3.5
+    pair.forwarder.hear()
+    pair.back.hear()
+    # By itself it would give up when its lease has been over for ten seconds.
+    wait_until(lambda: "begins another life" in log.read_text(), 8)
+    assert "over for" not in log.read_text()
+    assert pair.process.poll() is None
 
 
 def test_the_gcs_is_told_at_once_of_a_node_that_was_killed(cluster: Cluster) -> None:

@@ -341,3 +341,14 @@ def test_a_head_that_is_started_again_finds_the_others_as_they_were(
             one["node"],
         }
     assert place.run("stop", "--all").returncode == 0
+
+
+def test_a_node_that_is_told_to_end_between_two_lives_ends(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=1)
+    log = Path(node.directory, "node.log")
+    with stopped(node.pid):
+        wait_until(lambda: known_to(cluster.nodes[0]) == 1, 10)
+    wait_until(lambda: "begins another life" in log.read_text(), 10)
+    os.kill(node.pid, signal.SIGTERM)
+    wait_until(lambda: node._process.poll() is not None, 20)

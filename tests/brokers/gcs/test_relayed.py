@@ -9,6 +9,7 @@ import pytest
 from zray.brokers.gcs import relayed
 from zray.brokers.gcs.relayed import (
     DEAD,
+    RENEWALS_MAX,
     TAKEN,
     UNLINKED,
     WINDOW_BYTES,
@@ -18,6 +19,7 @@ from zray.brokers.gcs.relayed import (
     Said,
     news,
 )
+from zray.brokers.gcs.wire import RENEWED, pack
 from zray.errors import RemoteProtocolError
 from zray.protocol.packing import packb
 from zray.protocol.roles import Role
@@ -99,6 +101,20 @@ def test_one_frame_larger_than_a_window_goes_and_the_next_waits(world: World) ->
     assert not world.peers.send(NODE, b"x")
     world.says(b"", news(TAKEN, NODE, 1, WINDOW_BYTES + 1))
     assert world.peers.send(NODE, b"x")
+
+
+def test_an_answer_to_a_beat_goes_though_the_window_is_full(world: World) -> None:
+    world.says(NODE, b"node", b"frame")
+    renewed = pack(RENEWED, bytes(8), bytes(16), 1.5, 1, 0, 7)
+    assert world.peers.send(NODE, bytes(WINDOW_BYTES))
+    assert not world.peers.send(NODE, b"not now")
+    for _ in range(RENEWALS_MAX):
+        assert world.peers.send(NODE, renewed)
+    world.peers.check()
+    for _ in range(WINDOW_FRAMES):
+        world.peers.send(NODE, renewed)
+    world.peers.check()
+    assert not world.peers.send(NODE, renewed), "of these too there is a bound"
 
 
 def test_all_peers_of_one_connection_together_are_bounded(
