@@ -55,7 +55,6 @@ from .printed_lines import PrintedLines
 from .process_questions import ProcessQuestions
 from .queries import Queries
 from .reception import Reception
-from .relays import is_forward
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, Fork, job_of
 from .shared_tables import OwnTables, SharedTables
@@ -268,10 +267,7 @@ class Node:
             if descriptor not in self.carriers:
                 return False
         self.stirred = False
-        for descriptor, _events in ready:
-            callback = self.callbacks.get(descriptor)
-            if callback is not None:
-                callback()
+        self._serve_streams(ready)
         if self.cluster.has_more and not self.stirred:
             self.cluster.carry()
         return not self.stirred
@@ -490,14 +486,8 @@ class Node:
         except errors.RemoteProtocolError as error:
             self.refuse(process, error)
             received, alive = [], False
-        forwards: list[bytes] = []
-        for packed in received:
-            if is_forward(packed):
-                forwards.append(packed)
-                continue
-            if forwards:
-                self._forward(process, forwards)
-                forwards = []
+        relays = None if self.cluster is None else self.cluster.relays
+        for packed in received if relays is None else relays.passed(process, received):
             self.stirred = True
             self.handle_call(process, packed)
             if calls.outbound_bytes > ANSWERS_BYTES_MAX:
@@ -505,24 +495,8 @@ class Node:
                 self.refuse(process, fault)
                 alive = False
                 break
-        if forwards:
-            self._forward(process, forwards)
         if not alive:
-            self.stirred = True
             self.process_gone(process.identity, "")
-
-    def listen_again(self, process: Process) -> None:
-        """Read a process's calls that nobody listened to for a while."""
-        calls = process.calls
-        if calls is not None:
-            wanted = READABLE | WRITABLE if calls.outbound_bytes else READABLE
-            self.poller.modify(calls.fileno(), wanted)
-
-    def _forward(self, process: Process, calls: list[bytes]) -> None:
-        if self.cluster is None:
-            self.refuse(process, errors.RemoteProtocolError("FORWARD where there is one node"))
-        else:
-            self.cluster.relays.forward(process, calls)
 
     def handle_call(self, process: Process, packed: bytes) -> None:
         """Obey one message of a process's calls; what is malformed is counted, never fatal."""
@@ -564,6 +538,7 @@ class Node:
 
     def process_gone(self, identity: bytes, reason: str) -> None:
         """A driver or worker is dead: everything derives from this one fact."""
+        self.stirred = True
         process_gone(self, identity, reason)
 
     # -- sending ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from zray.errors import RemoteProtocolError
 from zray.net.link_inbox import Payload
 from zray.net.links import LINK_BACKLOG_BYTES_MAX
+from zray.net.poller import READABLE, WRITABLE
 from zray.protocol import envelopes, frames, link_messages, messages
 from zray.protocol.envelopes import check_envelope, destination_node, destination_of
 from zray.protocol.ids import NODE_PREFIX_BYTES, NodeId, ProcessId, node_of
@@ -31,14 +32,11 @@ _LARGE_BYTES = 16 * 1024
 """Shorter ones alone do not fill a link, so nobody looks how full it is."""
 _PAUSE_BYTES = LINK_BACKLOG_BYTES_MAX // 2
 _RESUME_BYTES = LINK_BACKLOG_BYTES_MAX // 8
+_KIND_AT = slice(2, 3)
+"""Where the kind is in a packed call."""
 _FORWARD = bytes((messages.FORWARD,))
 RELAY_ONE = frames.pack(link_messages.RELAY, payloads=1)
 """The header of a RELAY with one envelope: most have one."""
-
-
-def is_forward(packed: bytes) -> bool:
-    """Return whether a call to the node is one for another node's process, by its bytes."""
-    return packed[2:3] == _FORWARD
 
 
 class Relays:
@@ -53,6 +51,20 @@ class Relays:
         self._node = cluster.node
         self.paused: list[tuple[Process, NodeId]] = []
         """Processes that are not read until a node has taken more of what they said to it."""
+
+    def passed(self, process: Process, calls: list[bytes]) -> Iterator[bytes]:
+        """Carry the FORWARDs among a process's calls, and yield the others, each in its turn."""
+        forwards: list[bytes] = []
+        for packed in calls:
+            if packed[_KIND_AT] == _FORWARD:
+                forwards.append(packed)
+                continue
+            if forwards:
+                self.forward(process, forwards)
+                forwards = []
+            yield packed
+        if forwards:
+            self.forward(process, forwards)
 
     def forward(self, process: Process, calls: list[bytes]) -> None:
         """Carry what a process of ours says to others' processes; one RELAY a node.
@@ -99,8 +111,14 @@ class Relays:
             if self._queued_bytes(home) > _RESUME_BYTES:
                 still.append((process, home))
             else:
-                self._node.listen_again(process)
+                self._listen_again(process)
         self.paused = still
+
+    def _listen_again(self, process: Process) -> None:
+        calls = process.calls
+        if calls is not None:
+            wanted = READABLE | WRITABLE if calls.outbound_bytes else READABLE
+            self._node.poller.modify(calls.fileno(), wanted)
 
     # -- sending ---------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zray.brokers.node import Node
-from zray.brokers.relays import RELAY_ONE, Relays, is_forward
+from zray.brokers.relays import RELAY_ONE, Relays
 from zray.errors import RemoteProtocolError
 from zray.net.links import LINK_BACKLOG_BYTES_MAX
 from zray.net.poller import READABLE, WRITABLE
@@ -40,6 +40,8 @@ class World:
         self.refused: list[bytes] = []
         self.queued = {B: 0, C: 0}
         self.listening: dict[int, int] = {}
+        self.backlog_bytes = 0
+        self.ended: list[tuple[str, bytes]] = []
         self.processes = {
             identity: Stub(
                 identity=identity,
@@ -53,13 +55,14 @@ class World:
             processes=Stub(by_id=self.processes),
             poller=Stub(modify=self.listening.__setitem__),
             refuse=lambda process, _error: self.refused.append(process.identity),
+            kill_worker=lambda process: self.ended.append(("killed", process)),
+            process_gone=lambda process, _reason: self.ended.append(("gone", process)),
         )
-        node.listen_again = lambda process: Node.listen_again(node, process)
         cluster: Any = Stub(
             node=node,
             members={node: Stub(link=node) for node in (B, C)},
             links=Stub(queued=lambda link: (0, self.queued[link])),
-            deliveries=Stub(send=self._deliver),
+            deliveries=Stub(send=self._deliver, backlog_bytes=lambda _process: self.backlog_bytes),
             send_header=self._send,
         )
         self.relays = Relays(cluster)
@@ -76,8 +79,7 @@ class World:
     def forward(self, source: bytes, *sealed: bytes) -> None:
         process: Any = self.processes[source]
         calls = [frames.pack(messages.FORWARD, each) for each in sealed]
-        assert all(map(is_forward, calls))
-        self.relays.forward(process, calls)
+        assert list(self.relays.passed(process, calls)) == []
 
     def arrived(self, node: bytes) -> list[bytes]:
         """Return what was sent to a node, each RELAY as its header says."""
@@ -127,9 +129,24 @@ def test_what_a_process_says_in_anothers_name_or_to_its_own_node_is_refused(worl
     assert world.arrived(HERE) == []
 
 
-def test_a_call_of_another_kind_is_no_forward():
-    assert not is_forward(frames.pack(messages.HOLD, [], False))
-    assert not is_forward(b"")
+def test_a_call_of_another_kind_has_its_turn_between_what_was_said_before_and_after_it(world):
+    one, two = say(ME, AT_B, b"before", b"after")
+    hold = frames.pack(messages.HOLD, [], False)
+    calls = [frames.pack(messages.FORWARD, one), hold, b"", frames.pack(messages.FORWARD, two)]
+    others = world.relays.passed(world.processes[ME], calls)
+    assert next(others) == hold
+    assert world.arrived(B) == [one]
+    assert list(others) == [b""]
+    assert world.arrived(B) == [one, two]
+
+
+def test_a_process_that_does_not_read_what_comes_is_ended(world):
+    world.backlog_bytes = LINK_BACKLOG_BYTES_MAX
+    world.relays.hand_over(B, say(AT_B, ME, b"fits"))
+    assert world.ended == []
+    world.backlog_bytes += 1
+    world.relays.hand_over(B, say(AT_B, ME, b"more"))
+    assert world.ended == [("killed", ME), ("gone", ME)]
 
 
 def test_what_comes_goes_to_the_processes_in_order_and_past_the_dead(world):
