@@ -63,6 +63,9 @@ LINK_SENDERS: dict[int, frozenset[Role]] = {
     link.FOUND: _USERS,
     link.HOLDS_COUNTED: _ALL,
     link.COPY_GONE: _ALL,
+    link.TAKE_OVER: _NODES,  # Of what it keeps for others: a driver's node keeps nothing.
+    link.DRAIN: _NODES,
+    link.LEAVING: _NODES,
     link.LINEAGE: _NODES,
     link.LINEAGE_KEPT: _NODES,
     link.LINEAGE_ENDED: _NODES,
