@@ -59,6 +59,14 @@ def outside_groups(amounts: Mapping[str, int]) -> dict[str, int]:
     return {name: units for name, units in amounts.items() if _SEPARATOR not in name}
 
 
+def as_asked(amounts: Mapping[str, int]) -> dict[str, int]:
+    """Return a request of a group by the names it was asked for with; another is what it is."""
+    plain = {name.partition(_SEPARATOR)[0]: units for name, units in amounts.items()}
+    if group_of(amounts):
+        plain.pop(_BUNDLE, None)
+    return plain
+
+
 @dataclass(slots=True)
 class _Open:
     """A bundle that requests are met from."""

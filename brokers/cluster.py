@@ -333,13 +333,15 @@ class Cluster:
             self.stop_dialling(details["to"])
             return
         incarnation = details["incarnation"]
-        if identity != sender.peer or not self.membership.admits(identity, incarnation):
-            if identity == sender.peer and self.gcs_relay is not None:
-                self.gcs_relay.visited(sender, address)
-            raise errors.RemoteProtocolError(
-                f"LINK_HELLO of incarnation {incarnation} of a node that is dead, or another one"
-            )
+        if identity != sender.peer:
+            raise errors.RemoteProtocolError("LINK_HELLO of another node")
         role = self.refusals.check_role(sender, details)
+        if not self.membership.admits(identity, incarnation):
+            if self.gcs_relay is not None:
+                self.gcs_relay.visited(sender, address, role)
+            raise errors.RemoteProtocolError(
+                f"LINK_HELLO of incarnation {incarnation} of a node that is dead"
+            )
         if details["gcs"] is not None and role is Role.NODE:
             self.use_gcs(*details["gcs"])
             if self.gcs is not None and details["gcs"][0] == identity:

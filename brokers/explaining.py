@@ -21,10 +21,12 @@ from zray.protocol.ids import (
     owner_of,
     task_number_of,
 )
+from zray.protocol.packing import unpackb
 
 from . import waiting
 from .dispatcher import ALIVE, STARTING
 from .queries import Done
+from .resources import read_request
 from .waiting import Row, row
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ def explain(node: Node, arguments: dict[str, Any], done: Done) -> None:
     identity, about = arguments.get("id"), arguments.get("about", b"")
     if type(identity) is not bytes or type(about) is not bytes:
         raise RemoteProtocolError("what is to be explained is named by its id")
-    if len(identity) == PROCESS_ID_BYTES:
+    if identity == node.process:
+        done([waiting.here(node, _needs(about))], None)
+    elif len(identity) == PROCESS_ID_BYTES:
         _explain_process(node, identity, about, done)
     elif len(identity) == OBJECT_ID_BYTES:
         actor = node.dispatcher.actors.get(identity)
@@ -56,6 +60,15 @@ def explain(node: Node, arguments: dict[str, Any], done: Done) -> None:
             _ask_owner(node, identity, actor, done)
     else:
         raise RemoteProtocolError("an id has 8 or 16 bytes")
+
+
+def _needs(packed: bytes) -> dict[str, int]:
+    try:
+        return read_request(unpackb(packed))
+    except (ValueError, TypeError) as error:
+        raise RemoteProtocolError(
+            f"what a node is to have room for is malformed: {error}"
+        ) from None
 
 
 def _to(identity: bytes, about: bytes = b"") -> list[bytes]:

@@ -22,6 +22,7 @@ from zray.net.link_inbox import Sender
 from zray.net.probe import Prober
 from zray.protocol import link_messages
 from zray.protocol.ids import NodeId
+from zray.protocol.roles import Role, may_claim
 
 from .gcs.relayed import DEAD, TAKEN, UNLINKED, WINDOW_BYTES, WINDOW_FRAMES, news
 from .gcs.wire import is_renewal
@@ -48,6 +49,7 @@ class _Visitor:
     link: bytes
     address: str
     stream: bytes
+    role: Role
 
 
 class _Taken:
@@ -122,11 +124,12 @@ class GcsRelay:
             RemoteProtocolError: it has not greeted us, or no frame may be as large.
         """
         peer = sender.peer
-        if self._link_of(peer) is None:
+        greeted = self._cluster.members.get(peer) or self._visitors.get(peer)
+        if greeted is None or not may_claim(sender.role, greeted.role):
             raise RemoteProtocolError("GCS_CALL before LINK_HELLO")
         frame = self._incoming.setdefault(peer, Assembly()).take(offset, nbytes, piece)
         if frame is not None:
-            self.send(peer, sender.role.value.encode(), frame)
+            self.send(peer, greeted.role.value.encode(), frame)
 
     def _tell(self, kind: int, peer: NodeId, taken: _Taken | None = None) -> None:
         frames, nbytes = (0, 0) if taken is None else (taken.frames, taken.nbytes)
@@ -146,15 +149,17 @@ class GcsRelay:
         visitor = self._visitors.get(peer)
         return None if visitor is None else visitor.link
 
-    def visited(self, sender: Sender, address: str) -> None:
+    def visited(self, sender: Sender, address: str, role: Role) -> None:
         """A node has greeted us that is no member: the GCS may have something to tell it."""
         peer = sender.peer
         self._drop_visitor(peer)
         while len(self._visitors) >= _VISITORS_MAX:
             self._visit_ended(next(iter(self._visitors)))
         link = b"visitor " + peer
-        self._visitors[peer] = _Visitor(link, address, sender.stream)
-        self._cluster.links.connect(link, address)
+        self._visitors[peer] = _Visitor(link, address, sender.stream, role)
+        # The keys of nodes are known; those of others are on the lists of few.
+        shown = [sender.key] if sender.key and role is not Role.NODE else []
+        self._cluster.links.connect(link, address, shown)
 
     def welcomed(self, peer: NodeId) -> None:
         """A node is a member now, with a link of its own."""

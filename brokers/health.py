@@ -95,6 +95,8 @@ class Health:
         scheduler = self._node.scheduler
         table = scheduler.borrowing.table
         for shape in scheduler.queues.shapes_waiting():
+            if shape.where.group:
+                continue  # What is wrong with its group is said of that.
             why = shortage(shape.where.request(shape.amounts), table)
             if why:
                 needs = {name: units / RESOURCE_UNITS for name, units in shape.amounts.items()}
@@ -103,9 +105,17 @@ class Health:
                     f" ({why}): add a node with it, or cancel them"
                 )
         for claim in scheduler.claims:
+            if claim.where.group or claim.is_loan:
+                continue
             why = shortage(claim.where.request(claim.placement), table)
-            if why and not claim.is_loan:
+            if why:
                 yield f"actor {claim.actor.hex()} can't be placed on any node: {why}"
+        for group in self._node.placement_groups.rows():
+            if group["problem"]:
+                yield (
+                    f"placement group {group['group']} waits for nodes that are not there:"
+                    f" {group['problem']}"
+                )
 
     def _store(self) -> Iterator[str]:
         node = self._node

@@ -17,6 +17,7 @@ from zray.net.link_inbox import Payload
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import NodeId, node_of
 from zray.protocol.packing import packb, unpackb
+from zray.protocol.roles import Role
 
 from . import deaths, scheduling
 from .link_validation import BreachError
@@ -125,7 +126,10 @@ class Loans:
         """
         cluster, found = self.cluster, []
         for node, packed in rows.items():
-            if node in cluster.members:
+            member = cluster.members.get(node)
+            if member is not None and member.role is not Role.NODE:
+                continue  # A client has nothing to offer, whatever it says.
+            if member is not None:
                 row = read_load(unpackb(packed))
                 if row.node == node and cluster.membership.admits(node, row.incarnation):
                     found.append(row)

@@ -24,15 +24,22 @@ from zray.protocol.limits import (
     QUERIES_MAX,
     QUERY_ANSWER_S,
     QUERY_PAGE_BYTES,
+    QUERY_ROWS_MAX,
     QUERY_TIMEOUT_S,
 )
 from zray.protocol.packing import packb
+from zray.protocol.roles import Role
 
 from .gathering import Gathered, Gatherings, NextPage
 
 if TYPE_CHECKING:
     from .cluster import Cluster
     from .node import Node
+
+_KEPT_ROWS_MAX = 4 * QUERY_ROWS_MAX
+"""Rows that are kept for others to fetch: a hostile one may ask and never fetch."""
+_NOT_FOR_GATEWAYS = frozenset(("log", "find"))
+"""What workers print and nodes say may be anything; who only calls actors is to see none of it."""
 
 Done = Callable[[list[Any], Exception | None], None]
 """Called once with the rows of an answer, or with why there are none."""
@@ -217,7 +224,7 @@ class Queries:
                 return
             pages = deque(_pages(rows))
             first = pages.popleft()
-            if pages and len(self._kept) >= QUERIES_MAX:
+            if pages and (len(self._kept) >= QUERIES_MAX or self._kept_len > _KEPT_ROWS_MAX):
                 said = "too many answers wait to be fetched from it: ask again in a moment"
                 self._send_page(peer, request, [], False, said, received_at)
                 return
@@ -239,6 +246,10 @@ class Queries:
         if kept.pages:
             self._keep(peer, request, kept.pages)
         self._send_page(peer, request, page, bool(kept.pages), None, received_at)
+
+    @property
+    def _kept_len(self) -> int:
+        return sum(len(page) for kept in self._kept.values() for page in kept.pages)
 
     def _keep(self, peer: NodeId, request: int, pages: deque[list[Any]]) -> None:
         self._kept[peer, request] = _Kept(pages, self._node.now + 2 * QUERY_ANSWER_S)
@@ -283,6 +294,8 @@ def _query(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payl
     request, what, arguments = message[3:6]
     if type(request) is not int or type(what) is not str or type(arguments) is not dict:
         raise errors.RemoteProtocolError("QUERY without a number, a question and arguments")
+    if what in _NOT_FOR_GATEWAYS and cluster.members[peer].role is Role.GATEWAY:
+        raise errors.RemoteProtocolError(f"a gateway asks for {what!r}")
     cluster.node.queries.asked(peer, request, what, arguments)
 
 

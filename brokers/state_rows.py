@@ -18,6 +18,7 @@ from zray.protocol.ids import OBJECT_ID_BYTES, node_of, number_of, object_id, ow
 from zray.protocol.units import RESOURCE_UNITS
 
 from . import task_rows
+from .bundles import outside_groups
 from .gcs.actor_table import ActorRecord
 from .load import ALIVE
 from .row_filters import Wanted
@@ -216,8 +217,8 @@ def own_node_row(node: Node) -> dict[str, Any]:
         "node_ip": host_of(address),
         "node_name": os.uname().nodename,
         "is_head_node": is_head,
-        "resources_total": amounts(load.total),
-        "resources_available": amounts(load.available),
+        "resources_total": amounts(outside_groups(load.total)),
+        "resources_available": amounts(outside_groups(load.available)),
         "labels": dict(load.labels),
         "queued_tasks": load.queue_tasks,
         "wait_s": load.wait_us / 1e6,
@@ -279,6 +280,24 @@ def _workers(node: Node, _wanted: Wanted, _said: Said) -> Iterator[Block]:
         )
 
 
+def _groups(node: Node, _wanted: Wanted, _said: Said) -> Iterator[Block]:
+    for group in node.placement_groups.rows():
+        yield Block(
+            {
+                "placement_group_id": group["group"],
+                "name": group["name"],
+                "state": group["state"],
+                "strategy": group["strategy"],
+                "creator_job_id": group["job"],
+                "is_detached": group["detached"],
+                "problem": group["problem"],
+                "bundles": [
+                    {**each, "resources": amounts(each["resources"])} for each in group["bundles"]
+                ],
+            }
+        )
+
+
 _BLOCKS: dict[str, Callable[[Any, Wanted, Said], Iterator[Block]]] = {
     "tasks": task_rows.blocks,
     "actors": _actors,
@@ -286,5 +305,6 @@ _BLOCKS: dict[str, Callable[[Any, Wanted, Said], Iterator[Block]]] = {
     "nodes": _nodes,
     "jobs": _jobs,
     "workers": _workers,
+    "placement_groups": _groups,
     "events": task_rows.events,
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zray.protocol.ids import OBJECT_ID_BYTES, is_guest, node_of, number_of, owner_of
 from zray.protocol.units import RESOURCE_UNITS
 
+from .bundles import as_asked
 from .row_filters import Wanted
 from .scheduling import Range, job_of
 
@@ -104,7 +105,7 @@ def _scheduled(node: Node) -> Iterator[Block]:
 
 def _of_range(work: Range, low: int, high: int, state: str, place: dict[str, Any]) -> Block:
     client = work.task_class.client
-    needs = {name: units / RESOURCE_UNITS for name, units in work.shape.amounts.items()}
+    needs = {name: units / RESOURCE_UNITS for name, units in as_asked(work.shape.amounts).items()}
     job = job_of(work.shape.env)
     row = _row(
         work.task_class.name,

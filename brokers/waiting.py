@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zray.protocol.ids import node_of, object_id
+from zray.protocol.packing import packb
 from zray.protocol.units import CPU, RESOURCE_UNITS
 
+from .bundles import as_asked
 from .placement import shortage
 from .scheduling import LEASED, Range, WorkerState
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _HOLDERS_FOLLOWED_MAX = 3
+_NODES_FOLLOWED_MAX = 2
 
 
 def row(kind: str, state: str, text: str, **more: Any) -> Row:
@@ -125,33 +128,76 @@ def actor(node: Node, waiting: Actor, state: str) -> Row:
 def lacking(node: Node, needs: Mapping[str, int], where: Where) -> tuple[str, list[list[bytes]]]:
     """Return why something that needs these units does not begin, and whom that depends on."""
     borrowing = node.scheduler.borrowing
+    if where.group:
+        unplaced = _unplaced_group(node, where.group)
+        if unplaced is not None:
+            return unplaced
     never = shortage(where.request(needs), borrowing.table)
     if never:
         return f"no node can ever run it, as the cluster is: {never}", []
     if not borrowing.may_run_here(where, needs):
-        return _elsewhere(node, needs, where), []
-    free = node.resources.available
-    short = [name for name, units in needs.items() if units > free.get(name, 0)]
-    if not short and node.resources.fits(needs):
+        elsewhere, following = _elsewhere(node, needs, where)
+        asked = " and ".join(f"{_amount(units)} {name}" for name, units in as_asked(needs).items())
+        return f"it needs {asked or 'a node'}, elsewhere than here; {elsewhere}", following
+    if node.resources.fits(needs):
         return _no_process(node), []
+    here, following = _short_here(node, needs)
+    if borrowing.table.has_others():
+        elsewhere, others = _elsewhere(node, needs, where)
+        return f"{here}; {elsewhere}", [*following, *others]
+    return here, following
+
+
+def here(node: Node, needs: Mapping[str, int]) -> Row:
+    """Explain why this node lends nothing that holds these units."""
+    if node.resources.fits(needs):
+        return row("node", "ROOM", f"what it needs is free here, {_no_process(node)}")
+    text, following = _short_here(node, needs)
+    return row("node", "FULL", text, next=following)
+
+
+def _unplaced_group(node: Node, group: bytes) -> tuple[str, list[list[bytes]]] | None:
+    """Explain what runs in a placement group that has no place yet; None where it has one."""
+    rows = node.placement_groups.rows([group])
+    if not rows:
+        return f"this node has not heard of its placement group {group.hex()} yet", []
+    state, problem = rows[0]["state"], rows[0]["problem"]
+    if state == "CREATED":
+        return None
+    name = f"its placement group {group.hex()} is {state}"
+    if problem:
+        return f"{name}: no nodes can ever hold it, as the cluster is: {problem}", []
+    free = node.resources.available
+    bundles = [each["resources"] for each in rows[0]["bundles"] if not each["node"]]
+    short = {name for each in bundles for name, units in each.items() if units > free.get(name, 0)}
+    holders, following = _holders(node, sorted(short))
+    held = f"; here {' and '.join(sorted(short))} is {holders}" if holders else ""
+    whole = len(rows[0]["bundles"])
+    return f"{name}: there is no room yet for {len(bundles)} of {whole} bundles{held}", following
+
+
+def _short_here(node: Node, needs: Mapping[str, int]) -> tuple[str, list[list[bytes]]]:
+    """Say what is not free at this node, and who holds it."""
+    free, total = node.resources.offered, node.resources.offered_total
+    asked = as_asked(needs)
+    short = {name: units for name, units in needs.items() if units > free.get(name, 0)} or needs
     amounts = [
-        f"{_amount(needs[name])} {name} of which {_amount(max(0, free.get(name, 0)))} of"
-        f" {_amount(node.resources.total.get(name, 0))} are free"
-        for name in short or ["GPU"]
+        f"{_amount(units)} {plain} of which {_amount(max(0, free.get(name, 0)))} of"
+        f" {_amount(total.get(name, 0))} are free"
+        for name, units in short.items()
+        for plain in as_asked({name: units})
     ]
-    holders, following = _holders(node, short or ["GPU"])
-    others = _elsewhere(node, needs, where) if borrowing.table.has_others() else ""
-    return "; ".join(
-        filter(None, [f"it needs {' and '.join(amounts)}", holders, others])
-    ), following
+    holders, following = _holders(node, list(short))
+    told = " and ".join(amounts or [f"{_amount(units)} {name}" for name, units in asked.items()])
+    return "; ".join(filter(None, [f"it needs {told}", holders])), following
 
 
 def _amount(units: int) -> str:
     return f"{units / RESOURCE_UNITS:g}"
 
 
-def _elsewhere(node: Node, needs: Mapping[str, int], where: Where) -> str:
-    """Say of the other nodes which could have it, and whether it was asked of them."""
+def _elsewhere(node: Node, needs: Mapping[str, int], where: Where) -> tuple[str, list[list[bytes]]]:
+    """Say of the other nodes which could have it; those without room can say who holds it."""
     borrowing = node.scheduler.borrowing
     request = where.request(needs)
     table = borrowing.table
@@ -163,11 +209,13 @@ def _elsewhere(node: Node, needs: Mapping[str, int], where: Where) -> str:
         and request.may_run_on(table, each)
     ]
     if not able:
-        return "no other node could run it"
+        return "no other node could run it", []
     free = [each.hex() for each in able if table.fits_now(each, needs)]
     if free:
-        return f"asked for a worker at node {', '.join(free[:4])}, which has room"
-    return f"no room at the {len(able)} other nodes that could run it: {able[0].hex()}, …"
+        return f"a worker was asked for at node {', '.join(free[:4])}, which has room", []
+    more = f" and {len(able) - 1} more" if len(able) > 1 else ""
+    following = [[each, each, packb(dict(needs))] for each in able[:_NODES_FOLLOWED_MAX]]
+    return f"no room at node {able[0].hex()}{more}, which could run it", following
 
 
 def _no_process(node: Node) -> str:

@@ -106,9 +106,10 @@ def _show_problems(console: Console, problems: list[str]) -> None:
 
 
 def _show_nodes(console: Console, report: dict[str, Any]) -> None:
-    columns = ("node", "state", "address", "machine", "free of CPUs", "queued", "store", "labels")
+    columns = ("node", "state", "address", "machine", "CPUs free", "queued", "labels")
     table = _table("Nodes", *columns)
-    table.columns[2].no_wrap = True
+    for column in table.columns[:3:2]:
+        column.no_wrap = True  # They are copied into commands.
     # The dead last, and of those the newest: a cluster that has run for long has many.
     rows = sorted(report["all_nodes"], key=lambda row: (row["state"] == "DEAD", -_begun(row)))
     for row in rows[:_ROWS_MAX]:
@@ -124,6 +125,21 @@ def _show_nodes(console: Console, report: dict[str, Any]) -> None:
             if name != "memory"
         )
     )
+    console.print(f"             {_sums(list(report['status_of'].values()))}")
+
+
+def _sums(statuses: list[dict[str, Any]]) -> str:
+    """Return what there is on all nodes together."""
+    tasks = sum(each["scheduler"]["queued_tasks"] for each in statuses)
+    running = sum(each["scheduler"]["running_tasks"] for each in statuses)
+    actors = sum(sum(each["actor_counts"].values()) for each in statuses)
+    objects = sum(each["object_counts"]["objects"] for each in statuses)
+    used = sum(each["store"]["used_bytes"] for each in statuses)
+    spilled = sum(each["object_counts"]["spilled_bytes"] for each in statuses)
+    return (
+        f"{tasks} tasks queued, {running} running; {actors} actors; {objects} objects, {size(used)}"
+        f" in shared memory, {size(spilled)} on disk"
+    )
 
 
 def _begun(row: dict[str, Any]) -> int:
@@ -133,20 +149,18 @@ def _begun(row: dict[str, Any]) -> int:
 
 def _node_cells(row: dict[str, Any], report: dict[str, Any]) -> tuple[str, ...]:
     if row["state"] == "DEAD":
-        return (row["node_id"][:8], "dead", row["address"].removeprefix("tcp://"), row["node_name"])
+        return (row["node_id"], "dead", row["address"].removeprefix("tcp://"), row["node_name"])
     free = row["resources_available"].get("CPU", 0.0)
     total = row["resources_total"].get("CPU", 0.0)
-    store = report["status_of"].get(row["node_id"], {}).get("store")
     here = " (here)" if row["node_id"] == report["node"] else ""
     head = ", head" if row["is_head_node"] else ""
     return (
-        row["node_id"][:8],
+        row["node_id"],
         row["state"].lower() + head,
         row["address"].removeprefix("tcp://"),
         row["node_name"] + here,
         f"{free:g} of {total:g}",
         str(row["queued_tasks"]),
-        "" if store is None else f"{size(store['used_bytes'])} of {size(store['capacity_bytes'])}",
         ", ".join(f"{name}={value}" for name, value in sorted(row["labels"].items())),
     )
 

@@ -26,7 +26,9 @@ Speaker = tuple[bytes, str]
 """The node that a session speaks for, b"" for none, and the role it has joined with."""
 
 _SESSION = frozenset(("SESSION_OPEN", "NOOP", "JOIN", "LEAVE", "JOB_START", "JOB_FINISH"))
-_READS = frozenset(name for name, row in COMMANDS.items() if row.effect in ("read", "soft"))
+_READS = frozenset(name for name, row in COMMANDS.items() if row.effect in ("read", "soft")) - {
+    "LOAD"  # Who has nothing to offer is asked for nothing.
+}
 _KEY_VALUE = frozenset(("KV_PUT", "KV_DELETE"))
 _WORK = frozenset(("FUNCTION_CHUNK", "FUNCTION_PUT", "ACTOR_REGISTER", "ACTOR_UPDATE", "TRANSACT"))
 

@@ -242,7 +242,7 @@ def _mutated(draw: st.DrawFn) -> Said:
     """Draw a message of an honest node, with other fields, other payloads, other bytes."""
     kind = draw(st.sampled_from(_kinds))
     fields = list(HONEST[kind])
-    for _ in range(draw(st.integers(0, 2))):
+    for _ in range(draw(st.integers(0, 2)) if fields else 0):
         fields[draw(st.integers(0, len(fields) - 1))] = draw(_values)
     payloads = draw(st.sampled_from([_payloads(kind)] * 3 + [0, 1, 3]))
     flips = draw(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 255)), max_size=3))

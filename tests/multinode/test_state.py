@@ -179,11 +179,19 @@ def test_why_goes_from_an_argument_to_the_stack_on_the_other_node(
     assert worker["since_s"] is not None
     assert any("in rest" in line for line in worker["stack"])
     assert slow.hex() in str(found)
-    queued = rest.options(resources={"far": 2}).remote(gate)
-    wait_until(
-        lambda: "it needs 2 far" in str(state.why(queued)) or "behind 1" in str(state.why(queued)),
-        20,
-    )
+    # Another shape than what runs there, so that it is handed to no busy worker.
+    queued = quick.options(resources={"far": 1}).remote()
+
+    def who_holds_it() -> bool:
+        steps = state.why(queued).steps
+        return [step["state"] for step in steps] == ["PENDING_NODE_ASSIGNMENT", "FULL", "RUNNING"]
+
+    wait_until(who_holds_it, 20)
+    first, full, holder = state.why(queued).steps
+    assert "it needs 1 CPU and 1 far, elsewhere than here" in first["text"]
+    assert "1 far of which 0 of 2 are free" in full["text"]
+    assert full["node_id"] == holder["node_id"] == far.node_id
+    assert holder["name"] == "rest"
 
 
 def test_why_of_a_call_shows_what_its_actor_is_at_and_its_place_behind_that(
@@ -278,3 +286,19 @@ def test_rows_that_do_not_fit_into_a_page_come_page_by_page(two_nodes: Cluster) 
     times = [row.time for row in rows]
     assert times == sorted(times, reverse=True)
     zray.kill(actor)
+
+
+def test_what_waits_for_a_placement_group_says_so(two_nodes: Cluster) -> None:
+    from zray.util.placement_group import placement_group, remove_placement_group
+    from zray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"far": 1}, {"far": 2}], name="wide")
+    strategy = PlacementGroupSchedulingStrategy(group)
+    ref = quick.options(num_cpus=0, resources={"far": 1}, scheduling_strategy=strategy).remote()
+    wait_until(lambda: group.id.hex() in str(state.why(ref)), 20)
+    assert "is PENDING" in state.why(ref).cause["text"]
+    (row,) = state.list_placement_groups(filters=[("name", "=", "wide")], detail=True)
+    assert (row.state, row.placement_group_id) == ("PENDING", group.id.hex())
+    assert [bundle["node"] for bundle in row.bundles] == ["", ""]
+    remove_placement_group(group)
+    wait_until(lambda: not state.list_placement_groups(), 20)

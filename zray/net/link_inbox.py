@@ -54,17 +54,17 @@ class Sender:
             calls itself so is believed, no other one.
         role: of its key. NODE where the inbox has no keys.
         key: its public key (Z85), b"" where the inbox has no keys.
-        member: whose key that is, "" where the inbox has no keys.
         address: the IP address it dialled from.
         stream: differs for every connection. A new one of the same peer: the old one has ended.
+        member: whose key that is, "" where the inbox has no keys.
     """
 
     peer: bytes
     role: Role
     key: bytes
-    member: str
     address: str
     stream: bytes
+    member: str = ""
 
 
 LinkMessage = tuple[Sender, bytes, list[Payload]]
@@ -226,7 +226,7 @@ class LinkInbox:
         if caller is None:
             return inbound
         sender = Sender(
-            caller.peer, caller.role, caller.key, caller.member, caller.address, routing_id
+            caller.peer, caller.role, caller.key, caller.address, routing_id, caller.member
         )
         if caller.peer:
             return self._begin_stream(inbound, sender, caller)

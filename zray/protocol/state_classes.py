@@ -187,6 +187,25 @@ _WORKERS = StateClass(
     "Worker processes of all nodes. A worker that is lent is in one row: its own node's.",
 )
 
+_GROUPS = StateClass(
+    "placement_groups",
+    "placement_group_id",
+    {
+        "placement_group_id": "in hex",
+        "name": "empty where it has none",
+        "state": "PENDING, CREATED, RESCHEDULING (a node of it was lost)",
+        "strategy": "PACK, SPREAD, STRICT_PACK or STRICT_SPREAD",
+        "creator_job_id": "of the driver it ends with, empty where it is detached",
+        "problem": "why no nodes could hold it, empty where some could",
+    },
+    {
+        "is_detached": "whether it outlives its driver",
+        "bundles": "each with resources (amount by name), labels and node, empty while it has none",
+    },
+    ("state",),
+    "Those that have not been removed.",
+)
+
 _EVENTS = StateClass(
     "events",
     "",
@@ -203,5 +222,6 @@ _EVENTS = StateClass(
 )
 
 CLASSES: dict[str, StateClass] = {
-    each.name: each for each in (_TASKS, _ACTORS, _OBJECTS, _NODES, _JOBS, _WORKERS, _EVENTS)
+    each.name: each
+    for each in (_TASKS, _ACTORS, _OBJECTS, _NODES, _JOBS, _WORKERS, _GROUPS, _EVENTS)
 }

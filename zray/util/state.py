@@ -79,7 +79,8 @@ def rows(
     """Return rows of a class, of all nodes: what list_tasks() and the like call.
 
     Args:
-        of: "tasks", "actors", "objects", "nodes", "jobs", "workers" or "events".
+        of: "tasks", "actors", "objects", "nodes", "jobs", "workers",
+            "placement_groups" or "events".
         address: a node's directory, for whoever is no driver; None: this program's cluster.
         filters: all of them have to hold. Text is compared without regard to case.
         limit: rows at most, 100 000 or fewer.
@@ -248,6 +249,10 @@ list_objects, summarize_objects = _lister("objects"), _summarizer("objects")
 list_nodes, get_node = _lister("nodes"), _getter("nodes")
 list_jobs, get_job = _lister("jobs"), _getter("jobs")
 list_workers, get_worker = _lister("workers"), _getter("workers")
+list_placement_groups, get_placement_group = (
+    _lister("placement_groups"),
+    _getter("placement_groups"),
+)
 list_cluster_events, summarize_events = _lister("events"), _summarizer("events")
 
 

@@ -131,5 +131,6 @@ def test_fields_of_no_shape_end_nothing_here(command: Any) -> None:
 def test_beats_and_watches_are_for_all_and_nothing_else_goes_unnumbered() -> None:
     beat = pack(SOFT, SESSION, 1, [packb(("RENEW", (1.0, None)))])
     assert fresh().screened(Role.GATEWAY, beat) == beat
-    with pytest.raises(RemoteProtocolError):
-        fresh().screened(Role.CLIENT, pack(SOFT, SESSION, 1, [packb(("NODE_DIED", ()))]))
+    for other in (("NODE_DIED", ()), ("LOAD", (b"row",))):
+        with pytest.raises(RemoteProtocolError):
+            fresh().screened(Role.CLIENT, pack(SOFT, SESSION, 1, [packb(other)]))
