@@ -320,9 +320,12 @@ def test_a_head_that_is_started_again_finds_the_others_as_they_were(
         return found
 
     head = start("head", "--head", "--num-cpus", "1")
-    one = start("one", "--join", head["address"], "--num-cpus", "1")
+    only = ("--num-cpus", "1", "--resources", '{"here": 1}')
+    one = start("one", "--join", head["address"], *only)
     with zray.init(one["directory"], namespace="n", log_to_driver=False):
-        actor = Ticker.options(name="kept", lifetime="detached").remote(str(tmp_path))
+        # Not on the head: a worker there may be ready sooner.
+        kept = Ticker.options(name="kept", lifetime="detached", resources={"here": 1})
+        actor = kept.remote(str(tmp_path))
         assert zray.get(actor.add.remote(), timeout=20) == 1
         _node, pid = zray.get(actor.where.remote(), timeout=20)
         gcs = gcs_pid(head["directory"])
