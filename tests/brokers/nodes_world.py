@@ -276,7 +276,7 @@ class NodesWorld:
         header, payloads = waiting.popleft()
         if receiver not in self.dead:
             books = self.nodes[receiver].cluster
-            handle(books, Sender(source, Role.NODE, b"", b"", "", ""), header, [*payloads])
+            handle(books, Sender(source, Role.NODE, b"", "", b""), header, [*payloads])
             assert not books.refused
         return True
 
