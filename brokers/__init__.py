@@ -88,6 +88,7 @@ Among other nodes:
     objects_elsewhere.py S  objects of and at other nodes: holds, pulls, serving
     gateway_calls.py S what gateways' processes say, opened before it is brought on
     hold_fence.py   P  what is said to a node waits until what is held was counted
+    unreached_pulls.py P  pulls that wait for the link to who has the object
     bulk.py         S  the bulk thread: chunks of objects between segments and sockets
     transfer.py     P  the transfer machine, both its sides together
     transfer_pulls.py P  its pulling side: which chunk is asked from whom

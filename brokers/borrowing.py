@@ -355,6 +355,7 @@ class Borrowing:
         scheduler = self.scheduler
         before, self._waiting_since = self._waiting_since, {}
         needs: list[_Need] = []
+        starved: list[Shape] = []
         for shape in scheduler.queues.shapes_waiting():
             since = self._waiting_since[shape] = before.get(shape, now)
             here = self.may_run_here(shape.where, shape.amounts)
@@ -364,7 +365,7 @@ class Borrowing:
             if here and self.stays(shape, now):
                 continue
             if self._is_starved(shape, now - since):
-                self._free_from_node(shape)
+                starved.append(shape)
                 continue
             count = scheduler.queues.counts[shape]
             worth = -int(-count * task_us // _WORTH_US)
@@ -380,6 +381,10 @@ class Borrowing:
             if need is None or (need.here and now - since < PATIENCE_S):
                 continue
             needs.append(need)
+        if starved:
+            for shape in starved:
+                self._free_from_node(shape)
+            scheduler.pump()  # This node may have room for them, and no other event need come.
         return needs
 
     def _need_of(self, claim: Claim) -> _Need | None:

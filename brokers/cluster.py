@@ -10,6 +10,7 @@ Never   decides where work goes (brokers/borrowing.py) or who holds what (broker
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ _PAUSED_S = 0.002
 """Nothing tells that a link has room again for who waits for it."""
 _CODE_S = 1.0
 """A job's home that has not sent code after so long is passed by."""
+_CODE_TRIES_MAX = 5
+"""So often code is asked for that may be on its way to the job's home and the GCS."""
 
 
 @dataclass(slots=True)
@@ -104,8 +107,8 @@ class Cluster:
         """None where the cluster has no GCS process, or this node does not know it yet."""
         self.gcs_relay: GcsRelay | None = None
         """In the head node."""
-        self.losses = 0
-        """How often a node was lost: who greets us after that has to begin anew with us."""
+        self.losses: Counter[bytes] = Counter()
+        """How often each node was lost: one that we greet after that has to begin anew with us."""
         self.context = mailbox.new_context()
         self.inbox = LinkInbox(
             self.context, keys, host=host, port=port, advertise=advertise, role=key_role
@@ -149,6 +152,8 @@ class Cluster:
         """Functions that others have asked for, with which of their nodes and for which job."""
         self.code_wanted: dict[tuple[bytes, str], float] = {}
         """Functions and their jobs, and since when the jobs' homes have been asked."""
+        self.code_tries: Counter[tuple[bytes, str]] = Counter()
+        """How often neither their homes nor the GCS had them."""
         self.refused = 0
         self.has_more = True
         """Whether the inbox may have a message, or something here waits for serve()."""
@@ -312,7 +317,7 @@ class Cluster:
             "gcs": None if self.gcs is None else [self.gcs.head, self.gcs.address],
             "role": self.role,
             "incarnation": self.membership.incarnation,
-            "losses": self.losses,
+            "losses": [list(each) for each in self.losses.items()],
             "bulk": self.objects.greeting,
             "total": node.resources.total,
             "load": node.scheduler.borrowing.report(node.now).fields(),
@@ -347,7 +352,7 @@ class Cluster:
             if self.gcs is not None and details["gcs"][0] == identity:
                 self.gcs.moved(*details["gcs"])
         known = self.members.get(identity)
-        if known is not None and details["losses"] <= known.details["losses"]:
+        if known is not None and self._losses_in(details) <= self._losses_in(known.details):
             known.stream = sender.stream
             return
         if known is not None:
@@ -375,6 +380,10 @@ class Cluster:
             if other != self.node.process and other not in self.members:
                 self.dial(where)
 
+    def _losses_in(self, details: dict[str, Any]) -> int:
+        """Return how often who says this in LINK_HELLO had lost this node."""
+        return int(dict(details["losses"]).get(self.node.process, 0))
+
     def _disconnected(self, link: bytes) -> None:
         for member in list(self.members.values()):
             if member.link == link:
@@ -394,7 +403,7 @@ class Cluster:
         member = self.members.pop(identity)
         self.links.drop(member.link)
         node = self.node
-        self.losses += 1
+        self.losses[identity] += 1
         if member.role is Role.NODE:  # Drivers come and go.
             node.health.node_lost(identity, reason)
         node.queries.node_lost(identity, reason)
@@ -517,13 +526,39 @@ class Cluster:
                 return  # It has come from its home after all.
             code, details = found if error is None else (None, None)
             if code is None or details is None:
-                print(f"code {function.hex()} of job {job} is not to be found: {error}", flush=True)
+                self._code_missing(function, job, error)
                 return
+            self.code_tries.pop((function, job), None)
             self.node.processes.jobs[job] = details
             self.node.code_arrived(function, code)
 
         self.code_wanted[function, job] = float("inf")
         self.node.shared_tables.get_function(function, job, took)
+
+    def _code_missing(self, function: bytes, job: str, error: Exception | None) -> None:
+        """Neither the job's home nor the GCS has it: ask again, or tell who waits for it."""
+        node, home = self.node, node_of(bytes.fromhex(job))
+        lives = home in self.members or self.membership.is_on_its_way(home)
+        self.code_tries[function, job] += 1
+        over = not lives or job in node.scheduler.ended_jobs
+        if not over and self.code_tries[function, job] < _CODE_TRIES_MAX:
+            self.code_wanted[function, job] = node.now
+            if home in self.members:
+                self.send(home, link_messages.CODE_WANTED, function, job)
+            return
+        del self.code_tries[function, job]
+        why = "the job has ended, or its node is gone" if over else f"nobody has it ({error})"
+        refusal = errors.ClusterError(
+            f"the code of function {function.hex()} of job {job} is not to be found: {why}"
+        )
+        print(refusal, flush=True)
+        waiting = node.processes.waiting_for_function.pop(function, [])
+        for process in waiting:
+            if node.job_of(process) == job:
+                node.answer(process, None, refusal)
+        others = [process for process in waiting if node.job_of(process) != job]
+        if others:
+            node.processes.waiting_for_function[function] = others
 
     # -- actors ----------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ class Directory:
         """Other nodes that are there."""
         self.gone: set[NodeId] = set()
         self.held_by: dict[ProcessId, set[ObjectId]] = {}
+        self.actors: set[ObjectId] = set()
+        """Living actors of this node."""
         self.commands: list[Command] = []
         self.evacuation = Evacuation(self)
         self.owner_died_outcome = b""
@@ -80,6 +82,9 @@ class Directory:
         if entry is None:
             entry = self.entries[identity] = Entry()
             entry.known = self.is_foreign(identity)  # Its home says whether there is such a one.
+            if identity in self.actors:
+                # All had let go of it, and somebody has found it by its name before it ended.
+                _counts_handles(entry)
         return entry
 
     def _add(self, identity: ObjectId, entry: Entry, holder: bytes, units: int) -> None:
@@ -589,10 +594,13 @@ class Directory:
 
     def actor_created(self, process: ProcessId, actor: ObjectId) -> None:
         """Count handles of an actor; its creator has the first."""
-        entry = self._entry(actor)
-        entry.is_actor = entry.known = True
-        entry.outcome = b"\0"
+        self.actors.add(actor)
+        _counts_handles(entry := self._entry(actor))
         self._add(actor, entry, process, 1)
+
+    def actor_ended(self, actor: ObjectId) -> None:
+        """Who finds its name finds nobody."""
+        self.actors.discard(actor)
 
     # -- spilling --------------------------------------------------------------------------------
 
@@ -672,7 +680,8 @@ class Directory:
             assert entry.pulling is None or entry.offset < 0, "what is here is pulled"
             assert entry.outcome is None or Purpose.PLACE not in entry.waiters.values()
             assert self.home not in entry.places
-            assert not entry.places.keys() & self.gone
+            if not self.is_foreign(identity):  # A foreign one's home may reach whom we don't.
+                assert not entry.places.keys() & self.gone
             if self.is_foreign(identity) and node_of(identity) not in self.gone:
                 home = node_of(identity)
                 held = any(holder != home for holder in entry.holders)
@@ -684,3 +693,8 @@ class Directory:
 
 def _await(entry: Entry, process: ProcessId, purpose: int) -> None:
     entry.waiters[process] = min(purpose, entry.waiters.get(process, purpose))
+
+
+def _counts_handles(entry: Entry) -> None:
+    """Have an entry count the handles of an actor, which is told of the last one's end."""
+    entry.is_actor, entry.known, entry.outcome = True, True, b"\0"

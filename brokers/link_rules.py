@@ -168,6 +168,7 @@ def _code(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payl
     if job is not None:
         node.processes.jobs[job["job"]] = job
         cluster.code_wanted.pop((function, job["job"]), None)
+        cluster.code_tries.pop((function, job["job"]), None)
     node.code_arrived(function, code)
 
 

@@ -242,19 +242,24 @@ class Node:
                 # What was written to a stream before one of these messages was sent is readable
                 # by now, though it may not have been when poll returned.
                 ready = self.poller.poll(0)
-            self._serve_streams(ready)
-            if self.early or self.releases:
-                self._second_look()
-            if self.cluster is not None:
-                self.cluster.serve()
-            for sender, header, payloads in received:
-                self._handle_message(sender, header, payloads)
-            self._duties()
-            if self.cluster is not None:
-                self.cluster.after_wake()
-            perform_all(self)
-            due_at = 0.0 if more else time.monotonic() + self._timeout_s()
+            self._serve(ready, received)
+            now = time.monotonic()
+            due_at = 0.0 if more else now + self._timeout_s(now)
         self._shut_down()
+
+    def _serve(self, ready: list[tuple[int, int]], received: list[mailbox.Message]) -> None:
+        """Handle what one wake has brought, in the order that the module's docstring promises."""
+        self._serve_streams(ready)
+        if self.early or self.releases:
+            self._second_look()
+        if self.cluster is not None:
+            self.cluster.serve()
+        for sender, header, payloads in received:
+            self._handle_message(sender, header, payloads)
+        self._duties()
+        if self.cluster is not None:
+            self.cluster.after_wake()
+        perform_all(self)
 
     def _only_carries(self, ready: list[tuple[int, int]]) -> bool:
         """Serve a wake in which others' messages pass through and nothing of ours changes.
@@ -302,10 +307,10 @@ class Node:
         self.early.append((process, frames.pack(*message[1:2], *message[3:])))
         return True
 
-    def _timeout_s(self) -> float:
+    def _timeout_s(self, now: float) -> float:
         if self.early or self.releases:
             return 0.0  # Found when the streams were read for the second time.
-        due = self._next_sweep - time.monotonic()
+        due = self._next_sweep - now
         if self.scheduler.needs_tick() or self.store.waiting or self._is_asked:
             due = min(due, _TICK_S)
         if self.cluster is not None:

@@ -300,6 +300,7 @@ def _release_grant(node: Node, command: dispatcher.ReleaseGrant) -> None:
 def _record(node: Node, command: dispatcher.Record) -> None:
     actor = node.dispatcher.actors.get(command.actor)
     if actor is None:
+        node.objects.actor_ended(command.actor)
         node.gcs.actor_died(command.actor)
         is_free = node.cluster is None or node.cluster.hosting.died(command.actor)
         node.shared_tables.actor_died(command.actor, keeps_name=not is_free)

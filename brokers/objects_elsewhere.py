@@ -29,6 +29,7 @@ from .bulk import Bulk
 from .hold_fence import HoldFence
 from .node_outcomes import error_outcome
 from .transferring import Priority
+from .unreached_pulls import UnreachedPulls
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -101,6 +102,7 @@ class ObjectsElsewhere:
         """HOLDs that were counted and not acknowledged yet."""
         self._pulls: Counter[Priority] = Counter()
         """How many objects were asked for, by why."""
+        self._unreached = UnreachedPulls()
         self._no_room: dict[ObjectId, Exception] = {}
         self._expected: set[ObjectId] = set()
         """The bulk thread was asked for these before it heard that it is to pull them."""
@@ -131,6 +133,8 @@ class ObjectsElsewhere:
         if self._dying.pop(node, None) is not None:
             self.node.objects.bury(node)
         self.node.objects.node_joined(node)
+        for pull in self._unreached.joined(node):
+            self._pull(pull)
         early = self._early.pop(node, None)
         if early is not None:
             for header, payloads in early.messages:
@@ -138,12 +142,16 @@ class ObjectsElsewhere:
 
     def node_lost(self, node: NodeId) -> None:
         """A node is gone."""
+        from .node_commands import perform_objects
+
         peer = self.peers.pop(node, None)
         if peer is not None:
             self.bulk.disconnect(peer)
         self._early.pop(node, None)
         self._uncounted.pop(node, None)
         self.node.objects.node_lost(node)
+        # What was to be said to it is not to be said to its next life.
+        perform_objects(self.node)
         self._dying[node] = self.node.now
         self.fence.node_lost(node)
         self._send_ready()
@@ -158,6 +166,8 @@ class ObjectsElsewhere:
         for node in [node for node, early in self._early.items() if now - early.since >= _EARLY_S]:
             print(f"node {node.hex()} is not there: what waited for it is dropped", flush=True)
             self.node_lost(node)
+        for identity in self._unreached.failed(now, self._is_coming):
+            self._failed(identity, "the nodes that have it can't be reached")
         for identity in [each for each in self._expected if not self._is_expected(each)]:
             self._expected.discard(identity)
             self.node.objects.serve(identity)
@@ -259,16 +269,11 @@ class ObjectsElsewhere:
 
     def _perform_bulk(self, command: sharing.Command) -> None:
         match command:
-            case sharing.Pull(identity, nbytes, sources, purpose):
-                self._no_room.pop(identity, None)
-                known = [self.peers[node] for node in sources if self._may_send(node)]
-                self._pulls[Priority(purpose)] += 1
-                self.bulk.want(identity, nbytes, known, Priority(purpose))
-                if identity in self._expected:
-                    self._expected.discard(identity)
-                    self.bulk.absent(identity, "it is on its way here")
+            case sharing.Pull():
+                self._pull(command)
             case sharing.CancelPull(identity):
-                self.bulk.cancel(identity)
+                if not self._unreached.cancel(identity):
+                    self.bulk.cancel(identity)
             case sharing.Serve(identity, offset, nbytes):
                 self.node.store.pin(offset)
                 self.bulk.located(identity, offset, nbytes)
@@ -276,6 +281,26 @@ class ObjectsElsewhere:
                 self.bulk.absent(identity, "it is not there")
             case _:
                 raise errors.InternalError(f"nobody performs {command}")
+
+    def _pull(self, command: sharing.Pull) -> None:
+        identity, purpose = command.object, Priority(command.purpose)
+        self._no_room.pop(identity, None)
+        if identity in self._expected:
+            self._expected.discard(identity)
+            self.bulk.absent(identity, "it is on its way here")
+        known = [self.peers[node] for node in command.sources if self._may_send(node)]
+        if not known and any(map(self._is_coming, command.sources)):
+            self._unreached.wait(command, self.node.now)
+            return
+        self._pulls[purpose] += 1
+        self.bulk.want(identity, command.nbytes, known, purpose)
+
+    def _is_coming(self, node: NodeId) -> bool:
+        """Whether a node lives as far as is known, and the link to it is to be made still."""
+        if node in self.peers:
+            return False
+        is_new = node not in self.node.objects.gone
+        return is_new or self.cluster.membership.is_on_its_way(node)
 
     @property
     def kept_for_others(self) -> int:

@@ -278,7 +278,7 @@ class Replica:
             done = self.machine.run(requests, self._internal, wall)
         except GcsUnavailableError as error:
             self.failed_commits += 1
-            told = {(request.peer, request.session) for request in requests}
+            told = dict.fromkeys((request.peer, request.session) for request in requests)
             for peer, session in told:
                 self._send(send, peer, pack(UNAVAILABLE, self.boot, session, str(error)))
             return

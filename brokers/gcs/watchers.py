@@ -35,8 +35,8 @@ class _Range:
     table: str
     prefix: bytes
     changed: int
-    peers: set[bytes] = field(default_factory=set)
-    """Those that were told everything up to `changed`."""
+    peers: dict[bytes, None] = field(default_factory=dict)
+    """Those that were told everything up to `changed`, in the order in which they came to it."""
     behind: dict[bytes, int] = field(default_factory=dict)
     """The others, with the revision up to which each was told everything."""
 
@@ -68,7 +68,7 @@ class Watchers:
         found = self._ranges.get(place)
         if found is None:
             found = self._ranges[place] = _Range(table, prefix, self._store.revision)
-        found.peers.discard(peer)
+        found.peers.pop(peer, None)
         found.behind[peer] = from_revision - 1
 
     def remove(self, peer: bytes, table: str, prefix: bytes) -> None:
@@ -80,7 +80,7 @@ class Watchers:
         if not own:
             del self._of_peer[peer]
         found = self._ranges[place]
-        found.peers.discard(peer)
+        found.peers.pop(peer, None)
         found.behind.pop(peer, None)
         if not found.peers and not found.behind:
             del self._ranges[place]
@@ -114,7 +114,7 @@ class Watchers:
             for peer in list(found.peers):
                 if not send(peer, message):
                     self.held_back += 1
-                    found.peers.remove(peer)
+                    del found.peers[peer]
                     found.behind[peer] = found.changed
             found.changed = part[-1].revision
 
@@ -151,7 +151,7 @@ class Watchers:
                 return
             told = upto
         del found.behind[peer]
-        found.peers.add(peer)
+        found.peers[peer] = None
 
     def _message(self, found: _Range, after: int, upto: int, part: list[Change]) -> bytes:
         rows: list[Any] = [
@@ -167,8 +167,9 @@ class Watchers:
     def check(self) -> None:
         """Raise AssertionError where an invariant does not hold."""
         for place, found in self._ranges.items():
-            assert found.peers.isdisjoint(found.behind), f"{place}: both behind and up to date"
-            watching = found.peers | found.behind.keys()
+            both = found.peers.keys() & found.behind.keys()
+            assert not both, f"{place}: both behind and up to date"
+            watching = found.peers.keys() | found.behind.keys()
             assert watching, f"{place}: nobody watches it"
             assert all(place in self._of_peer[peer] for peer in watching)
         watches = sum(map(len, self._of_peer.values()))

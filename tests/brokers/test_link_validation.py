@@ -45,7 +45,7 @@ GREETING = {
     "gcs": [OTHER, "tcp://10.0.0.2:1"],
     "role": "node",
     "incarnation": 1,
-    "losses": 0,
+    "losses": [],
     "bulk": ["tcp://example.org:9", b"name"],
     "total": {"CPU": 10_000},
     "load": LOAD,

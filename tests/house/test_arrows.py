@@ -77,6 +77,7 @@ PURE = (
     "zray.brokers.schedul*",
     "zray.brokers.sharing",
     "zray.brokers.task_queues",
+    "zray.brokers.unreached_pulls",
     "zray.brokers.transfer*",
     "zray.brokers.leases",
     "zray.brokers.why_walk",

@@ -73,7 +73,7 @@ class HostileNode:
             "gcs": None,
             "role": "node",
             "incarnation": 0,
-            "losses": 0,
+            "losses": [],
             "bulk": [self.inbox.address, self.own],
             "total": {},
             "load": load,

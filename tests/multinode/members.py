@@ -62,7 +62,7 @@ class Member:
             "gcs": None,
             "role": str(claims),
             "incarnation": 1,
-            "losses": 0,
+            "losses": [],
             "bulk": [self.inbox.address, self.identity + os.urandom(8)],
             "total": {},
             "load": row,
