@@ -378,7 +378,7 @@ class SimNode(Node):
         self.releases = []
         self.event_queries = EventQueries(self)
         self.process_questions = ProcessQuestions(self)
-        self.queries = Queries(self, {})
+        self.queries = Queries(self, dict)
         self.health = Health(self)
         self.looking_again = False
         self.streams: dict[int, Stream | SimListener] = {}
