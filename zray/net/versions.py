@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 from functools import cache
-from importlib import metadata
 
 import zmq
 
@@ -21,6 +20,8 @@ _PACKAGES = ("cloudpickle", "msgpack", "numpy")
 @cache
 def installed() -> dict[str, str]:
     """Return versions by name; "" of what is not installed."""
+    from importlib import metadata  # It costs a node that nobody asks a hundredth of a second.
+
     found = {
         "zray": VERSION,
         "python": platform.python_version(),
