@@ -53,10 +53,11 @@ def measure(bench: Bench) -> list[Curve]:
         "Ratio: to the ideal.",
     )
     with Cluster() as cluster:
-        store = {"object_store_memory": 3 * nbytes}
-        origin = cluster.add_node(num_cpus=0, **store)
+        origin = cluster.add_node(num_cpus=0, object_store_memory=3 * nbytes)
         for number in range(NODES):
-            cluster.add_node(num_cpus=0, resources={f"r{number}": 1}, **store)
+            cluster.add_node(
+                num_cpus=0, resources={f"r{number}": 1}, object_store_memory=3 * nbytes
+            )
         zray.init(address=origin.directory, log_to_driver=False)
         receivers = [
             Receiver.options(resources={f"r{number}": 1}).remote() for number in range(NODES)

@@ -80,9 +80,9 @@ def test_each_callers_calls_run_in_order_in_each_life(
     writer: Any = Writer.options(max_task_retries=retries).remote(str(path))
     assert zray.get(writer.node.remote(), timeout=30) == first.node_id
     cluster.add_node(num_cpus=1, resources={"home": 1})
-    callers = {who: Caller.options(resources={who: 1}).remote() for who in CALLERS[:2]}
-    told = [caller.call.remote(writer, who) for who, caller in callers.items()]
-    told.append(Caller.remote().call.remote(writer, "third"))
+    callers: list[Any] = [Caller.options(resources={who: 1}).remote() for who in CALLERS[:2]]
+    callers.append(Caller.remote())
+    told = [each.call.remote(writer, who) for each, who in zip(callers, CALLERS, strict=True)]
     wait_until(lambda: {who for _, who, _ in lines(path)} == set(CALLERS), 30)
     if way == "killed":
         cluster.kill_node(first)
