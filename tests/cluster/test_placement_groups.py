@@ -9,6 +9,7 @@ Never   starts a GCS process.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_a_group_is_made_used_and_removed(strategy: str) -> None:
     strategies = [placed(group, index) for index in (0, 1)]
     tasks = [here.options(scheduling_strategy=each).remote() for each in strategies]
     assert zray.get(tasks, timeout=WAIT_S) == [own, own]
-    actor = Resident.options(scheduling_strategy=placed(group, 1), num_cpus=1).remote()  # type: ignore[attr-defined]
+    actor_class: Any = Resident
+    actor = actor_class.options(scheduling_strategy=placed(group, 1), num_cpus=1).remote()
     assert zray.get(actor.group.remote(), timeout=WAIT_S) == group
     captured = child_group.options(scheduling_strategy=placed(group, 0, captures=True), num_cpus=0)
     assert zray.get(captured.remote(), timeout=WAIT_S) == (group, None)

@@ -23,6 +23,7 @@ from zray.errors import ActorError
 from zray.testing import Cluster, TestNode
 
 COUNT = 600
+CALL_S = 0.001
 CALLERS = ("near", "far", "third")
 
 
@@ -36,7 +37,7 @@ class Writer(zray.Actor):
 
     def note(self, who: str, number: int) -> int:
         os.write(self.file, f"{self.life} {who} {number}\n".encode())
-        time.sleep(0.001)
+        time.sleep(CALL_S)
         return number
 
     def node(self) -> str:
