@@ -378,6 +378,19 @@ def test_doctor_finds_this_machine_fit(place: Place) -> None:
     assert "what to do" in place.run("doctor").stdout
 
 
+def test_doctor_says_when_every_process_compiles_anew(place: Place) -> None:
+    def bytecode(**env: str) -> dict[str, str]:
+        found = json.loads(place.run("doctor", "--json", env=env).stdout)["findings"]
+        return next(row for row in found if row["check"] == "bytecode")
+
+    nowhere = str(place.folder / "compiled")
+    refused = bytecode(PYTHONPYCACHEPREFIX=nowhere, PYTHONDONTWRITEBYTECODE="1")
+    assert refused["level"] == "warning"
+    assert "compileall" in refused["advice"]
+    allowed = bytecode(PYTHONPYCACHEPREFIX=nowhere, PYTHONDONTWRITEBYTECODE="")
+    assert allowed["level"] == "ok"
+
+
 def test_doctor_fails_where_sockets_cannot_be_made(place: Place) -> None:
     deep = place.folder / ("d" * 90)
     deep.mkdir()
