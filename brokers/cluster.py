@@ -364,7 +364,7 @@ class Cluster:
             self.links.connect(link, address, [sender.key] if sender.key else [])
             self._greet(link, details["to"])
         self.refusals.silent.discard(link.decode())
-        self.membership.linked_to(identity, incarnation)
+        self.membership.linked_to(identity, incarnation, address)
         self.members[identity] = member = Member(
             identity, address, details, link, sender.stream, role, sender.key
         )

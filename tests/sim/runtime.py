@@ -14,13 +14,15 @@ from tests.sim.process import (
     STORED_BYTES,
     ProcessExitError,
     Program,
+    SimError,
     SimProcess,
     SimRef,
     Wait,
     pack,
     unpack,
 )
-from tests.sim.scripts import KINDS
+from tests.sim.scripts import kind_of
+from zray.brokers.gcs.tables import code_hash
 from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id, return_number
 from zray.session.actors import ActorCall, ActorRoute
@@ -80,6 +82,7 @@ class SimRuntime(SimProcess):
 
     def __init__(self, world: Any, identity: bytes) -> None:
         self._classes: dict[str, TaskClass] = {}
+        self._exported: set[bytes] = set()
         super().__init__(world, identity)
 
     def crash_from_within(self, reason: str) -> None:
@@ -123,12 +126,24 @@ class SimRuntime(SimProcess):
         """Declare a kind of task once."""
         found = self._classes.get(kind)
         if found is None:
-            resources, returns, retries = KINDS[kind]
-            spec = [kind.encode(), kind, resources, returns, retries, None, 2, {}, 0]
+            resources, returns, retries, where = kind_of(kind)
+            spec = [self.code(kind), kind, resources, returns, retries, None, 2, {}, 0]
+            shape: tuple[tuple[str, int | str], ...] = tuple(sorted(resources.items()))
+            if where is not None:
+                spec.append(where)
+                shape = (*shape, ("where", kind))
             found = self._classes[kind] = self.session.tasks.declare(
-                spec, shape=tuple(sorted(resources.items())), returns=returns, max_retries=retries
+                spec, shape=shape, returns=returns, max_retries=retries
             )
         return found
+
+    def code(self, name: str) -> bytes:
+        """Put the code of a function where workers find it, once; returns its hash."""
+        function = code_hash(name.encode())
+        if function not in self._exported:
+            self._exported.add(function)
+            self.session.outbox.call(messages.PUT_FUNCTION, function, name.encode())
+        return function
 
     def submit(
         self,
@@ -240,6 +255,7 @@ class SimRuntime(SimProcess):
             "env": {},
             "isolation": "process",
             "pending": -1,
+            "methods": {},
             **options,
         }
         session = self.session
@@ -253,11 +269,29 @@ class SimRuntime(SimProcess):
         if keep:
             details["keeps"] = True
             session.actors.keep(route, keep, details["restarts"])
-        session.outbox.call(messages.CREATE_ACTOR, actor, b"A", details, filled)
+        creation = (messages.CREATE_ACTOR, actor, self.code("A"), details, filled)
+        if details["name"] is None:
+            session.outbox.call(*creation)
+        else:
+            yield from self._create_named(route, creation)
         if filled is None:
             session.arguments_later(route, data, slots)
         self.submitted()
         return SimHandle(ref, route)
+
+    def _create_named(self, route: ActorRoute, creation: tuple[Any, ...]) -> Program:
+        """Runtime._create_named()."""
+        try:
+            yield from self.request(*creation)
+        except SimError:
+            self.session.actors.routes.pop(route.actor, None)
+            self.session.actors.keeping.discard(route.actor)
+            raise
+
+    def named(self, name: str) -> Program:
+        """The handle of a living actor of this name, None where there is none."""
+        found = yield from self.request(messages.NAMED_ACTOR, name, "")
+        return None if found is None else self.handle(found[0])
 
     def handle(self, actor: bytes) -> SimHandle:
         """A handle that arrived pickled."""

@@ -22,7 +22,6 @@ from tests.sim.process import (
     SimError,
     SimRef,
     Wait,
-    error_kind,
     pack,
     unpack,
     user_error,
@@ -32,7 +31,8 @@ from tests.sim.scripts import Scripts
 from zray.actors.outbound import Outbound
 from zray.actors.work import ActorCall, ActorStart, TaskClass, TaskRange, WorkQueue
 from zray.protocol import messages, outcome
-from zray.protocol.ids import object_id, return_number
+from zray.protocol.ids import node_of, object_id, return_number
+from zray.protocol.purposes import Purpose
 from zray.runtime import STREAMING, Runtime
 from zray.session.tasks import MODE_MAP
 
@@ -66,6 +66,7 @@ class Instance:
         self.start = start
         self.error: bytes | None = None
         self.last: dict[bytes, int] = {}
+        self.kept: list[Any] = []
 
 
 class SimWorker(SimRuntime):
@@ -142,8 +143,7 @@ class SimWorker(SimRuntime):
         if task_class is None:
             assert spec is not None, f"{self.name} was not introduced to {key}"
             task_class = self.classes[key] = TaskClass(spec)
-        if spec is not None and len(spec) > 9:
-            self.peers.connect(client, spec[9])
+        self.peers.connect(client, "")
         direct = sender != self.node
         work = TaskRange(
             client, task_class, first, count, low, high, mode, payloads[0], gpus, direct=direct
@@ -185,9 +185,11 @@ class SimWorker(SimRuntime):
 
     def _run(self, work: TaskRange) -> Program:
         self.queue.running = work
-        if work.task_class.function_id not in self.functions:
-            yield from self.request(messages.GET_FUNCTION, work.task_class.function_id)
-            self.functions.add(work.task_class.function_id)
+        failed = b""
+        try:
+            yield from self._load_code(work.task_class.function_id)
+        except SimError as error:
+            failed = user_error(error.kind)
         calls: list[Any] = []
         if work.mode == MODE_MAP:
             calls = yield from self._load_items(work.payload)
@@ -197,23 +199,41 @@ class SimWorker(SimRuntime):
             low, high = self.queue.claim(work, self.world.rng.choice((1, 1, 2, 5)))
             if low >= high:
                 break
-            yield from self._step(Step(work, low, high), calls)
+            yield from self._step(Step(work, low, high), calls, failed)
             self._linger()
         self.queue.running = None
         self.references.garbage.extend(work.held)
 
-    def _step(self, step: Step, calls: list[Any]) -> Program:
+    def _load_code(self, function: bytes) -> Program:
+        """Host.load_code()."""
+        if function not in self.functions:
+            yield from self.request(messages.GET_FUNCTION, function)
+            self.functions.add(function)
+
+    def _step(self, step: Step, calls: list[Any], failed: bytes) -> Program:
         work = step.work
         self.step = step
         while step.item < step.high:
             if work.cancelled is not None and step.item in work.cancelled:
                 found = [user_error("TaskCancelledError")] * max(1, work.task_class.returns)
+            elif failed:
+                found = [failed] * max(1, work.task_class.returns)
             else:
                 found = yield from self._item(work, step.item, calls[step.item])
             step.outcomes.extend(found)
             step.item += 1
         self.step = None
         self._send(step)
+
+    def is_awaited(self) -> bool:
+        if self.current is None:
+            return True
+        client, number = self.current
+        caller = self.world.processes.get(client)
+        if caller is None or caller.dead:
+            return False
+        session = caller.session
+        return session.tasks.is_outstanding(number) or number in session.actors.by_number
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> Program:
         step = self.step
@@ -269,7 +289,7 @@ class SimWorker(SimRuntime):
                 )
             return outcomes
         except SimError as error:
-            return [user_error(error.kind)] * max(1, returns)
+            return [user_error(error.kind, error.lost)] * max(1, returns)
         finally:
             self.in_user_code = False
             self.current = None
@@ -331,14 +351,12 @@ class SimWorker(SimRuntime):
         else:
             ((_identity, place),) = yield from self.request(messages.HOLD, [identity], True)
             if place is None:
-                raise SimError("ObjectLostError")
+                raise self.error(identity, self.own_node.objects.lost_outcome)
             references.fetched(key, place)
         try:
             while self.results[key][0] == outcome.ELSEWHERE:
-                yield from self.await_keys([key])
+                yield from self.await_keys([key], purpose=Purpose.ARGUMENT)
             known = self.results[key]
-            if known[0] == outcome.ERROR:
-                raise SimError(error_kind(known))
             return self.value(identity, key, known)
         finally:
             references.garbage.append(key)
@@ -355,6 +373,8 @@ class SimWorker(SimRuntime):
         if value.get("stored"):
             offset = yield from self.write(pack({**plain, "me": identity}))
             self.call(messages.REGISTER, identity, offset, STORED_BYTES, held, client)
+            if node_of(client) != self.node:
+                return outcome.ELSEWHERE_OUTCOME
             return outcome.stored(offset, STORED_BYTES)
         if held:
             self.session.outbox.call(messages.HOLD_FOR, identity, held)
@@ -370,10 +390,11 @@ class SimWorker(SimRuntime):
         instance = Instance(start)
         self.in_user_code = True
         try:
+            yield from self._load_code(start.class_id)
             script, arguments = yield from self._load_arguments(start.arguments)
             yield from self.scripts.run(script, arguments)
         except SimError as error:
-            instance.error = user_error(error.kind)
+            instance.error = user_error(error.kind, error.lost)
         finally:
             self.in_user_code = False
         self.ended.discard(start.actor)
@@ -402,9 +423,10 @@ class SimWorker(SimRuntime):
             self._reply_all(call, instance.error)
             return
         self.in_user_code = True
+        self.current = (call.client, call.number)
         try:
             script, arguments = yield from self._load_arguments(call.arguments)
-            value = yield from self.scripts.run(script, arguments)
+            value = yield from self.scripts.run(script, arguments, instance.kept)
             for index in range(max(1, call.returns)):
                 number = return_number(call.number, index)
                 found = yield from self._outcome(value, call.client, number)
@@ -412,9 +434,10 @@ class SimWorker(SimRuntime):
                     call.client, number, found, call.returns > 1 or found[0] != outcome.PICKLE
                 )
         except SimError as error:
-            self._reply_all(call, user_error(error.kind))
+            self._reply_all(call, user_error(error.kind, error.lost))
         finally:
             self.in_user_code = False
+            self.current = None
 
     def _reply_all(self, call: ActorCall, found: bytes) -> None:
         for index in range(max(1, call.returns)):
