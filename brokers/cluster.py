@@ -428,6 +428,8 @@ class Cluster:
     def _end_foreign_actors(self, home: bytes, cause: str) -> None:
         for actor in [each for each in self.watchers if node_of(each) == home]:
             self._tell_dead(actor, sorted(self.watchers.pop(actor)), cause)
+        # Nobody else says when the workers of those actors end.
+        self.places = {place: told for place, told in self.places.items() if place[0] != home}
 
     def _tell_dead(self, actor: bytes, processes: Iterable[bytes], cause: str) -> None:
         found = error_outcome(errors.ActorDiedError(cause))

@@ -26,6 +26,7 @@ class Losses:
         """Nodes that a fault may have hit: others may lose them."""
         self._makers: dict[bytes, set[bytes]] = {}
         self._containers: dict[bytes, set[bytes]] = {}
+        """By object: with which others it is gone."""
         self._orphaned: set[bytes] = set()
 
     def lost(self, node: bytes, other: bytes) -> None:
@@ -40,6 +41,11 @@ class Losses:
         self._makers.setdefault(identity, set()).add(node)
         for inner in contained:
             self._containers.setdefault(inner, set()).add(identity)
+
+    def depends(self, identity: bytes, arguments: list[bytes]) -> None:
+        """What a task returns is its argument's error, where that is gone."""
+        for argument in arguments:
+            self._containers.setdefault(identity, set()).add(argument)
 
     def orphaned(self, identity: bytes) -> None:
         """Who passed this reference on does not know the receiver any more."""

@@ -40,6 +40,8 @@ class NodesWorld(World):
         self.inboxes: dict[str, SimLinkInbox] = {}
         self.bulks: dict[bytes, SimBulk] = {}
         self.gcs = SimGcs(self)
+        self.begin_anew: Callable[[str], None]
+        """Starts a node at the address of one that has ended."""
         self.refusals: list[str] = []
         """What a node refused to hear of another one, and should not have to."""
 
@@ -70,14 +72,20 @@ class _NoLineage:
 
 
 class _LeaseTable:
-    """In the place of the memory that node and zygote share: nobody is stopped here."""
+    """In the place of the memory that node and zygote share."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, float] = {}
 
     @classmethod
     def create(cls) -> _LeaseTable:
         return cls()
 
-    def set_end(self, _slot: int, _end: float) -> None:
-        return
+    def set_end(self, slot: int, end: float) -> None:
+        self._ends[slot] = end
+
+    def end(self, slot: int) -> float:
+        return self._ends.get(slot, 0.0)
 
     def close(self) -> None:
         return
@@ -145,6 +153,8 @@ class SimMember(SimNode):
         exposed = self.process in self.world.losses.exposed
         assert exposed, f"{self.name} ends, and nothing has happened to it: {self.stopping}"
         self.crash(f"it stops: {self.stopping}")
+        if self.begins_anew:
+            self.world.begin_anew(self.cluster.inbox.address)
 
     def crash(self, reason: str) -> None:
         """SIGKILL of the node and of all that runs on it."""

@@ -9,6 +9,7 @@ Never   repeats a rule of the node: those are what is under test.
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +17,8 @@ from unittest.mock import patch
 
 from tests.sim.memory import SimStore
 from zray import detect
+from zray.actors import guards
+from zray.actors.guards import Guards
 from zray.brokers import node as node_module
 from zray.brokers.node import Node
 from zray.detect import NodeResources
@@ -134,11 +137,50 @@ class SimPeers:
 class SimWorkerProcess:
     """What the node knows of a forked worker."""
 
-    def __init__(self, process: bytes) -> None:
+    def __init__(self, process: bytes, pid: int) -> None:
         self.process = process
         self.label = ""
         self.status = None
-        self.pid = 0
+        self.pid = pid
+
+
+class SimZygote:
+    """The zygote's part in leases: it looks at the table while the node stands still, too.
+
+    Args:
+        node: of whose workers it is the parent.
+        table: of the node's leases.
+    """
+
+    def __init__(self, node: SimNode, table: Any) -> None:
+        self.node = node
+        self.world = node.world
+        self._guards = Guards(table)
+        self._due = -1.0
+
+    def add(self, pid: int, slot: int) -> None:
+        """GUARD."""
+        self._guards.add(pid, slot)
+        self._enforce()
+
+    def _enforce(self) -> None:
+        if self.node.dead:
+            return
+        with patch.object(guards, "_signal", self._signal):
+            due_s = self._guards.enforce(self.world.now)
+        if due_s is not None:
+            self.world.after(due_s, "zygote", self._enforce)
+
+    def _signal(self, pid: int, signum: int) -> None:
+        identity = process_id(self.node.process, b"w" + pid.to_bytes(3, "big"))
+        process = self.world.processes.get(identity)
+        if process is None or process.dead:
+            return
+        self.world.tell(f"{process.name} gets {signal.Signals(signum).name}")
+        if signum == signal.SIGCONT:
+            process.go_on()
+        else:
+            process.stopped = True
 
 
 class SimWorkers:
@@ -152,22 +194,29 @@ class SimWorkers:
         self.exited: list[Any] = []
         self._start = start
         self._count = 0
+        self._zygote: SimZygote | None = None
 
     def fork(self, _env: tuple[tuple[str, str], ...], *, starting: int = 0) -> SimWorkerProcess:
         self._count += 1
         process = process_id(self.node.process, b"w" + self._count.to_bytes(3, "big"))
         self.world.names[process] = f"{self.node.prefix}w{self._count}"
-        self.by_process[process] = SimWorkerProcess(process)
+        self.by_process[process] = SimWorkerProcess(process, self._count)
         delay = self.world.rng.uniform(0.001, 0.004)
         self.world.after(delay, "fork", lambda: self._start(process))
         return self.by_process[process]
 
-    def is_stopped(self, _process: bytes) -> bool:
-        """Return False: nobody stops a process here."""
-        return False
+    def is_stopped(self, process: bytes) -> bool:
+        """Return whether the zygote has stopped a worker."""
+        found = self.world.processes.get(process)
+        return found is not None and found.stopped
 
-    def guard(self, _process: bytes, _slot: int, _table: Any) -> None:
-        """Stop nobody: what a worker does while no lease stands is as if it had done it before."""
+    def guard(self, process: bytes, slot: int, table: Any) -> None:
+        """Have the zygote stop a worker while its slot of the table of leases is over."""
+        self._zygote = self._zygote or SimZygote(self.node, table)
+        zygote, pid = self._zygote, self.by_process[process].pid
+        self.world.after(
+            self.world.rng.uniform(0.0, 0.001), "zygote", lambda: zygote.add(pid, slot)
+        )
 
     def kill(self, process: bytes, _signum: int = 9) -> None:
         self.world.tell(f"{self.node.name} kills {self.world.name(process)}")

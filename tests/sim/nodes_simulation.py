@@ -42,6 +42,7 @@ class NodesSimulation:
         self.drivers: list[SimDriver] = []
         self.faults = Faults(self, rng.random(), case.without)
         self.head: SimMember
+        world.begin_anew = self._begin_anew
         for _ in range((case.nodes or rng.choice((2, 3, 3, 3, 4, 5))) - 1):
             world.after(rng.choice((0.0, 0.01, 0.3)), "start", self._add_another)
 
@@ -78,6 +79,12 @@ class NodesSimulation:
 
     def _add_another(self) -> None:
         self.add_member(None)
+
+    def _begin_anew(self, address: str) -> None:
+        self.world.after(0.3, "start", lambda: self._add_at(address))
+
+    def _add_at(self, address: str) -> None:
+        self.add_member(address)
 
     def _start_worker(self, identity: bytes) -> None:
         if identity[:4] + bytes(4) in self.world.nodes:

@@ -135,6 +135,9 @@ class SimProcess:
         self.peers = SimPeers(world, identity, self._forward)
         self.inbox: deque[Envelope] = deque()
         self.dead = False
+        self.stopped = False
+        """By SIGSTOP: nothing of it moves, and what comes waits."""
+        self._held: deque[Callable[[], None]] = deque()
         self.done = False
         self.in_user_code = False
         self.abandoned: deque[Callable[[], None]] = deque()
@@ -232,7 +235,8 @@ class SimProcess:
     def mail_arrived(self, envelope: Envelope) -> None:
         """The inbox has one more message."""
         self.inbox.append(envelope)
-        self._after()
+        if not self.stopped:
+            self._after()
 
     def _reads(self) -> bool:
         waits = self._waiting is not None and self._waiting.reads
@@ -315,8 +319,9 @@ class SimProcess:
     # -- the shell: the lifeline ------------------------------------------------------------------
 
     def _lifeline_arrived(self, packed: bytes) -> None:
-        if self.dead:
-            return
+        self._act(lambda: self._told(packed))
+
+    def _told(self, packed: bytes) -> None:
         message = frames.unpack(packed)
         self.world.tell_message(f"{self.own_node.name} => {self.name}", packed)
         kind = message[1]
@@ -347,7 +352,8 @@ class SimProcess:
 
     def _answered(self, packed: bytes) -> None:
         self._answers.append(frames.unpack(packed))
-        self._after()
+        if not self.stopped:
+            self._after()
 
     def give_back(self) -> None:
         """Objects.give_back()."""
@@ -363,7 +369,20 @@ class SimProcess:
     # -- the program -----------------------------------------------------------------------------
 
     def _later(self, delay_s: float, action: Callable[[], None]) -> None:
-        self.world.after(delay_s, self.name, lambda: None if self.dead else action())
+        self.world.after(delay_s, self.name, lambda: self._act(action))
+
+    def _act(self, action: Callable[[], None]) -> None:
+        if self.stopped:
+            self._held.append(action)
+        elif not self.dead:
+            action()
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self.stopped = False
+        while self._held and not self.stopped:
+            self._act(self._held.popleft())
+        self._after()
 
     def _resume_soon(self) -> None:
         self._turn += 1
@@ -513,11 +532,15 @@ class SimProcess:
         if ready():
             return True
         self.call(messages.BLOCKED)
+        self.blocked()
         try:
             yield Wait(ready, timeout_s)
         finally:
             self.call(messages.UNBLOCKED)
         return ready()
+
+    def blocked(self) -> None:
+        """The node has been told that the program waits."""
 
     def locate(self, keys: Iterable[Key], purpose: Purpose) -> None:
         """Ask for what only the node knows."""

@@ -7,6 +7,7 @@ Never   decides anything the session should decide.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -165,9 +166,17 @@ class SimRuntime(SimProcess):
         data, slots, keep = yield from self._arguments(script, arguments, large=large)
         if slots:
             number: int = self.session.tasks.take_numbers()
+            self._depends(number, task_class.returns, slots)
             self.session.submit_held(task_class, number, data, slots, keep)
             return number
         return self.session.tasks.submit(task_class, data, keep)
+
+    def _depends(self, number: int, returns: int, slots: Iterable[Key]) -> None:
+        losses = self.world.losses
+        if losses is not None:
+            arguments = [self.references.id_of(key) for key in slots]
+            for index in range(max(1, returns)):
+                losses.depends(self.object_id(return_number(number, index)), arguments)
 
     def submit_stream(self, script: dict[str, Any]) -> Program:
         """Submit a generator task."""
@@ -189,7 +198,11 @@ class SimRuntime(SimProcess):
                 if ref is not None:
                     slots.setdefault(ref.key, []).append(position)
                     keep.append(ref)
-            batches.append(self.session.map_batch(task_class, pack(chunk), len(chunk), keep, slots))
+            batch = self.session.map_batch(task_class, pack(chunk), len(chunk), keep, slots)
+            batches.append(batch)
+            for key, positions in slots.items():
+                for position in positions:
+                    self._depends(batch.first + int(position), 1, [key])
         self.flush()
         return SimMap(self, batches, len(scripts))
 
@@ -261,6 +274,7 @@ class SimRuntime(SimProcess):
         session = self.session
         number = session.tasks.take_numbers()
         actor = object_id(self.identity, number)
+        self.world.witness.actor_created(actor, details)
         route = session.actors.route(actor, -1)
         route.watched = True
         ref = SimRef(self, number)
@@ -319,6 +333,7 @@ class SimRuntime(SimProcess):
         call = ActorCall(number, "m", returns, None if slots else data, (handle, keep), retries)
         session.actors.call(route, call)
         if slots:
+            self._depends(number, returns, slots)
             session.resolve(
                 data,
                 slots,

@@ -43,9 +43,10 @@ BACKLOG = 2
 class SimEnd:
     """An END_ACTOR in the queue: what has arrived before it runs first."""
 
-    def __init__(self, actor: bytes, fields: list[Any]) -> None:
+    def __init__(self, actor: bytes, incarnation: int, *, killed: bool) -> None:
         self.actor = actor
-        self.fields = fields
+        self.incarnation = incarnation
+        self.killed = killed
 
 
 class Step:
@@ -82,6 +83,7 @@ class SimWorker(SimRuntime):
         self.instances: dict[bytes, Instance] = {}
         self.early: dict[bytes, list[ActorCall]] = {}
         self.ended: set[bytes] = set()
+        self.killed: set[tuple[bytes, int]] = set()
         self.exiting = False
         self.current: tuple[bytes, int] | None = None
         self.step: Step | None = None
@@ -169,7 +171,11 @@ class SimWorker(SimRuntime):
             self.exiting = True
         elif kind == messages.END_ACTOR:
             self.read_all()
-            self.queue.items.append(SimEnd(message[3], message[4:]))  # type: ignore[arg-type]
+            end = SimEnd(message[3], message[4], killed=message[5])
+            if end.killed:
+                self._end(end)  # Now, not behind the calls that it is to prevent.
+            else:
+                self.queue.items.append(end)  # type: ignore[arg-type]
         else:
             super().on_lifeline(message)
 
@@ -271,6 +277,7 @@ class SimWorker(SimRuntime):
         self.current = (client, number)
         self.in_user_code = True
         self.world.tell(f"{self.name} begins {self.world.name(object_id(client, number))}")
+        self.world.witness.task_begins(self, work.task_class.name, client, number)
         try:
             if work.mode == MODE_MAP:
                 script, argument = data
@@ -293,6 +300,7 @@ class SimWorker(SimRuntime):
         finally:
             self.in_user_code = False
             self.current = None
+            self.world.witness.task_ended(self)
 
     def _stream(
         self, work: TaskRange, number: int, script: dict[str, Any], arguments: list[Any]
@@ -384,11 +392,15 @@ class SimWorker(SimRuntime):
     # -- actors -----------------------------------------------------------------------------------
 
     def _start(self, start: ActorStart) -> Program:
+        life = (start.actor, start.incarnation)
+        if life in self.killed:
+            return
         owner, endpoint = start.owner
         if endpoint:
             self.peers.connect(owner, endpoint)
         instance = Instance(start)
         self.in_user_code = True
+        self.world.witness.actor_begins(self, *life)
         try:
             yield from self._load_code(start.class_id)
             script, arguments = yield from self._load_arguments(start.arguments)
@@ -399,6 +411,9 @@ class SimWorker(SimRuntime):
             self.in_user_code = False
         self.ended.discard(start.actor)
         self.instances[start.actor] = instance
+        if life in self.killed:
+            self._drop(start.actor)
+            return
         self.session.outbox.message(
             self.node, messages.ACTOR_STARTED, [[start.actor, start.incarnation, instance.error]]
         )
@@ -419,6 +434,7 @@ class SimWorker(SimRuntime):
             self.peers.connect(call.client, "")
         self.world.tell(f"{self.name} runs call {call.number:x} of {self.world.name(call.client)}")
         self.scripts.order.called(call, instance.start.incarnation)
+        self.world.witness.actor_moves(self, call.actor)
         if instance.error is not None:
             self._reply_all(call, instance.error)
             return
@@ -444,11 +460,25 @@ class SimWorker(SimRuntime):
             self.outbound.reply(call.client, return_number(call.number, index), found, True)
 
     def _end(self, end: SimEnd) -> None:
-        incarnation, killed = end.fields
+        """ActorRunner.end()."""
+        if end.killed:
+            self.killed.add((end.actor, end.incarnation))
         instance = self.instances.get(end.actor)
-        if instance is None or incarnation != instance.start.incarnation:
+        if instance is None or end.incarnation != instance.start.incarnation:
             return
-        del self.instances[end.actor]
-        self.ended.add(end.actor)
-        if not killed:
+        self._drop(end.actor)
+        if not end.killed:
             self.call(messages.ACTOR_EXIT, end.actor, b"")
+
+    def _drop(self, actor: bytes) -> None:
+        del self.instances[actor]
+        self.ended.add(actor)
+        self.world.witness.actor_ended(self, actor)
+
+    def blocked(self) -> None:
+        self.world.witness.task_blocked(self)
+
+    def crash(self, reason: str) -> None:
+        if not self.dead:
+            self.world.witness.worker_died(self)
+        super().crash(reason)

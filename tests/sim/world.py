@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tests.sim.witness import Witness
 from zray.protocol import frames, link_messages, messages
 from zray.protocol.ids import node_of
 
@@ -65,6 +66,7 @@ class World:
         self.nodes: dict[bytes, SimNode] = {}
         self.processes: dict[bytes, SimProcess] = {}
         self.names: dict[bytes, str] = {}
+        self.witness = Witness(self)
         self.attempts: dict[int, int] = {}
         """How often each script that crashes its worker has begun."""
         self.slow = self.rng.choice((0.0, 0.0, 0.02, 0.1))
