@@ -68,6 +68,7 @@ class SimDriver(SimRuntime):
                 if not self.bears(error):
                     raise
         self.world.tell(f"{self.name}: ends")
+        yield from self.ends()
         while self.maps:
             yield from self._get_map()
         while self.held:
@@ -77,6 +78,10 @@ class SimDriver(SimRuntime):
             self.flush()
             yield Wait(lambda: False, self.last_wait_s)
         self.flush()
+
+    def ends(self) -> Program:
+        """Give up what others may wait for."""
+        yield Wait(None, 0.0, reads=False)
 
     def bears(self, error: SimError) -> bool:
         """Whether user code may see this at any time."""
@@ -292,6 +297,7 @@ class SimDriver(SimRuntime):
         if self.handles:
             handle, _fails = self.rng.choice(self.handles)
             self.world.chaos = True
+            self.world.witness.actor_killed(handle.route.actor)
             self.call(messages.KILL_ACTOR, handle.route.actor, self.rng.random() < 0.7)
         yield Wait(None, 0.0, reads=False)
 

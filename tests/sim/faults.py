@@ -41,7 +41,12 @@ PROFILES: tuple[tuple[str, ...], ...] = (
     ("node",),
     ("node", "worker", "gcs"),
     ("driver", "worker"),
+    ("drain",),
+    ("drain", "worker", "slow"),
+    ("head",),
+    ("head", "worker", "node", "link"),
     ("worker", "link", "bulk", "gcs", "full", "cut", "one-way", "stop", "slow", "node", "driver"),
+    ("drain", "link", "node", "gcs", "worker"),
 )
 """Kinds of faults that come together."""
 
@@ -95,6 +100,8 @@ class Faults:
             "full": self._full,
             "stop": self._stop,
             "slow": self._slow,
+            "drain": self._drain,
+            "head": self._head,
         }
 
     def begin(self) -> None:
@@ -122,6 +129,10 @@ class Faults:
 
     def _members(self) -> list[SimMember]:
         return [each for each in self.world.members if not each.dead]
+
+    def _others(self) -> list[SimMember]:
+        """Return all but the head."""
+        return [each for each in self._members() if each is not self.simulation.head]
 
     def _pair(self, luck: random.Random) -> tuple[SimMember, SimMember] | None:
         members = self._members()
@@ -157,7 +168,7 @@ class Faults:
         return victim.name
 
     def _node(self, luck: random.Random) -> str:
-        members = self._members()[1:]  # With the head the GCS would be gone for good.
+        members = self._others()
         if not members:
             return ""
         victim = luck.choice(members)
@@ -167,16 +178,39 @@ class Faults:
             self._for(luck.uniform(0.05, 1.0), lambda: self._restart(address))
         return victim.name
 
+    def _drain(self, luck: random.Random) -> str:
+        """Somebody wants a node to leave; what cannot move elsewhere in time keeps it."""
+        members = self._others()
+        if not members:
+            return ""
+        victim = luck.choice(members)
+        # Calls of an actor that moves fail; objects of others must not be lost with the node.
+        self.world.chaos = True
+        self._expose(victim)
+        victim.cluster.draining.begin(luck.choice((0.3, 3.0, 10.0)), force=False)
+        victim.wake_soon()
+        return victim.name
+
     def _restart(self, address: str | None) -> None:
         self.simulation.add_member(address)
 
+    def _head(self, luck: random.Random) -> str:
+        """With the head the GCS dies, and is there again with the next one."""
+        head = self.simulation.head
+        if head.dead:
+            return ""
+        address = head.cluster.inbox.address
+        head.crash("fate")
+        self._for(luck.uniform(0.05, 2.0), lambda: self.simulation.add_head(address))
+        return head.name
+
     def _stop(self, luck: random.Random) -> str:
-        members = self._members()[1:]
+        members = self._others()
         if not members:
             return ""
         victim = luck.choice(members)
         seconds = luck.choice((0.01, 0.2, 1.0, 3.0))
-        if seconds > 1.0:
+        if self._silence_s((victim.process, b"all"), seconds) > 1.0:
             self._expose(victim)
             self.world.chaos = True
         victim.stopped_until = max(victim.stopped_until, self.world.now + seconds)
@@ -185,6 +219,8 @@ class Faults:
 
     def _slow(self, luck: random.Random) -> str:
         members = self._members()
+        if not members:
+            return ""
         victim = luck.choice(members)
         victim.slowness = luck.choice((10.0, 100.0))
 

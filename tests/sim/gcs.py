@@ -119,11 +119,12 @@ class SimGcs(GcsServer):
         self.store = MemoryStore()
         self.alive = False
         self.lives = 0
+        self._starts = 0
+        """Heads that have died: what they were about to start does not come."""
         self.peer: SimGcsPeer | None = None
         self._notes = 0
         self._waking = False
         self._due = -1.0
-        self.start()
 
     def start(self) -> None:
         """Open what is committed."""
@@ -141,8 +142,10 @@ class SimGcs(GcsServer):
         self.world.tell(f"the GCS serves, life {self.lives}")
         self._tick_later()
 
-    def crash(self) -> None:
-        """SIGKILL, before or after the commit of what has come; it is started again."""
+    def crash(self, *, again: bool = True) -> None:
+        """SIGKILL, before or after the commit of what has come; its head starts it again."""
+        if not again:
+            self._starts += 1
         if not self.alive:
             return
         self.world.tell("the GCS CRASHES")
@@ -152,7 +155,13 @@ class SimGcs(GcsServer):
         self.alive = False
         if self.peer is not None:
             self.peer.broken()
-        self.world.after(self.world.rng.uniform(*_START_S), "gcs", self.start)
+        if again:
+            starts = self._starts
+            delay_s = self.world.rng.uniform(*_START_S)
+            # Unless its head has died since.
+            self.world.after(
+                delay_s, "gcs", lambda: self.start() if starts == self._starts else None
+            )
 
     # -- its link --------------------------------------------------------------------------------
 
@@ -272,6 +281,9 @@ class SimGcsProcess:
 
     endpoint = "ipc://sim"
     due_s = 60.0
+
+    def __init__(self, gcs: SimGcs) -> None:
+        gcs.start()
 
     def tick(self, _now: float) -> None:
         return

@@ -22,6 +22,8 @@ class Losses:
         """Nodes that are dead, or have lost or been lost by another one."""
         self.dead: set[bytes] = set()
         """Processes and nodes."""
+        self.left: set[bytes] = set()
+        """Nodes that have left in order: what others keep there, they have taken home before."""
         self.exposed: set[bytes] = set()
         """Nodes that a fault may have hit: others may lose them."""
         self._makers: dict[bytes, set[bytes]] = {}
@@ -34,7 +36,8 @@ class Losses:
         assert node in self.exposed or other in self.exposed, (
             f"{node.hex()} loses {other.hex()}, and nothing has happened to either"
         )
-        self.touched.update((node, other))
+        if other not in self.left:
+            self.touched.update((node, other))
 
     def made(self, node: bytes, identity: bytes, contained: list[bytes]) -> None:
         """An object, or what its value contains, is kept at a node."""

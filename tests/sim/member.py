@@ -10,7 +10,7 @@ Never   repeats a rule: what is patched is where bytes go, and where random ones
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest.mock import patch
 
@@ -42,6 +42,8 @@ class NodesWorld(World):
         self.gcs = SimGcs(self)
         self.begin_anew: Callable[[str], None]
         """Starts a node at the address of one that has ended."""
+        self.in_groups = 0
+        """Results that came of placement groups."""
         self.refusals: list[str] = []
         """What a node refused to hear of another one, and should not have to."""
 
@@ -152,6 +154,10 @@ class SimMember(SimNode):
     def end(self) -> None:
         exposed = self.process in self.world.losses.exposed
         assert exposed, f"{self.name} ends, and nothing has happened to it: {self.stopping}"
+        if self.stopping == "drained":
+            self.world.losses.left.add(self.process)
+            if self.cluster.gcs is not None:
+                self.cluster.gcs.close()  # It says that it leaves.
         self.crash(f"it stops: {self.stopping}")
         if self.begins_anew:
             self.world.begin_anew(self.cluster.inbox.address)
@@ -165,9 +171,12 @@ class SimMember(SimNode):
         world.chaos = True
         losses = world.losses
         losses.exposed.add(self.process)
-        losses.touched.add(self.process)
         losses.dead.add(self.process)
+        if self.process not in losses.left:
+            losses.touched.add(self.process)
         self.dead = True
+        if self.cluster.gcs_relay is not None:
+            world.gcs.crash(again=False)
         for process in list(world.processes.values()):
             if node_of(process.identity) == self.process:
                 process.crash("its node is dead")
@@ -201,6 +210,12 @@ class SimMember(SimNode):
         self.world.check_names()
         self.cluster.membership.check()
         self.cluster.objects.fence.check()
+        self.cluster.hosting.leases.check()
+        self.cluster.hosting.fences.check()
+        self.placement_groups.reservations.check()
+        self.resources.check()
+        if self.placement_groups.coordination.machine is not None:
+            self.placement_groups.coordination.machine.check()
         if self.cluster.gcs is not None:
             self.cluster.gcs.session.check()
         assert not self.world.refusals, self.world.refusals
@@ -212,11 +227,11 @@ class SimMember(SimNode):
         scheduler = self.scheduler
         bulk: Any = objects.bulk
         tables = {
-            "borrowed": scheduler.borrowing.borrowed,
+            "borrowed": self._without_hosts(scheduler.borrowing.borrowed),
             "requests": scheduler.borrowing.requests,
-            "loans": scheduler.lending.loans,
+            "loans": self._without_hosts(scheduler.lending.loans),
             "asked": scheduler.lending.asked,
-            "borrowed processes": books.borrowed,
+            "borrowed processes": self._without_hosts(books.borrowed),
             "watchers": books.watchers,
             # The host of a shared actor that has ended serves others of its job.
             "places": {
@@ -239,11 +254,18 @@ class SimMember(SimNode):
             "no room": objects._no_room,
             "fence": {} if objects.fence.is_open else objects.fence.statistics(),
             "pulls": bulk._wanted,
+            "bundles": self.placement_groups.reservations.bundles,
+            "groups": self.placement_groups.table.specs,
             "unreached": objects._unreached._waiting,
             "pins": self.store.pins,
         }
         left += [f"{name}: {self._shown(table)}" for name, table in tables.items() if table]
         return [f"{self.name}: {each}" for each in left]
+
+    def _without_hosts(self, workers: Mapping[bytes, Any]) -> dict[bytes, Any]:
+        """Leave out the hosts of shared actors that wait for others of a job that goes on."""
+        hosts = {host for member in self.world.members for host in member.dispatcher.hosts}
+        return {worker: each for worker, each in workers.items() if worker not in hosts}
 
     def _shown(self, table: Any) -> str:
         keys = [
@@ -284,7 +306,7 @@ def _bulk(
 def seeded(world: NodesWorld) -> Iterator[None]:
     """Let all random ids of this run come from its seed, and every GCS be the world's."""
     with (
-        patch.object(gcs_relay, "GcsProcess", lambda *_a, **_n: SimGcsProcess()),
+        patch.object(gcs_relay, "GcsProcess", lambda *_a, **_n: SimGcsProcess(world.gcs)),
         patch.object(gcs_relay, "GcsPeer", lambda _e, own: SimGcsPeer(world.nodes[own], world.gcs)),
         patch.object(gcs_relay, "Prober", lambda wake: SimProber(world, wake)),
         patch("os.urandom", world.rng.randbytes),

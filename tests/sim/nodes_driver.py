@@ -10,19 +10,26 @@ Never   accepts an error that nothing in the run can have caused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.sim.driver import CHAOS_ERRORS, Held, SimDriver
 from tests.sim.process import Program, SimError
-from tests.sim.scripts import ANY, WHERE, want
+from tests.sim.scripts import ANY, WHERE, in_group, want
+from zray.protocol import messages
+
+if TYPE_CHECKING:
+    from tests.sim.member import NodesWorld
 
 NAMES = ("ann", "bob")
+GROUP_ERRORS = ("TaskPlacementGroupRemovedError", "ActorPlacementGroupRemovedError")
+GROUPS_MAX = 2
 KEEPERS_MAX = 3
 
 
 class NodesDriver(SimDriver):
     """One driver process among others."""
 
+    world: NodesWorld
     last_wait_s = 0.1
     far = True
     chaos_errors = CHAOS_ERRORS | {"TaskUnschedulableError", "ActorUnschedulableError"}
@@ -43,6 +50,8 @@ class NodesDriver(SimDriver):
         """Not all nodes are there: what is to run elsewhere may find nobody."""
         super().__init__(world, identity, steps=steps, crashes=crashes, small_store=False)
         self.leaves = self.rng.random() < 0.5
+        self.groups: dict[bytes, list[Held]] = {}
+        """Placement groups, and what is made in each."""
 
     def actions(self) -> list[tuple[int, Callable[[], Program]]]:
         return [
@@ -50,12 +59,22 @@ class NodesDriver(SimDriver):
             (8, self._far_tasks),
             (4, self._named),
             (6, self._keep),
+            (4, self._group),
         ]
 
     def bears(self, error: SimError) -> bool:
         if error.kind == "NameTakenError":
             return True
         return self.world.chaos and error.kind in ("GcsUnavailableError", "ClusterError")
+
+    def ends(self) -> Program:
+        """At the end, and where it has many, a group is removed; nobody waits in it for ever."""
+        while self.groups:
+            yield from self._end_group()
+
+    def on_lifeline(self, message: list[Any]) -> None:
+        """Lines for people."""
+        assert message[1] == messages.LOG, f"{self.name} was told {message}"
 
     def finished(self) -> None:
         if self.leaves:
@@ -111,3 +130,60 @@ class NodesDriver(SimDriver):
         script["refs"] = [(held.ref, held.wanted) for held in self._some(self.rng.choice((1, 2)))]
         (ref,) = yield from self.call_actor(handle, script, [])
         self.held.append(Held(ref, ANY))
+
+    # -- placement groups ------------------------------------------------------------------------
+
+    def _group(self) -> Program:
+        """Reserve berths, which nothing else needs, and have tasks and an actor in them."""
+        rng = self.rng
+        if len(self.groups) >= GROUPS_MAX:
+            yield from self._end_group()
+        strategy = rng.choice(("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"))
+        count = rng.choice((1, 2, 2, 3))
+        bundles = [[{"berth": rng.choice((10000, 20000))}, {}] for _ in range(count)]
+        fields = ["", "", strategy, bundles, False]
+        group = yield from self.request(messages.GROUP, "create", fields)
+        held = self.groups[group] = []
+        for _ in range(rng.choice((1, 3))):
+            bundle = rng.choice((-1, rng.randrange(count)))
+            script = {**self._script(0), "open": False}
+            refs = yield from self.submit(f"in:{group.hex()}:{bundle}", script)
+            held += [Held(ref, want(script, [])) for ref in refs]
+        if rng.random() < 0.5:
+            options = {
+                "restarts": rng.choice((0, -1)),
+                "resources": {"berth": 10000},
+                "placement": {"berth": 10000},
+                "isolation": "process",
+                "where": in_group(group.hex(), "-1"),
+            }
+            handle = yield from self.create_actor(
+                {**self._script(0), "out": "plain", "crash": 0}, [], options
+            )
+            script = {**self._script(0), "open": False}
+            (ref,) = yield from self.call_actor(handle, script, [])
+            held.append(Held(ref, want(script, [])))
+        yield from self.sleep(rng.choice((0.0, 0.01, 0.3)))
+
+    def _end_group(self) -> Program:
+        group, held = next(iter(self.groups.items()))
+        yield from self.wait_until(
+            lambda: all(self.ready(each.ref.key) for each in held), self.rng.choice((0.0, 0.1, 1.0))
+        )
+        while True:
+            try:
+                yield from self.request(messages.GROUP, "remove", [group])
+                break
+            except SimError as error:
+                if not self.bears(error):
+                    raise
+        del self.groups[group]
+        for each in held:
+            try:
+                value = yield from self.get(each.ref)
+            except SimError as error:
+                if error.kind not in GROUP_ERRORS:
+                    self._judge(error, each.wanted, each.ref)
+            else:
+                self._compare(value, each.wanted)
+                self.world.in_groups += 1

@@ -21,7 +21,7 @@ from tests.sim.process import STORED_BYTES
 from tests.sim.simulation import SimulationFailedError
 from tests.sim.smallest import Case, smallest, transcript
 from tests.sim.worker import SimWorker
-from zray.brokers import gcs_connection
+from zray.brokers import gcs_connection, group_table
 from zray.protocol.ids import node_id, process_id
 
 TIME_MAX_S = 100.0
@@ -48,13 +48,16 @@ class NodesSimulation:
 
     # -- nodes -----------------------------------------------------------------------------------
 
-    def add_member(self, address: str | None) -> SimMember:
+    def add_head(self, address: str | None) -> None:
+        """Start the head, and with it the GCS."""
+        self.head = self.add_member(address, is_head=True)
+
+    def add_member(self, address: str | None, *, is_head: bool = False) -> SimMember:
         """Start a node and let it join."""
         world, rng = self.world, self.world.rng
         self.lives += 1
-        is_head = self.lives == 1
         cpus = rng.choice((1, 1, 2, 4))
-        total = {"CPU": cpus * 10000, "disk": 10000, "seat": 1000}
+        total = {"CPU": cpus * 10000, "disk": 10000, "seat": 1000, "berth": 20000}
         if is_head:
             total["side"] = 20000
         if address is None or address in world.inboxes:
@@ -117,7 +120,7 @@ class NodesSimulation:
     def run(self) -> None:
         """Run to the end; raises AssertionError where something is wrong."""
         world = self.world
-        self.head = self.add_member(None)
+        self.add_head(None)
         early = world.rng.random() < 0.2
         while not early and not self._all_joined():
             self._step("the nodes do not find each other", READY_S)
@@ -159,9 +162,11 @@ class NodesSimulation:
         for process in self.world.processes.values():
             if not process.dead:
                 left += process.leaks()
-        names = self.world.gcs.store.tables.get("names", {})
-        if names:
-            left.append(f"the GCS: names {list(names)}")
+        tables = self.world.gcs.store.tables
+        for table, kept in (("names", ()), ("groups", (group_table.TERM,))):
+            rows = [key for key in tables.get(table, {}) if key not in kept]
+            if rows:
+                left.append(f"the GCS: {table} {rows}")
         return left
 
     def _step(self, what: str, time_max_s: float = TIME_MAX_S) -> None:

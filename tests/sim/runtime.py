@@ -200,9 +200,9 @@ class SimRuntime(SimProcess):
                     keep.append(ref)
             batch = self.session.map_batch(task_class, pack(chunk), len(chunk), keep, slots)
             batches.append(batch)
-            for key, positions in slots.items():
-                for position in positions:
-                    self._depends(batch.first + int(position), 1, [key])
+            for each, positions in slots.items():
+                for slot in positions:
+                    self._depends(batch.first + int(slot), 1, [each])
         self.flush()
         return SimMap(self, batches, len(scripts))
 

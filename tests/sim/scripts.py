@@ -66,6 +66,7 @@ KINDS: dict[str, tuple[dict[str, int], int, int]] = {
     "side": ({"side": 10000}, 1, 3),
     "on": ({"CPU": 10000}, 1, 3),
     "near": ({"CPU": 10000}, 1, 3),
+    "in": ({"berth": 10000}, 1, 3),
 }
 """Resources, returns and max_retries by the name of a task class."""
 
@@ -81,12 +82,22 @@ WHERE: dict[str, list[Any]] = {
 
 
 def kind_of(name: str) -> tuple[dict[str, int], int, int, list[Any] | None]:
-    """Return (resources, returns, max_retries, where) of a kind; "on:NODE", "near:NODE" have one"""
-    kind, _colon, node = name.partition(":")
+    """Return (resources, returns, max_retries, where) of a kind.
+
+    "on:NODE" and "near:NODE" go to a node, "in:GROUP:BUNDLE" into a placement group.
+    """
+    kind, _colon, place = name.partition(":")
     where = WHERE.get(kind)
-    if node:
-        where = ["DEFAULT", bytes.fromhex(node), kind == "near", {}]
+    if kind == "in":
+        where = in_group(*place.split(":"))
+    elif place:
+        where = ["DEFAULT", bytes.fromhex(place), kind == "near", {}]
     return *KINDS[kind], where
+
+
+def in_group(group: str, bundle: str) -> list[Any]:
+    """Return where something runs that runs in a bundle of a placement group, -1 is any."""
+    return ["DEFAULT", b"", False, {}, [bytes.fromhex(group), int(bundle), False], {}]
 
 
 CHILD_KINDS = ("plain", "plain", "half", "free", "once", "ever")

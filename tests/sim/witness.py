@@ -32,6 +32,7 @@ class Witness:
         self._waited_at: dict[SimWorker, float] = {}
         self._begun: set[tuple[bytes, int]] = set()
         self._details: dict[bytes, dict[str, Any]] = {}
+        self._killed: set[bytes] = set()
         self._copies: dict[bytes, dict[SimWorker, int]] = {}
         """By actor: the workers that have an instance, and its incarnation."""
 
@@ -94,6 +95,10 @@ class Witness:
         """Somebody has made an actor."""
         self._details[actor] = details
 
+    def actor_killed(self, actor: bytes) -> None:
+        """Somebody wants an actor to end."""
+        self._killed.add(actor)
+
     def actor_begins(self, worker: SimWorker, actor: bytes, incarnation: int) -> None:
         """A worker is about to run the constructor of an actor."""
         details = self._details[actor]
@@ -105,6 +110,8 @@ class Witness:
 
     def actor_moves(self, worker: SimWorker, actor: bytes) -> None:
         """User code of an actor runs: nowhere else may it."""
+        if actor in self._killed and self._details[actor]["isolation"] == "shared":
+            return  # Its host serves others: what runs of it there runs to its end.
         for other in self._copies.get(actor, {}):
             assert other is worker or other.dead or other.stopped, (
                 f"{self.world.name(actor)} runs in {worker.name} and in {other.name}"
