@@ -273,25 +273,33 @@ class Faults:
         world = self.world
         seconds = luck.choice((0.02, 0.3, 1.0, 3.0))
         breaks = luck.random() < 0.3
+        uneven = not breaks and luck.random() < 0.3
         members = [world.nodes[host] for way in ways for host in way if host in world.nodes]
         longest_s = max(self._silence_s(way, seconds) for way in ways)
-        if breaks or (longest_s > 1.0 and self.simulation.head in members):
+        if breaks or uneven or (longest_s > 1.0 and self.simulation.head in members):
             world.chaos = True
             self._expose(*members)  # type: ignore[arg-type]
         for way in ways:
             world.network.cut(*way)
+        if uneven:  # One side's patience ends, and the other hears nothing of that.
+            one, other = luck.sample(ways[0], 2)
+            world.after(luck.uniform(0.0, seconds), "fault", lambda: self._break(one, other))
 
         def over() -> None:
             for way in ways:
                 world.network.heal(*way)
             one, other = ways[0]
             if breaks:
-                for node, peer in ((one, other), (other, one)):
-                    member = world.nodes.get(node)
-                    if member is not None:
-                        member.break_links(peer)  # type: ignore[attr-defined]
+                self._break(one, other)
+                self._break(other, one)
 
         self._for(seconds, over)
+
+    def _break(self, node: bytes, peer: bytes) -> None:
+        """The connections of a node to another one end."""
+        member = self.world.nodes.get(node)
+        if member is not None:
+            member.break_links(peer)  # type: ignore[attr-defined]
 
     def _silence_s(self, way: tuple[bytes, bytes], seconds: float) -> float:
         """Return for how long nothing was heard this way when a cut of so long is over."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.sim.driver import CHAOS_ERRORS, Held, SimDriver
 from tests.sim.process import Program, SimError
+from tests.sim.runtime import SimHandle
 from tests.sim.scripts import ANY, WHERE, in_group, want
 from zray.protocol import messages
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 NAMES = ("ann", "bob")
 GROUP_ERRORS = ("TaskPlacementGroupRemovedError", "ActorPlacementGroupRemovedError")
 GROUPS_MAX = 2
+LASTING_MAX = 3
 KEEPERS_MAX = 3
 
 
@@ -50,8 +52,10 @@ class NodesDriver(SimDriver):
         """Not all nodes are there: what is to run elsewhere may find nobody."""
         super().__init__(world, identity, steps=steps, crashes=crashes, small_store=False)
         self.leaves = self.rng.random() < 0.5
+        self.lingers = self.rng.random() < 0.25
         self.groups: dict[bytes, list[Held]] = {}
         """Placement groups, and what is made in each."""
+        self.lasting: list[SimHandle] = []
 
     def actions(self) -> list[tuple[int, Callable[[], Program]]]:
         return [
@@ -60,6 +64,7 @@ class NodesDriver(SimDriver):
             (4, self._named),
             (6, self._keep),
             (4, self._group),
+            (60 if self.lingers else 0, self._linger),
         ]
 
     def bears(self, error: SimError) -> bool:
@@ -71,6 +76,7 @@ class NodesDriver(SimDriver):
         """At the end, and where it has many, a group is removed; nobody waits in it for ever."""
         while self.groups:
             yield from self._end_group()
+        self.lasting.clear()
 
     def on_lifeline(self, message: list[Any]) -> None:
         """Lines for people."""
@@ -130,6 +136,18 @@ class NodesDriver(SimDriver):
         script["refs"] = [(held.ref, held.wanted) for held in self._some(self.rng.choice((1, 2)))]
         (ref,) = yield from self.call_actor(handle, script, [])
         self.held.append(Held(ref, ANY))
+
+    def _linger(self) -> Program:
+        """Have actors that may restart live through faults that last longer than leases do."""
+        if len(self.lasting) < LASTING_MAX:
+            script = {**self._script(0), "out": "plain", "crash": 0}
+            options = {**self.actor_options(), "restarts": -1, "isolation": "process"}
+            self.lasting.append((yield from self.create_actor(script, [], options)))
+        for handle in self.lasting:
+            script = {**self._script(0), "open": False}
+            (ref,) = yield from self.call_actor(handle, script, [], retries=-1)
+            self.held.append(Held(ref, want(script, [])))
+        yield from self.sleep(self.rng.uniform(0.2, 1.2))
 
     # -- placement groups ------------------------------------------------------------------------
 
