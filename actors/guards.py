@@ -19,6 +19,11 @@ from zray.store.lease_table import LeaseTable
 
 _STOPPED_POLL_S = 0.01
 """Between two looks at the table while something is stopped."""
+_RUNNING_POLL_S = 0.5
+"""And while something under a lease runs, at most: a node that has only just joined learns of its
+own lease after the first actors run, and nothing tells of an end that was moved nearer."""
+_UNGUARDED = 0
+"""The slot of workers that host nothing any more."""
 
 
 class Guards:
@@ -56,8 +61,9 @@ class Guards:
                 _signal(pid, signal.SIGCONT)
         if self._stopped:
             return _STOPPED_POLL_S
-        nearest = min(ends.values())
-        return None if nearest == float("inf") else nearest - now
+        if ends.keys() == {_UNGUARDED}:
+            return None
+        return min(_RUNNING_POLL_S, min(ends.values()) - now)
 
 
 def _signal(pid: int, signum: int) -> None:

@@ -60,6 +60,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
 Among other nodes:
 
     cluster.py      S  the links, and what goes over them for this node's processes
+    code_elsewhere.py  S  code of functions, from and to the homes of the jobs that run it
     membership.py   P  who is a member: the GCS's table, the links, this node's own lease
     host_leases.py  P  until when actors may run where they are: no copy beside an older one
     actor_fences.py P  what waits until a host out of reach has certainly stopped

@@ -27,6 +27,7 @@ from zray.protocol.limits import LINEAGE_COPIES
 from zray.protocol.roles import Role
 
 from . import deaths
+from .code_elsewhere import CodeElsewhere
 from .draining import Draining
 from .gcs_connection import GcsConnection
 from .gcs_relay import GcsRelay
@@ -52,10 +53,6 @@ _MESSAGE_BYTES = 4096
 """Of the batch that a message takes at least: what it costs to handle one."""
 _PAUSED_S = 0.002
 """Nothing tells that a link has room again for who waits for it."""
-_CODE_S = 1.0
-"""A job's home that has not sent code after so long is passed by."""
-_CODE_TRIES_MAX = 5
-"""So often code is asked for that may be on its way to the job's home and the GCS."""
 
 
 @dataclass(slots=True)
@@ -148,12 +145,7 @@ class Cluster:
             copies=node.settings.get("lineage_copies", LINEAGE_COPIES) if is_node else 0,
         )
         self.draining = Draining(self)
-        self.code_asked: dict[bytes, set[tuple[bytes, str]]] = {}
-        """Functions that others have asked for, with which of their nodes and for which job."""
-        self.code_wanted: dict[tuple[bytes, str], float] = {}
-        """Functions and their jobs, and since when the jobs' homes have been asked."""
-        self.code_tries: Counter[tuple[bytes, str]] = Counter()
-        """How often neither their homes nor the GCS had them."""
+        self.code = CodeElsewhere(self)
         self.refused = 0
         self.has_more = True
         """Whether the inbox may have a message, or something here waits for serve()."""
@@ -247,9 +239,7 @@ class Cluster:
         """A few times a second."""
         self.roster.sweep()
         self.deliveries.retry()
-        for (function, job), since in list(self.code_wanted.items()):
-            if self.node.now - since > _CODE_S:
-                self._fetch_shared_code(function, job)
+        self.code.sweep()
         self.objects.sweep()
         self.lineage.sweep()
         self.refusals.sweep()
@@ -485,82 +475,12 @@ class Cluster:
             return self.send(home, link_messages.TO_WORKER, peer, payloads=(header, *payloads))
         return self.relays.say(peer, (header, *payloads))
 
-    # -- code and jobs ---------------------------------------------------------------------------
+    # -- jobs ------------------------------------------------------------------------------------
 
     def job_ended(self, job: str) -> None:
         """A driver of ours is gone: its job has workers elsewhere, perhaps."""
         for member in self.nodes:
             self.send(member.node, link_messages.JOB_ENDED, job)
-
-    def is_elsewhere(self, job: str) -> bool:
-        """Return whether another node is the home of a job, and its code can be asked for."""
-        home = node_of(bytes.fromhex(job))
-        if not job or home == self.node.process:
-            return False
-        return home in self.members or self.gcs is not None
-
-    def fetch_code(self, function: bytes, job: str) -> None:
-        """A worker of ours is to run this: ask the job's home."""
-        if (function, job) not in self.code_wanted and self.is_elsewhere(job):
-            self.code_wanted[function, job] = self.node.now
-            home = node_of(bytes.fromhex(job))
-            if home in self.members:
-                self.send(home, link_messages.CODE_WANTED, function, job)
-            else:
-                self._fetch_shared_code(function, job)
-
-    def put_code(self, function: bytes, code: bytes, job: str) -> None:
-        """A worker of ours has defined a function: whoever is to run it asks its job's home."""
-        if self.is_elsewhere(job):
-            self.send(node_of(bytes.fromhex(job)), link_messages.CODE, function, code, None)
-
-    def code_is_here(self, function: bytes, code: bytes) -> None:
-        """Answer the nodes that have asked for it."""
-        jobs = self.node.processes.jobs
-        for peer, job in sorted(self.code_asked.pop(function, ())):
-            self.send(peer, link_messages.CODE, function, code, jobs.get(job))
-
-    def _fetch_shared_code(self, function: bytes, job: str) -> None:
-        """The job's home does not answer: the GCS has what it has put there."""
-
-        def took(found: Any, error: Exception | None) -> None:
-            if self.code_wanted.pop((function, job), None) is None:
-                return  # It has come from its home after all.
-            code, details = found if error is None else (None, None)
-            if code is None or details is None:
-                self._code_missing(function, job, error)
-                return
-            self.code_tries.pop((function, job), None)
-            self.node.processes.jobs[job] = details
-            self.node.code_arrived(function, code)
-
-        self.code_wanted[function, job] = float("inf")
-        self.node.shared_tables.get_function(function, job, took)
-
-    def _code_missing(self, function: bytes, job: str, error: Exception | None) -> None:
-        """Neither the job's home nor the GCS has it: ask again, or tell who waits for it."""
-        node, home = self.node, node_of(bytes.fromhex(job))
-        lives = home in self.members or self.membership.is_on_its_way(home)
-        self.code_tries[function, job] += 1
-        over = not lives or job in node.scheduler.ended_jobs
-        if not over and self.code_tries[function, job] < _CODE_TRIES_MAX:
-            self.code_wanted[function, job] = node.now
-            if home in self.members:
-                self.send(home, link_messages.CODE_WANTED, function, job)
-            return
-        del self.code_tries[function, job]
-        why = "the job has ended, or its node is gone" if over else f"nobody has it ({error})"
-        refusal = errors.ClusterError(
-            f"the code of function {function.hex()} of job {job} is not to be found: {why}"
-        )
-        print(refusal, flush=True)
-        waiting = node.processes.waiting_for_function.pop(function, [])
-        for process in waiting:
-            if node.job_of(process) == job:
-                node.answer(process, None, refusal)
-        others = [process for process in waiting if node.job_of(process) != job]
-        if others:
-            node.processes.waiting_for_function[function] = others
 
     # -- actors ----------------------------------------------------------------------------------
 

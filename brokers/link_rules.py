@@ -18,7 +18,6 @@ from zray.protocol import frames, link_messages, messages
 from zray.protocol.roles import Role, may_claim
 
 from . import link_roles
-from .gcs.tables import code_hash
 from .hosting import HOSTING_RULES
 from .link_roles import RoleError
 from .link_validation import BreachError, check_link_message
@@ -151,25 +150,11 @@ def _relay(cluster: Cluster, peer: bytes, _message: list[Any], payloads: list[Pa
 
 
 def _code_wanted(cluster: Cluster, peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    function, job = message[3:5]
-    node = cluster.node
-    code = node.gcs.tables.functions.get(function)
-    # What a task of another node has defined comes here next, or is on its way already.
-    cluster.code_asked.setdefault(function, set()).add((peer, job))
-    if code is not None:
-        cluster.code_is_here(function, code)
+    cluster.code.wanted_by(peer, message[3], message[4])
 
 
 def _code(cluster: Cluster, _peer: bytes, message: list[Any], _frames: list[Payload]) -> None:
-    function, code, job = message[3:6]
-    if code_hash(code) != function:
-        raise errors.RemoteProtocolError("CODE that is not what it is called")
-    node = cluster.node
-    if job is not None:
-        node.processes.jobs[job["job"]] = job
-        cluster.code_wanted.pop((function, job["job"]), None)
-        cluster.code_tries.pop((function, job["job"]), None)
-    node.code_arrived(function, code)
+    cluster.code.came(*message[3:6])
 
 
 # -- actors ----------------------------------------------------------------------------------------

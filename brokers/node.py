@@ -533,7 +533,7 @@ class Node:
         """The code of a function is here: workers may wait for it."""
         self.gcs.tables.functions.put(function, code)
         if self.cluster is not None:
-            self.cluster.code_is_here(function, code)
+            self.cluster.code.is_here(function, code)
         for waiter in self.processes.waiting_for_function.pop(function, ()):
             answer_code(self, waiter, function, code)
 

@@ -37,7 +37,7 @@ def _declare_class(node: Node, process: Process, message: list[Any]) -> None:
 def _put_function(node: Node, process: Process, message: list[Any]) -> None:
     node.code_arrived(message[3], message[4])
     if node.cluster is not None:
-        node.cluster.put_code(message[3], message[4], node.job_of(process))
+        node.cluster.code.put(message[3], message[4], node.job_of(process))
     node.shared_tables.put_function(message[3], message[4])
 
 
@@ -47,7 +47,7 @@ def answer_code(node: Node, process: Process, function: bytes, code: bytes) -> N
     if not process.knows_job:
         job = node.job_of(process)
         details = node.processes.jobs.get(job)
-        if details is None and node.cluster is not None and node.cluster.is_elsewhere(job):
+        if details is None and node.cluster is not None and node.cluster.code.is_elsewhere(job):
             _wait_for_code(node, process, function)
             return
         process.knows_job = True
@@ -57,7 +57,7 @@ def answer_code(node: Node, process: Process, function: bytes, code: bytes) -> N
 def _wait_for_code(node: Node, process: Process, function: bytes) -> None:
     node.processes.waiting_for_function.setdefault(function, []).append(process)
     if node.cluster is not None:
-        node.cluster.fetch_code(function, node.job_of(process))
+        node.cluster.code.fetch(function, node.job_of(process))
 
 
 def _get_function(node: Node, process: Process, message: list[Any]) -> None:

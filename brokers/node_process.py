@@ -70,6 +70,9 @@ def serve(
         orphaned = os.getppid() != settings.get("parent", os.getppid())
         if (node.embedded or orphaned) and not (crashed and node.processes.drivers):
             shutil.rmtree(directory, ignore_errors=True)
+        if orphaned and settings.get("keys_end_with_parent"):
+            # Made for a test that was killed: its nodes all end now.
+            shutil.rmtree(settings["cluster"]["keys"], ignore_errors=True)
     # Whoever wants this process to end from here on ends the next life: see next_life.begin().
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     if node.cluster is not None and node.begins_anew:

@@ -159,6 +159,7 @@ class Cluster:
         directory = launch.new_directory()
         if self._keys is not None:
             cluster["keys"] = self._keys_of_next(is_head=cluster["head"])
+            settings["keys_end_with_parent"] = True
         try:
             process = launch.launch_node(
                 directory, {**settings, "cluster": cluster, "parent": os.getpid()}

@@ -17,6 +17,7 @@ import pytest
 
 from tests.brokers.gcs.gcs_world import World
 from zray.brokers.cluster import Cluster
+from zray.brokers.code_elsewhere import CodeElsewhere
 from zray.brokers.dispatcher import Dispatcher
 from zray.brokers.gcs.catalog import Catalog
 from zray.brokers.gcs.tables import code_hash
@@ -329,20 +330,21 @@ def test_a_jobs_home_that_does_not_send_code_is_passed_by() -> None:
         answers.append(done)
 
     job = process_id(A, b"drv\0").hex()
-    cluster: Any = Cluster.__new__(Cluster)
-    cluster.node = SimpleNamespace(
+    node = SimpleNamespace(
         process=B,
         now=10.0,
         shared_tables=SimpleNamespace(get_function=get_function),
         processes=SimpleNamespace(jobs={}),
         code_arrived=lambda function, _code: arrived.append(function),
     )
-    cluster.members, cluster.code_wanted, cluster.gcs = {}, {}, object()
-    cluster.fetch_code(b"f", job)
-    cluster.fetch_code(b"f", job)
+    cluster: Any = SimpleNamespace(node=node, members={}, gcs=object())
+    code = CodeElsewhere(cluster)
+    code.fetch(b"f", job)
+    code.fetch(b"f", job)
     assert asked == [(b"f", job)]
     answers[0]([b"code", {"job": job}], None)
     answers[0]([b"code", {"job": job}], None)
     assert arrived == [b"f"]
-    assert cluster.node.processes.jobs == {job: {"job": job}}
-    assert cluster.code_wanted == {}
+    assert node.processes.jobs == {job: {"job": job}}
+    code.sweep()
+    assert len(asked) == 1, "it has come"

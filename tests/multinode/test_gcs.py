@@ -24,6 +24,7 @@ import pytest
 
 import zray
 from tests.cluster.nodes import Place
+from tests.multinode.gcs_processes import gcs_pid
 from tests.waiting import wait_until
 from zray import launch
 from zray.errors import ActorDiedError, NameTakenError
@@ -71,11 +72,6 @@ def on(node: TestNode, program: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().rpartition("\n")[2]
-
-
-def gcs_pid(head: TestNode) -> int:
-    """Return the pid of the GCS process that serves now."""
-    return int(json.loads(Path(head.directory, "cluster-gcs", "gcs.json").read_text())["pid"])
 
 
 def kill_gcs(head: TestNode) -> int:

@@ -23,7 +23,8 @@ import pytest
 import zray
 from tests.cluster.nodes import Place
 from tests.multinode.forwarder import Forwarder, free_port
-from tests.multinode.test_gcs import gcs_pid, kill_gcs, known_to, log, on
+from tests.multinode.gcs_processes import gcs_pid
+from tests.multinode.test_gcs import kill_gcs, known_to, log, on
 from tests.waiting import wait_until
 from zray import launch
 from zray.observer import Observer

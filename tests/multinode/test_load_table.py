@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import zray
-from tests.multinode.test_gcs import gcs_pid, kill_gcs
+from tests.multinode.gcs_processes import gcs_pid
+from tests.multinode.test_gcs import kill_gcs
 from tests.waiting import wait_until
 from zray.observer import Observer
 from zray.testing import Cluster, TestNode

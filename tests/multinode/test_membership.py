@@ -27,6 +27,7 @@ import pytest
 
 import zray
 from tests.cluster.nodes import Place
+from tests.multinode.gcs_processes import gcs_pid
 from tests.waiting import wait_until
 from zray.errors import ActorDiedError, ClusterError
 from zray.observer import Observer
@@ -78,11 +79,6 @@ def step(number: int) -> int:
 def ticks(folder: Path, pid: int) -> list[float]:
     lines = (folder / f"{pid}.ticks").read_text().split("\n")
     return [float(line) for line in lines[:-1]]
-
-
-def gcs_pid(directory: str) -> int:
-    """Return the pid of the GCS process that serves now."""
-    return int(json.loads(Path(directory, "cluster-gcs", "gcs.json").read_text())["pid"])
 
 
 def kill_gcs(directory: str) -> None:

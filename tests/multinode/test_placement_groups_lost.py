@@ -8,13 +8,15 @@ Never   sleeps: what changes by itself is waited for.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 import zray
+from tests.multinode.gcs_processes import gcs_pid
 from tests.multinode.groups import WAIT_S, Resident, all_free, here, is_created, nodes_of, placed
 from tests.waiting import wait_until
 from zray.testing import Cluster, TestNode
@@ -135,12 +137,7 @@ def test_groups_are_made_and_removed_while_the_gcs_starts_again(cluster: Cluster
         wait_until(lambda: len(zray.nodes()) == 3)
         first = placement_group([{"CPU": 1}] * 3, strategy="STRICT_SPREAD")
         assert first.wait(WAIT_S)
-        (gcs,) = [
-            child
-            for child in psutil.Process(head.pid).children()
-            if "gcs" in " ".join(child.cmdline())
-        ]
-        gcs.kill()
+        os.kill(gcs_pid(head), signal.SIGKILL)
         there = here.options(scheduling_strategy=placed(first, 1))
         assert zray.get(there.remote(), timeout=WAIT_S) == nodes_of(first)[1]
         second = placement_group([{"CPU": 1}] * 3, strategy="STRICT_SPREAD")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import pytest
 import zray
 from tests.cluster.nodes import Place
 from tests.multinode.forwarder import Forwarder, free_port
+from tests.multinode.gcs_processes import gcs_pid
 from tests.multinode.objects import MB, at, ones, total
 from zray import launch
 from zray.observer import Observer
@@ -57,10 +57,6 @@ def listening(pid: int) -> set[int]:
     """Return the TCP ports that a process listens at."""
     found = psutil.Process(pid).net_connections(kind="tcp")
     return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
-
-
-def gcs_pid(directory: str) -> int:
-    return int(json.loads(Path(directory, "cluster-gcs", "gcs.json").read_text())["pid"])
 
 
 def works(directory: str) -> None:

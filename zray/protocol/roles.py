@@ -39,6 +39,7 @@ LINK_SENDERS: dict[int, frozenset[Role]] = {
     link.LINK_HELLO: _ALL,
     link.GCS_CALL: _ALL,  # brokers/gcs/permissions.py says what of it is done.
     link.GCS_ANSWER: _NODES,
+    link.ROSTER: _NODES,  # Of the authority's key alone: brokers/roster_sharing.py.
     link.RELAY: _ALL,
     link.BORROW: _USERS,
     link.LENT: _NODES,

@@ -84,7 +84,10 @@ def test_a_link_without_keys_is_told_that_keys_are_needed(ends):
     assert "key" in ends.events[-1].reason
 
 
-def test_nobody_gets_in_where_no_handler_answers(ends):
+def test_nobody_gets_in_where_no_handler_answers(make_ends, monkeypatch):
+    # Who asks a handler that is just being closed gets no refusal, but no answer either.
+    monkeypatch.setattr(link_inbox, "HELLO_TIMEOUT_S", 1.0)
+    ends = make_ends()
     port = ends.inbox._port
     handler, port._zap = port._zap, None
     port._control.unregister(handler.descriptor)
