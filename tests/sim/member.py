@@ -239,9 +239,9 @@ class SimMember(SimNode):
                 for (_home, worker), who in books.places.items()
                 if who and self.world.processes[worker].dead
             },
-            "code_wanted": books.code_wanted,
-            "code_asked": books.code_asked,
-            "code_tries": books.code_tries,
+            "code_wanted": books.code._wanted,
+            "code_asked": books.code._asked,
+            "code_tries": books.code._tries,
             "waiting_for_function": {
                 function: who
                 for function, who in self.processes.waiting_for_function.items()
