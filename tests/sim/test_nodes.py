@@ -20,7 +20,7 @@ import pytest
 from tests.sim.nodes_simulation import simulate_nodes
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 120
+SEEDS = 90
 GROUPS = 6
 
 pytestmark = pytest.mark.sim

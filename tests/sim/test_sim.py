@@ -19,7 +19,7 @@ import pytest
 from tests.sim.simulation import simulate
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 320
+SEEDS = 180
 GROUPS = 8
 
 pytestmark = pytest.mark.sim
