@@ -201,8 +201,12 @@ class Faults:
             return ""
         address = head.cluster.inbox.address
         head.crash("fate")
-        self._for(luck.uniform(0.05, 2.0), lambda: self.simulation.add_head(address))
+        self._for(luck.uniform(0.05, 2.0), lambda: self._new_head(address))
         return head.name
+
+    def _new_head(self, address: str) -> None:
+        self.simulation.add_head(address)
+        self._expose(self.simulation.head)  # Others dial it anew until it has answered.
 
     def _stop(self, luck: random.Random) -> str:
         members = self._others()

@@ -64,6 +64,7 @@ class Way:
         if self._queue and not self.network.is_cut(self.source, self.target):
             message = self._queue.popleft()
             if message is _END:
+                self.network.ways.remove(self)
                 self._ended()
             else:
                 self._arrived(message)
@@ -78,7 +79,6 @@ class Way:
         if not self.is_open:
             return
         self.is_open = False
-        self.network.ways.remove(self)
         if lose and self._queue:
             kept = self.network.world.rng.randint(0, len(self._queue))
             while len(self._queue) > kept:

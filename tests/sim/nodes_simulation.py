@@ -151,6 +151,8 @@ class NodesSimulation:
                 self._step("it does not settle")
             gc.collect()
             for process in list(world.processes.values()):
+                if not process.dead:
+                    process.read_all()  # What it is told that nobody waits for.
                 process.give_back()
             left = self._left()
         assert not left, "left behind:\n" + "\n".join(left)
@@ -184,6 +186,7 @@ _OF_THE_LOST = (
     "a message of a node that is not a member",
     "of a node that is dead",
     "GCS_CALL before LINK_HELLO",
+    "GCS_ANSWER of a node that is not the head",
 )
 """What a node that was lost says until it hears of that is refused."""
 
