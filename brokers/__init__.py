@@ -105,6 +105,7 @@ Placement groups:
     group_table.py  P  the table of them, as every node follows it
     group_transactions.py P  what changes the table
     group_store.py  P  where the table is: in this node, or in the GCS
+    gcs_group_store.py P  the latter
     group_states.py P  which groups the scheduler may wait for, and which are gone
     reservations.py P  a node's bundles: prepared, committed, open, leaving
     bundles.py      P  the accounts of open bundles, from which tasks and actors draw

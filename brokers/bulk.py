@@ -394,7 +394,8 @@ class _Loop:
             # Of nobody we know, a node that was declared dead among them, or of no sense.
             self.counts["refused_messages"] += 1
             return True
-        self.transfer.received(peer, message, self.now)
+        is_source = peer not in self.no_sources and self.link.knows(peer)
+        self.transfer.received(peer, message, self.now, is_source=is_source)
         return True
 
     def _receive_chunk(self, peer: Peer, message: Chunk) -> None:

@@ -401,15 +401,15 @@ class Cluster:
             self.gcs_relay.link_ended(identity, member.address)
         self.membership.link_lost(identity, node.now)
         print(f"{member.role} {identity.hex()} is gone: {reason}", flush=True)
+        cause = f"its node {identity.hex()} is gone: {reason}"
         for worker in node.scheduler.borrowing.node_lost(identity):
-            self.loans.worker_lost(worker, f"its node is gone: {reason}")
+            self.loans.worker_lost(worker, cause)
         node.scheduler.lending.node_lost(identity)
         node.scheduler.pump()  # What had only preferred that node may begin here.
         self.objects.node_lost(identity)
         self.lineage.node_lost(identity)
         self.refusals.gateways.forget(identity)
         self.draining.node_lost(identity)
-        cause = f"its node {identity.hex()} is gone: {reason}"
         for worker in {each for _home, each in self.places if node_of(each) == identity}:
             self.tell_of_death(identity, worker, cause)
         self._end_foreign_actors(identity, cause)

@@ -53,6 +53,8 @@ def _node(packed: bytes) -> dict[str, Any]:
         "pid": record.pid,
         "start_time_ms": int(record.started_at * 1000),
         "clock_ahead_s": 0.0,
+        "bulk_address": "",
+        "versions": {},
         "role": record.role,
     }
 

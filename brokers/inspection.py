@@ -162,6 +162,8 @@ def silent_node_row(node: Node, silent: bytes, reason: str) -> dict[str, Any]:
         "pid": 0,
         "start_time_ms": 0,
         "clock_ahead_s": 0.0,
+        "bulk_address": "",
+        "versions": {},
     }
 
 

@@ -182,7 +182,7 @@ class Loans:
 
     def worker_died(self, worker: bytes, reason: str) -> None:
         """A borrowed worker has died: its node says so."""
-        self._gone(worker, reason, may_run=False)
+        self._gone(worker, f"{reason}, on node {node_of(worker).hex()}", may_run=False)
         self.cluster.hosting.borrowed_died(worker)
 
     def worker_lost(self, worker: bytes, reason: str) -> None:

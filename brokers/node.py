@@ -43,7 +43,6 @@ from .dispatcher import Dispatcher
 from .event_queries import EventQueries
 from .gcs.catalog import Catalog
 from .health import Health
-from .node_answers import ANSWERS
 from .node_calls import CALL_RULES, answer_code
 from .node_commands import perform_all
 from .node_mailbox import MAILBOX_RULES
@@ -53,7 +52,7 @@ from .peers import Process, Processes
 from .placement_groups import PlacementGroups
 from .printed_lines import PrintedLines
 from .process_questions import ProcessQuestions
-from .queries import Queries
+from .queries import Answer, Queries
 from .reception import Reception
 from .scheduler import Scheduler
 from .scheduling import JOB_VARIABLE, Fork, job_of
@@ -73,6 +72,13 @@ _TELL_S = 10.0
 _READY_S = 1.0
 _JOIN_S = 8.0
 """A node that is to join others waits for them so long before it says that it is there."""
+
+
+def _answers() -> dict[str, Answer]:
+    # Who starts a node waits for all that is imported before it is asked anything.
+    from .node_answers import ANSWERS
+
+    return ANSWERS
 
 
 class Node:
@@ -121,7 +127,7 @@ class Node:
         self.looking_again = False
         self.event_queries = EventQueries(self)
         self.process_questions = ProcessQuestions(self)
-        self.queries = Queries(self, ANSWERS)
+        self.queries = Queries(self, _answers)
         self.health = Health(self)
         self.shared_tables: SharedTables = OwnTables(self)
         """Those of the cluster, where it has a GCS process."""

@@ -15,7 +15,6 @@ from zray import errors
 from zray.protocol import link_messages, messages
 from zray.protocol.ids import node_of
 
-from . import state_questions
 from .allocator import Extent
 from .node_outcomes import error_outcome
 from .peers import Process
@@ -243,6 +242,8 @@ def _group(node: Node, process: Process, message: list[Any]) -> None:
 
 
 def _inspect(node: Node, process: Process, message: list[Any]) -> None:
+    from . import state_questions  # Few ask, and it has much to import.
+
     state_questions.inspect(node, process, message[3], message[4])
 
 

@@ -23,7 +23,7 @@ from .bundles import Accounts
 from .coordination import Coordination
 from .group_plan import why_impossible
 from .group_states import evict
-from .group_store import GcsStore, GroupStore, OwnStore
+from .group_store import GroupStore, OwnStore
 from .group_table import GroupSpec, GroupTable
 from .node_outcomes import error_outcome
 from .peers import Process
@@ -71,6 +71,8 @@ class PlacementGroups:
 
     def use_gcs(self, session: Any) -> None:
         """The cluster's table is to be used from now on."""
+        from .gcs_group_store import GcsStore
+
         self.store = GcsStore(session, self._changed)
 
     # -- what clients ask ------------------------------------------------------------------------

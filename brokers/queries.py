@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zray import errors
-from zray.net.link_inbox import Payload
 from zray.protocol import link_messages
 from zray.protocol.ids import NodeId
 from zray.protocol.limits import (
@@ -33,6 +32,8 @@ from zray.protocol.roles import Role
 from .gathering import Gathered, Gatherings, NextPage
 
 if TYPE_CHECKING:
+    from zray.net.link_inbox import Payload
+
     from .cluster import Cluster
     from .node import Node
 
@@ -78,10 +79,11 @@ class Queries:
 
     Args:
         node: whose.
-        answers: what is answered here, by the name of the question.
+        answers: gives what is answered here, by the name of the question; called when somebody
+            asks for the first time.
     """
 
-    def __init__(self, node: Node, answers: dict[str, Answer]) -> None:
+    def __init__(self, node: Node, answers: Callable[[], dict[str, Answer]]) -> None:
         self._node = node
         self._answers = answers
         self._gatherings = Gatherings(
@@ -205,7 +207,7 @@ class Queries:
 
     def answer(self, what: str, arguments: dict[str, Any], done: Done) -> None:
         """Answer a question about this node, of whoever asks."""
-        rule = self._answers.get(what)
+        rule = self._answers().get(what)
         if rule is None:
             done([], errors.RemoteProtocolError(f"it does not know the question {what!r}"))
             return

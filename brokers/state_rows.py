@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from zray.net.versions import installed
 from zray.protocol.ids import OBJECT_ID_BYTES, node_of, number_of, object_id, owner_of
 from zray.protocol.units import RESOURCE_UNITS
 
@@ -227,6 +228,8 @@ def own_node_row(node: Node) -> dict[str, Any]:
         "pid": os.getpid(),
         "start_time_ms": int(node.started_at * 1000),
         "clock_ahead_s": 0.0,
+        "bulk_address": "" if cluster is None else cluster.objects.address,
+        "versions": installed(),
     }
 
 

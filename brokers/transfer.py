@@ -115,10 +115,12 @@ class Transfer:
 
     # -- from the bulk thread --------------------------------------------------------------------
 
-    def received(self, peer: Peer, message: Message, now: float) -> None:
-        """Take a message other than CHUNK from a node."""
+    def received(self, peer: Peer, message: Message, now: float, *, is_source: bool = True) -> None:
+        """Take a message other than CHUNK from a node; is_source: chunks may be taken from it."""
         match message:
             case Ask():
+                if is_source:
+                    self.pulls.met(peer, message.object, now)
                 self.serving.ask(peer, message, now)
             case Have(pull, refused, gained):
                 self.pulls.have(peer, pull, refused, gained, now)

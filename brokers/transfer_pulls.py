@@ -12,7 +12,8 @@ Never   writes bytes: it says where they go.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from math import gcd
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -40,6 +41,10 @@ WINDOW_BYTES = 8 * CHUNK_BYTES
 ASK_STEP_BYTES = 2 * CHUNK_BYTES
 """Credit is used when so much of it is free: half the messages for the same flow."""
 
+SHARED_LEN = 2
+"""Chunks asked of one that has all, while others that pull the same are there: what it is asked for
+by two of them it sends twice, and they could have had it from each other."""
+
 PULLS_MAX = 64
 """Pulls that have an extent, or have asked for one."""
 
@@ -54,6 +59,9 @@ STALL_S = 5.0
 
 LOCATING_S = 30.0
 """Sources that answer but send nothing get this long."""
+
+LINKS_MAX = 16
+"""Sources of one pull beyond those that the home has named: each hears of every chunk."""
 
 _LOOKAHEAD = 32
 
@@ -111,6 +119,12 @@ class Pull:
         """Chunks that nobody is asked for, in the order to ask in."""
         self.left = chunk_count(nbytes)
         self.progress_at = now
+
+    def is_shared(self) -> bool:
+        """Return whether others pull it as well, or that is not known yet."""
+        if self.left == chunk_count(self.nbytes) and len(self.links) > 1:
+            return True
+        return any(link.have is not None and not link.silences for link in self.links.values())
 
 
 class Source:
@@ -202,6 +216,22 @@ class Pulls:
             source.turns[pull.priority][pull.number] = pull
             self._hungry[peer] = None
 
+    def met(self, peer: Peer, identity: ObjectId, now: float) -> None:
+        """A node asks here for what is pulled here: each can give the other what it has.
+
+        The home has named those who came first to those who came later, and not the other way.
+        """
+        pull = self.by_object.get(identity)
+        if pull is None or peer in pull.links or peer in pull.tried:
+            return
+        if len(pull.links) >= LINKS_MAX:
+            return
+        self._add_link(pull, peer, now)
+        link = pull.links[peer]
+        link.have = set()
+        if pull.copy is not None:
+            self._ask(pull, link, [], now)
+
     def cancel(self, identity: ObjectId) -> None:
         """End a pull that nobody waits for."""
         pull = self.by_object.get(identity)
@@ -275,15 +305,28 @@ class Pulls:
         pull.copy = Copy(pull.object, offset, pull.nbytes, count, complete=False)
         pull.fresh = fresh
         pull.progress_at = now
-        # Several pullers that begin at different places have something to give to each other.
-        spread = crc32(self._own + pull.object)
-        first = spread % count if len(pull.links) > 1 else 0
-        pull.todo = dict.fromkeys([*range(first, count), *range(first)])
+        pull.todo = dict.fromkeys(self._order(pull, count))
         for peer, link in pull.links.items():
             link.heard_at = now
             self.sources[peer].turns[pull.priority][number] = pull
             self._hungry[peer] = None
+            if link.have is not None:
+                self._ask(pull, link, [], now)
         self._serving.opened(pull.copy)
+
+    def _order(self, pull: Pull, count: int) -> Iterable[int]:
+        """Return all chunks in the order to ask in.
+
+        Several pullers that go different ways have something to give to each other; two that went
+        the same way, one behind the other, would each ask for what the other one has asked for.
+        """
+        if len(pull.links) < 2 or count < 3:
+            return range(count)
+        spread = crc32(self._own + pull.object)
+        stride = 1 + (spread >> 16) % (count - 1)
+        while gcd(stride, count) > 1:
+            stride += 1
+        return (chunk % count for chunk in range(spread, spread + count * stride, stride))
 
     def refused(self, number: int, reason: str) -> None:
         """End a pull that there is no memory for."""
@@ -300,23 +343,44 @@ class Pulls:
     # -- asking ----------------------------------------------------------------------------------
 
     def flush(self, now: float) -> None:
-        """Use the credit of every source that has some."""
+        """Use the credit of every source that has some.
+
+        Who has all and was left out comes last: partial holders may have more to give than they
+        can be asked for now.
+        """
         hungry, self._hungry = self._hungry, {}
         for peer in hungry:
-            source = self.sources.get(peer)
-            if source is None:
-                continue
-            free_bytes = self._window_bytes - source.in_flight_bytes
-            if free_bytes < min(ASK_STEP_BYTES, self._window_bytes) and source.in_flight_bytes:
-                continue
-            asked: dict[int, list[int]] = {}
-            while source.in_flight_bytes < self._window_bytes:
-                pull = self._next_turn(peer, source)
-                if pull is None:
-                    break
-                asked.setdefault(pull.number, []).append(next(reversed(pull.links[peer].asked)))
-            for number, chunks in asked.items():
-                self._ask(self.by_number[number], self.by_number[number].links[peer], chunks, now)
+            self._use_credit(peer, now)
+        for peer in list(self._left_out(hungry)):
+            self._use_credit(peer, now)
+
+    def _left_out(self, hungry: Iterable[Peer]) -> Iterator[Peer]:
+        """Yield complete holders that nothing is asked of, of pulls that have more to ask for."""
+        pulls: dict[int, Pull] = {}
+        for peer in hungry:
+            if peer in self.sources:
+                pulls |= self.sources[peer].pulls
+        for pull in pulls.values():
+            for peer, link in pull.links.items() if pull.todo else ():
+                if self._is_left_out(link):
+                    yield peer
+
+    @staticmethod
+    def _is_left_out(link: Link) -> bool:
+        return link.have is None and not link.asked and not link.silences
+
+    def _use_credit(self, peer: Peer, now: float) -> None:
+        source = self.sources.get(peer)
+        if source is None or not self._has_credit(source):
+            return
+        asked: dict[int, list[int]] = {}
+        while source.in_flight_bytes < self._window_bytes:
+            pull = self._next_turn(peer, source)
+            if pull is None:
+                break
+            asked.setdefault(pull.number, []).append(next(reversed(pull.links[peer].asked)))
+        for number, chunks in asked.items():
+            self._ask(self.by_number[number], self.by_number[number].links[peer], chunks, now)
 
     def _next_turn(self, peer: Peer, source: Source) -> Pull | None:
         """Give one chunk's credit to the next pull that can use it."""
@@ -324,6 +388,8 @@ class Pulls:
             for number in list(turns):
                 pull = turns[number]
                 link = pull.links[peer]
+                if len(link.asked) >= SHARED_LEN and link.have is None and pull.is_shared():
+                    continue
                 chunk = self._choose(pull, link)
                 if chunk is None:
                     continue
@@ -344,15 +410,21 @@ class Pulls:
                 if chunk in pull.todo:
                     return chunk
             return None
-        parts = [other.have for other in pull.links.values() if other.have is not None]
-        first = next(iter(pull.todo))
-        if not parts:
-            return first
-        # What a partial holder can send is left to it: the complete one has better to do.
+        # What a partial holder will send is left to it: the complete one has better to do.
         for _, chunk in zip(range(_LOOKAHEAD), pull.todo, strict=False):
-            if not any(chunk in part for part in parts):
+            if not any(self._will_send(other, chunk) for other in pull.links.values()):
                 return chunk
-        return first
+        return None
+
+    def _will_send(self, link: Link, chunk: int) -> bool:
+        """Return whether a partial holder has a chunk, answers, and can be asked for more."""
+        if link.have is None or chunk not in link.have or link.silences:
+            return False
+        return self._has_credit(self.sources[link.peer])
+
+    def _has_credit(self, source: Source) -> bool:
+        free_bytes = self._window_bytes - source.in_flight_bytes
+        return free_bytes >= min(ASK_STEP_BYTES, self._window_bytes) or not source.in_flight_bytes
 
     def _ask(self, pull: Pull, link: Link, chunks: list[int], now: float) -> None:
         if not link.contacted or len(link.asked) == len(chunks):
@@ -557,6 +629,9 @@ class Pulls:
         if len(pull.links) > 1:
             self._put_back(pull, link, asked)
             self._hungry.pop(link.peer, None)  # The others first.
+            self._hungry |= dict.fromkeys(other for other in pull.links if other != link.peer)
+            if len(self.sources[link.peer].pulls) > 1:
+                self._hungry[link.peer] = None
         self._ask(pull, link, list(link.asked), now)
         link.heard_at = now
 
@@ -595,6 +670,12 @@ class Pulls:
         assert not copy.present & pull.todo.keys(), "a chunk that is here is still to do"
         assert copy.present | pull.todo.keys() | asked == set(range(copy.count)), "a lost chunk"
         for link in pull.links.values():
+            if self._is_left_out(link) and not self._hungry:
+                assert self._waits(pull, link), "who has all is idle, and others are not asked"
             if link.have is not None:
                 offered = set(link.offers)
                 assert link.have & pull.todo.keys() <= offered, "an offer was forgotten"
+
+    def _waits(self, pull: Pull, link: Link) -> bool:
+        """Return whether a complete holder that nothing is asked of has to wait."""
+        return not self._has_credit(self.sources[link.peer]) or self._choose(pull, link) is None

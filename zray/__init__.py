@@ -19,8 +19,9 @@ What    The public names, imported when first used, so that `import zray` costs 
             detect, logs
             testing, pytest_plugin: several nodes on one machine, and a fixture of them
             node_directory, node_address, observer
-            cli, and what its commands do: cli_node, cli_cluster, cli_status, cli_logs, cli_doctor,
-                 cli_bench, cli_why, cli_drain, cli_keys
+            cli, and what its commands do: cli_node, cli_cluster, cli_status, cli_logs, cli_bench,
+                 cli_why, cli_drain, cli_keys, cli_doctor, cli_doctor_network (what it looks at
+                 beyond this machine), cli_doctor_verdicts (what it makes of that)
             runtime_state       what a process says of itself when its node asks
             runtime, runtime_groups, gateway, client, objects
             session/, net/, protocol/, serialization/, store/
@@ -34,7 +35,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from zray.protocol.release import VERSION as __version__
 
 _HOME = {
     **dict.fromkeys(

@@ -401,19 +401,45 @@ def logs(
     epilog="""Examples:
 
     zray-node doctor
+    zray-node doctor --join 10.0.0.7:6380 --port 6380 --bulk-port 6381
     zray-node doctor --clean
 """
 )
 def doctor(
+    head: Head = None,
+    join: Join = None,
+    host: Host = None,
+    port: Port = None,
+    bulk_port: BulkPort = None,
+    advertise: Advertise = None,
+    bulk_advertise: BulkAdvertise = None,
+    keys: Keys = None,
+    directory: Dir = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove what dead nodes have left.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine, and say what to do where something is wrong."""
+    """Check this machine, its ports and keys, and its cluster; say what to do where it is wrong.
+
+    With the options of `start` it is what such a node would meet: whether its ports are free and
+    lead here, whether the node to join is reached and knows our key. Where a node runs here:
+    whether all of its cluster are reached, and agree in clock and versions.
+    """
     from zray import cli_doctor
 
-    raise typer.Exit(cli_doctor.doctor(clean=clean, as_json=as_json))
+    given = {
+        "head": head,
+        "join": join,
+        "host": host,
+        "port": port,
+        "bulk_port": bulk_port,
+        "advertise": advertise,
+        "bulk_advertise": bulk_advertise,
+        "keys": keys,
+    }
+    looked_at = cli_node.running(directory) if directory else cli_node.living()
+    raise typer.Exit(cli_doctor.doctor(given, looked_at, clean=clean, as_json=as_json))
 
 
 @app.command(

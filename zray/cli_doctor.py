@@ -1,7 +1,8 @@
 """What `zray-node doctor` checks.
 
 What    One function a check, each of which yields findings: what was found, and what to do where
-        it is not as it should be. --clean removes what dead nodes have left.
+        it is not as it should be. --clean removes what dead nodes have left. Ports, keys and other
+        nodes are looked at in zray/cli_doctor_network.py.
 Caller  zray/cli.py.
 Never   removes what a living node, another user, or a node that keeps its tables owns.
 """
@@ -17,16 +18,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from zray import configuration, detect, errors, node_address, node_directory
+from zray.cli_doctor_verdicts import FAILURE, OK, WARNING, Finding
 from zray.cli_status import size
 from zray.protocol.limits import IPC_PATH_BYTES_MAX, NODE_START_TIMEOUT_S
-
-OK, WARNING, FAILURE = "ok", "warning", "failure"
 
 _PACKAGES = {
     "pyzmq": (27,),
@@ -47,20 +47,20 @@ _PATH_OF_NODE_BYTES = len("/zray-xxxxxxxx/0123456789abcdef.e")
 """An embedded node's directory in the temporary folder, and a mailbox in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
+def doctor(given: Mapping[str, Any], directory: str | None, *, clean: bool, as_json: bool) -> int:
+    """Run every check and print what it finds; returns the exit code: 1 where one fails.
 
-    check: str
-    level: str
-    found: str
-    advice: str = ""
+    Args:
+        given: settings of the command line, as of `zray-node start`.
+        directory: of the node whose cluster is looked at; None: there is none.
+        clean: remove what dead nodes have left, first.
+        as_json: print JSON.
+    """
+    from zray.cli_doctor_network import network_findings
 
-
-def doctor(*, clean: bool, as_json: bool) -> int:
-    """Run every check and print what it finds; returns the exit code: 1 where one fails."""
     removed = list(remove_leftovers()) if clean else []
     findings = [finding for check in _CHECKS for finding in check()]
+    findings += network_findings(given, directory)
     failed = any(finding.level == FAILURE for finding in findings)
     if as_json:
         print(

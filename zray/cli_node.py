@@ -69,6 +69,14 @@ def running(directory: str | None) -> str:
     return found
 
 
+def living() -> str | None:
+    """Return the directory of the node that a command means without naming one, if it runs."""
+    try:
+        return running(None)
+    except (NoNodeError, errors.OptionError):
+        return None
+
+
 # -- start -------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,7 @@ class Curve:
         per_unit: columns that give what one unit of work costs: flat where cost grows as the work.
         plotted: columns drawn over the size; those that begin with "raw" are dashed.
         unit: label of the plot's y axis.
+        is_log: sizes are drawn by their magnitude.
         note: how to read it, one or two sentences.
     """
 
@@ -65,6 +66,7 @@ class Curve:
     per_unit: tuple[str, ...] = ()
     plotted: tuple[str, ...] = ()
     unit: str = ""
+    is_log: bool = True
     note: str = ""
     rows: list[Row] = field(default_factory=list)
 

@@ -64,7 +64,8 @@ def _panel(axes: Any, curve: Curve) -> None:
                 label=label,
             )
             tops += [y for _, y in points]
-    axes.set_xscale("log")
+    if curve.is_log:
+        axes.set_xscale("log")
     if min(tops) > 0 and max(tops) / min(tops) > 30:
         axes.set_yscale("log")
     else:

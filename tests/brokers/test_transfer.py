@@ -154,6 +154,110 @@ def test_two_that_pull_from_each_other_share_what_each_has():
     assert served.count(names[0]) < 70
 
 
+@pytest.mark.parametrize(("readers", "late"), [(8, 0), (8, 10), (3, 0)])
+def test_a_broadcast_costs_its_origin_little_more_than_one_copy(readers: int, late: int):
+    """The home names to each who came before it; each has one wire for all that it sends."""
+    count = 200
+    world = World(readers + 1, budget_bytes=2 * count * MIB)
+    world[0].store(OBJECT, count * MIB)
+    names = [world[number].name for number in range(readers + 1)]
+    turn = asked = 0
+    while asked < readers or not all(world[number].ended for number in range(1, readers + 1)):
+        if asked < readers and turn >= asked * late:
+            asked += 1
+            world[asked].want(OBJECT, count * MIB, names[:asked])
+        world.step_by_uplink(turn)
+        turn += 1
+        assert turn < 3 * count
+    sent = [sender for sender, _, message in world.carried if isinstance(message, SendChunk)]
+    assert sent.count(names[0]) <= 1.35 * count
+    assert turn <= 1.4 * count + readers * late
+    assert len(sent) == readers * count
+
+
+def test_one_that_only_others_know_of_learns_of_them_and_is_sent_what_they_have():
+    world = World(3)
+    world[0].store(OBJECT, 60 * MIB)
+    names = [world[number].name for number in range(3)]
+    world[1].want(OBJECT, 60 * MIB, names[:1])
+    world[2].want(OBJECT, 60 * MIB, names[:2])
+    world.run()
+    served = [
+        sender
+        for sender, receiver, message in world.carried
+        if isinstance(message, SendChunk) and receiver == names[1]
+    ]
+    assert len(served) == 60
+    assert served.count(names[2]) > 5
+
+
+def test_nothing_is_asked_of_one_that_may_not_be_a_source():
+    world = World(3)
+    world[0].store(OBJECT, 60 * MIB)
+    names = [world[number].name for number in range(3)]
+    world[1].want(OBJECT, 60 * MIB, names[:1])
+    world.step()
+    world[1].transfer.received(names[2], Ask(1, OBJECT, 60 * MIB, 0, [1]), 0.0, is_source=False)
+    world.run()
+    assert {receiver for receiver, _ in world.asks(world[1])} == {names[0]}
+
+
+def test_one_that_sends_slowly_what_it_has_is_no_reason_to_leave_the_complete_one_idle():
+    world = World(3)
+    world[0].store(OBJECT, 100 * MIB)
+    names = [world[number].name for number in range(3)]
+    world[1].want(OBJECT, 100 * MIB, names[:1])
+    for _ in range(90):
+        world.step()
+    world[2].want(OBJECT, 100 * MIB, names[:2])
+    slow, still = (names[1], names[2]), (names[0], names[1])
+    turn = 0
+    while not world[2].ended:
+        for node in world.nodes.values():
+            node.settle()
+            while node.allocating:
+                node.answer_allocate()
+        for link in world.busy_links():
+            queue = world.links[link]
+            while queue and not isinstance(queue[0], SendChunk):
+                world.deliver(*link)
+            # Now and then all that both were asked for comes at the same time.
+            for _ in range(3 if turn % 10 == 0 else link != slow):
+                if queue and link != still:
+                    world.deliver(*link)
+        turn += 1
+        assert turn < 120
+    assert isinstance(world[2].ended[0], Arrived)
+
+
+def test_the_complete_one_helps_out_where_who_has_a_part_falls_silent(monkeypatch):
+    world = World(3)
+    world[0].store(OBJECT, 60 * MIB)
+    names = [world[number].name for number in range(3)]
+    world[1].want(OBJECT, 60 * MIB, names[:1])
+    world[2].want(OBJECT, 60 * MIB, names[:2])
+    for _ in range(12):
+        world.step()
+    assert any(names[1] == peer and ask.chunks for peer, ask in world.asks(world[2]))
+    carried = world.post
+
+    def post(sender: bytes, receiver: bytes, message: object) -> None:
+        if (sender, receiver) != (names[1], names[2]):
+            carried(sender, receiver, message)
+        elif isinstance(message, SendChunk):
+            world.nodes[sender].transfer.sent(message.serial)
+
+    monkeypatch.setattr(world, "post", post)
+    world.cut(names[1], names[2])
+    while not world[2].ended:
+        if not world.step():
+            world.now += 0.5
+            for node in world.nodes.values():
+                node.transfer.tick(world.now)
+        assert world.now < 100 + 2 * RETRY_S
+    assert isinstance(world[2].ended[0], Arrived)
+
+
 def test_parts_that_will_not_become_a_whole_fail_soon():
     world = World(3)
     world[0].store(OBJECT, 40 * MIB)

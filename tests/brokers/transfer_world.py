@@ -211,6 +211,26 @@ class World:
             moved = True
         return moved
 
+    def step_by_uplink(self, turn: int) -> None:
+        """As step(), but each node sends one chunk at the most, as one wire does."""
+        for node in list(self.nodes.values()):
+            node.settle()
+            while node.allocating:
+                node.answer_allocate()
+            while node.locating:
+                node.answer_locate()
+            node.settle()
+        links = self.busy_links()
+        first = turn % max(1, len(links))
+        busy: set[bytes] = set()
+        for link in links[first:] + links[:first]:
+            queue = self.links[link]
+            while queue and not isinstance(queue[0], SendChunk):
+                self.deliver(*link)
+            if queue and link[0] not in busy:
+                busy.add(link[0])
+                self.deliver(*link)
+
     def run(self, limit: int = 10_000) -> None:
         while self.step():
             limit -= 1

@@ -47,6 +47,7 @@ PURE = (
     "zray.option*",
     "zray.session*",
     "zray.protocol*",
+    "zray.cli_doctor_verdicts",
     "zray.util.scheduling_strategies",
     "zray.brokers.allocator",
     "zray.brokers.borrowing",

@@ -9,8 +9,9 @@ What    mailbox.py (ZeroMQ: one ROUTER inbox a process, one DEALER a peer), edge
         curve.py (a member's keys, and ZAP), roster.py (the list of all keys), key_files.py (their
         file), listeners.py (a port whose key changes), connections.py (how many a port takes),
         addresses.py (what to bind, what to tell others), gcs_link.py (between the GCS process and
-        the head), probe.py (is somebody still there?), deliveries.py (what a node brings to its
-        processes from those of others).
+        the head), probe.py (is somebody still there?), trial.py (would they let us in?),
+        versions.py (of what is installed), deliveries.py (what a node brings to its processes
+        from those of others).
 Caller  client, brokers, actors/zygote.
 Never   knows what a message means.
 """

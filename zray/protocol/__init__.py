@@ -6,7 +6,7 @@ What    ids.py (who and which), messages.py (the table of messages on one node),
         frames.py (messages to bytes and back), packing.py (msgpack, typed), outcome.py (what
         became of a task), purposes.py (why an object is asked for), limits.py (every bound),
         units.py (amounts of resources), labels.py (of nodes, and what selects by them),
-        state_classes.py (what the state API can list).
+        state_classes.py (what the state API can list), release.py (which one this is).
 Caller  everything above: session, client, brokers, actors.
 Never   opens a socket, reads a clock, draws a random number.
 """

@@ -147,6 +147,8 @@ _NODES = StateClass(
         "pid": "of the node's process",
         "start_time_ms": "since 1970",
         "clock_ahead_s": "its clock less that of the node that was asked, where it was measured",
+        "bulk_address": "where objects are sent to it",
+        "versions": "of zray, Python and the packages that nodes must agree on, by name",
     },
     ("state",),
     "Living nodes, and the dead ones that the GCS remembers (1000).",
