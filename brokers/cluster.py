@@ -354,7 +354,7 @@ class Cluster:
             self.links.connect(link, address, [sender.key] if sender.key else [])
             self._greet(link, details["to"])
         self.refusals.silent.discard(link.decode())
-        self.membership.linked_to(identity, incarnation)
+        self.membership.linked_to(identity, incarnation, address)
         self.members[identity] = member = Member(
             identity, address, details, link, sender.stream, role, sender.key
         )
@@ -418,6 +418,8 @@ class Cluster:
     def _end_foreign_actors(self, home: bytes, cause: str) -> None:
         for actor in [each for each in self.watchers if node_of(each) == home]:
             self._tell_dead(actor, sorted(self.watchers.pop(actor)), cause)
+        # Nobody else says when the workers of those actors end.
+        self.places = {place: told for place, told in self.places.items() if place[0] != home}
 
     def _tell_dead(self, actor: bytes, processes: Iterable[bytes], cause: str) -> None:
         found = error_outcome(errors.ActorDiedError(cause))

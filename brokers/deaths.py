@@ -43,7 +43,7 @@ def process_gone(node: Node, identity: bytes, reason: str) -> None:
         received: list[bytes] = []
         with contextlib.suppress(errors.RemoteProtocolError):
             received, _alive = words.drain()
-        for packed in received:
+        for packed in node.own_calls(process, received):
             node.handle_call(process, packed)
         words.close()
         # An actor that ended itself has its own cause: that must be told before the death.

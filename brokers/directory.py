@@ -366,6 +366,8 @@ class Directory:
             entry = self.entries.get(identity)
             if entry is not None and not entry.kept_at.get(node):
                 entry.places.pop(node, None)
+                if entry.is_lost and not self.is_foreign(identity):
+                    self._resolve(identity, entry, self.copies_died_outcome)
 
     def pulled(self, identity: ObjectId, offset: int, nbytes: int) -> None:
         """A copy is here."""
@@ -429,13 +431,11 @@ class Directory:
             entry.waiters.pop(node, None)
             entry.kept_at.pop(node, None)
             entry.places.pop(node, None)
-            is_here = entry.offset >= 0 or entry.file is not None
-            is_elsewhere = entry.outcome == outcome.ELSEWHERE_OUTCOME and not is_here
             if self.is_foreign(identity) and node_of(identity) == node:
                 entry.held_at_home, entry.asked = False, None
-                if entry.pulling is None and (entry.outcome is None or is_elsewhere):
+                if entry.pulling is None and (entry.outcome is None or entry.is_elsewhere):
                     self._resolve(identity, entry, self.home_died_outcome)
-            elif is_elsewhere and not entry.places and entry.pulling is None:
+            elif entry.is_lost:
                 if self.is_foreign(identity):
                     entry.outcome = None  # Who needs it asks its home again.
                 else:

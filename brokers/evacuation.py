@@ -46,8 +46,9 @@ class Evacuation:
             entry = directory.entries.get(identity)
             if entry is None or node not in entry.kept_at:
                 continue  # We have given it up already.
-            if not entry.contained:
-                directory.contain(identity, entry, contained)
+            # What an earlier execution made, here or elsewhere, may have held other references.
+            missing = [inner for inner in contained if inner not in entry.contained]
+            directory.contain(identity, entry, missing)
             if not entry.kept_at[node] or entry.offset >= 0 or entry.file is not None:
                 self._give_up(identity, entry, node)
             else:

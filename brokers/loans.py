@@ -112,7 +112,7 @@ class Loans:
         row = scheduler.borrowing.report(now)
         # A wait is an estimate that moves while nothing happens: half or twice as much is news.
         wait = row.wait_us.bit_length()
-        load = [row.incarnation, available, dict(row.total), row.queue_tasks, wait]
+        load = [row.incarnation, available, dict(row.total), row.queue_tasks, wait, row.state]
         if load != self._load:
             self._load = load
             gcs.session.set_load(packb(row.fields()))

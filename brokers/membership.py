@@ -99,6 +99,8 @@ class Membership:
         """Incarnations that are dead, and with each all before it."""
         self.linked: dict[NodeId, int] = {}
         """Nodes with a link, and the incarnation they gave (0: they had none yet)."""
+        self._addresses: dict[NodeId, str] = {}
+        """Of the linked nodes: one listens at each, so who was named there before is dead."""
         self.commands: list[Command] = []
         self.incarnation = 0
         self.lease_until = float("inf")
@@ -136,7 +138,7 @@ class Membership:
                 self._end("the GCS has declared it dead")
             return
         if before is not None and row.node not in self.linked:
-            self.commands.append(Forget(before.address))
+            self._forget(before.address)
         if self.linked.get(row.node, row.incarnation + 1) <= row.incarnation:
             self.commands.append(Lost(row.node, "the GCS has declared it dead"))
 
@@ -151,13 +153,15 @@ class Membership:
         """Return whether a node that greets us is one to listen to."""
         return node != self.own and (node not in self.ended or incarnation > self.ended[node])
 
-    def linked_to(self, node: NodeId, incarnation: int) -> None:
+    def linked_to(self, node: NodeId, incarnation: int, address: str) -> None:
         """A node has greeted us and was let in."""
         self.linked[node] = incarnation
+        self._addresses[node] = address
 
     def link_lost(self, node: NodeId, now: float) -> None:
         """A node that was let in is lost; where it is not dead, it is dialled again."""
         self.linked.pop(node, None)
+        self._addresses.pop(node, None)
         if node in self.living:
             self._dial_at[node] = now + REDIAL_S
 
@@ -175,10 +179,16 @@ class Membership:
         row = self.living[node]
         if node == self.own or node in self.linked or now < self._dial_at[node]:
             return
-        if row.role is not Role.NODE:
+        if row.role is not Role.NODE or row.address in self._addresses.values():
             return
         self._dial_at[node] = now + REDIAL_S
         self.commands.append(Dial(node, row.address))
+
+    def _forget(self, address: str) -> None:
+        """Dial no more whom we have not reached, unless another life of it listens there."""
+        awaited = any(row.address == address for row in self.living.values())
+        if not awaited and address not in self._addresses.values():
+            self.commands.append(Forget(address))
 
     # -- this node's lease -----------------------------------------------------------------------
 
@@ -216,6 +226,7 @@ class Membership:
             assert row.incarnation > self.ended.get(node, 0), "a dead incarnation lives"
         assert self._dial_at.keys() == self.living.keys()
         assert self.own not in self.linked
+        assert self._addresses.keys() == self.linked.keys()
         lost = {command.node for command in self.commands if isinstance(command, Lost)}
         for node, incarnation in self.linked.items():
             # One that joined anew under a link of its former life has told us nothing of it yet.

@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -497,8 +497,7 @@ class Node:
         except errors.RemoteProtocolError as error:
             self.refuse(process, error)
             received, alive = [], False
-        relays = None if self.cluster is None else self.cluster.relays
-        for packed in received if relays is None else relays.passed(process, received):
+        for packed in self.own_calls(process, received):
             self.stirred = True
             self.handle_call(process, packed)
             if calls.outbound_bytes > ANSWERS_BYTES_MAX:
@@ -508,6 +507,10 @@ class Node:
                 break
         if not alive:
             self.process_gone(process.identity, "")
+
+    def own_calls(self, process: Process, received: list[bytes]) -> Iterable[bytes]:
+        """Pass on what a process says to those of other nodes, and return the rest, in order."""
+        return received if self.cluster is None else self.cluster.relays.passed(process, received)
 
     def handle_call(self, process: Process, packed: bytes) -> None:
         """Obey one message of a process's calls; what is malformed is counted, never fatal."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from zray.protocol import outcome
 from zray.protocol.ids import NodeId, ObjectId, ProcessId
 
 # -- on this node ----------------------------------------------------------------------------------
@@ -218,3 +219,14 @@ class Entry:
         """For which purpose it is on its way here."""
         self.failures = 0
         """Pulls in a row that came to nothing."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it has a value that is not here, in memory or on disk."""
+        is_here = self.offset >= 0 or self.file is not None
+        return self.outcome == outcome.ELSEWHERE_OUTCOME and not is_here
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody that we know of has its value any more, and it is not on its way here."""
+        return self.is_elsewhere and not self.places and self.pulling is None

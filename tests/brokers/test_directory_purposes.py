@@ -13,6 +13,7 @@ import pytest
 from zray.brokers import sharing
 from zray.brokers.directory import Directory
 from zray.protocol import outcome
+from zray.protocol.ids import node_id, object_id, process_id
 from zray.protocol.purposes import Purpose
 
 HOME, OTHER, THIRD = b"aaaa\0\0\0\0", b"bbbb\0\0\0\0", b"cccc\0\0\0\0"
@@ -98,3 +99,26 @@ def test_who_asked_for_the_place_alone_is_no_source_for_others(home: Directory) 
     home.locate(OTHER, [OBJECT], Purpose.GET)
     sources = [each.sources for each in _taken(home) if isinstance(each, sharing.Found)]
     assert sources == [(HOME,), (HOME,), (HOME, THIRD)]
+
+
+def test_who_waits_hears_that_a_value_is_lost_when_the_last_who_was_to_get_it_has_given_up() -> (
+    None
+):
+    """Its only source has died while another node pulled it."""
+    home, source, puller = node_id(b"home"), node_id(b"srce"), node_id(b"pull")
+    driver = process_id(home, b"driv")
+    result = object_id(driver, 1)
+    directory = Directory(home)
+    directory.copies_died_outcome = b"\x02copies"
+    directory.process_joined(driver)
+    for node in (source, puller):
+        directory.node_joined(node)
+    directory.stored_at(source, result, 4096, driver)
+    directory.hold(puller, [result])
+    directory.locate(puller, [result], Purpose.GET)
+    directory.node_lost(source)
+    directory.copy_gone(puller, [result])
+    directory.commands.clear()
+    directory.locate(driver, [result], Purpose.GET)
+    assert directory.commands == [sharing.Locate(driver, result, b"\x02copies")]
+    directory.check()

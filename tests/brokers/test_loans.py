@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from zray.brokers.cluster import Cluster
-from zray.brokers.load import LoadTable, NodeLoad
+from zray.brokers.load import ALIVE, DRAINING, LoadTable, NodeLoad
 from zray.brokers.loans import Loans
 from zray.brokers.membership import Membership, NodeRow
 from zray.errors import RemoteProtocolError
-from zray.protocol.packing import packb
+from zray.protocol.packing import packb, unpackb
 from zray.protocol.roles import Role
 
 OWN, A, B = b"OWN_" + bytes(4), b"AAAA" + bytes(4), b"BBBB" + bytes(4)
@@ -86,3 +87,22 @@ def test_a_malformed_row_is_said_to_be_one(world: World) -> None:
     world.joins(A)
     with pytest.raises(RemoteProtocolError):
         world.loans.published({A: packb([A, 1])})
+
+
+def test_a_node_that_leaves_or_stays_after_all_says_so_though_nothing_else_has_changed() -> None:
+    given: list[Any] = []
+    states = [ALIVE, ALIVE, DRAINING, DRAINING, ALIVE]
+    rows = [replace(row(OWN, 1), state=each) for each in states]
+    reports = iter(rows)
+    scheduler = SimpleNamespace(
+        resources=SimpleNamespace(offered=CPU),
+        borrowing=SimpleNamespace(report=lambda _now: next(reports)),
+    )
+    session = SimpleNamespace(set_load=lambda packed: given.append(unpackb(packed)))
+    gcs = SimpleNamespace(is_joined=True, session=session)
+    node: Any = SimpleNamespace(process=OWN, now=0.0, scheduler=scheduler)
+    loans = Loans(cast(Cluster, SimpleNamespace(node=node, gcs=gcs)))
+    for _ in rows:
+        node.now += 1.0
+        loans._report_load(node.now)
+    assert given == [unpackb(packb(each.fields())) for each in (rows[0], rows[2], rows[4])]

@@ -7,6 +7,8 @@ Never   waits: time is a number.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +38,10 @@ def taken(membership: Membership) -> list[Command]:
     return commands
 
 
+def linked(membership: Membership, node: bytes, incarnation: int) -> None:
+    membership.linked_to(node, incarnation, row(node).address)
+
+
 def test_nodes_that_the_table_names_are_dialled_once_and_again_later() -> None:
     membership = Membership(OWN)
     membership.table_read([row(OWN), row(A)], 0.0)
@@ -48,7 +54,7 @@ def test_nodes_that_the_table_names_are_dialled_once_and_again_later() -> None:
 
 def test_a_linked_node_is_not_dialled_until_its_link_is_lost() -> None:
     membership = Membership(OWN)
-    membership.linked_to(A, 1)
+    linked(membership, A, 1)
     membership.table_changed(row(A), 0.0)
     assert taken(membership) == []
     membership.link_lost(A, 5.0)
@@ -62,7 +68,7 @@ def test_a_linked_node_is_not_dialled_until_its_link_is_lost() -> None:
 def test_a_node_that_is_declared_dead_is_lost_though_its_link_stands() -> None:
     membership = Membership(OWN)
     membership.table_changed(row(A), 0.0)
-    membership.linked_to(A, 0)
+    linked(membership, A, 0)
     taken(membership)
     membership.table_changed(row(A, alive=False), 1.0)
     assert [type(each) for each in taken(membership)] == [Lost]
@@ -94,7 +100,7 @@ def test_a_late_row_of_an_older_incarnation_changes_nothing() -> None:
     membership.table_changed(row(A, 1), 0.0)
     membership.table_changed(row(A, 2), 0.0)
     assert taken(membership) == []
-    membership.linked_to(A, 3)
+    linked(membership, A, 3)
     membership.table_changed(row(A, 2, alive=False), 0.0)
     assert taken(membership) == []
 
@@ -102,7 +108,7 @@ def test_a_late_row_of_an_older_incarnation_changes_nothing() -> None:
 def test_tables_that_were_lost_take_nobody_down() -> None:
     membership = Membership(OWN)
     membership.table_read([row(OWN), row(A)], 0.0)
-    membership.linked_to(A, 1)
+    linked(membership, A, 1)
     taken(membership)
     membership.table_read([row(OWN)], 1.0)
     assert taken(membership) == []
@@ -169,7 +175,7 @@ def test_whatever_comes_in_whatever_order_the_dead_stay_dead(
             membership.table_read([row(node, number, alive=flag)], now)
         elif what == "link" and membership.admits(node, number):
             assert (node, number) not in dead
-            membership.linked_to(node, number)
+            linked(membership, node, number)
         elif what == "lost":
             membership.link_lost(node, now)
         elif what == "tick":
@@ -189,16 +195,40 @@ def test_clients_are_not_dialled_and_not_waited_for() -> None:
     membership.table_read([row(OWN), client, row(B)], 0.0)
     assert taken(membership) == [Dial(B, "tcp://3")]
     whole = [membership.is_whole]
-    membership.linked_to(B, 1)
+    linked(membership, B, 1)
     whole.append(membership.is_whole)
     assert whole == [False, True]
     membership.tick(REDIAL_S, 10.0)
     assert taken(membership) == []
     # It comes by itself; when it is dead it is lost like others.
-    membership.linked_to(A, 1)
+    linked(membership, A, 1)
     membership.link_lost(A, 2.0)
     membership.tick(2.0 + REDIAL_S, 10.0)
     assert taken(membership) == []
-    membership.linked_to(A, 1)
+    linked(membership, A, 1)
     membership.table_changed(NodeRow(A, 1, "tcp://2", alive=False, role=Role.CLIENT), 5.0)
     assert [type(each) for each in taken(membership)] == [Lost]
+
+
+def test_who_listened_where_another_life_does_is_not_dialled_there_nor_that_one_hung_up_on() -> (
+    None
+):
+    """A node begins another life, with the same port, while the GCS is away."""
+    membership = Membership(OWN)
+    linked(membership, A, 0)
+    former = NodeRow(B, 1, row(A).address, alive=True)
+    membership.table_changed(former, 0.0)
+    membership.tick(2 * REDIAL_S, 10.0)
+    membership.table_changed(replace(former, alive=False), 0.0)
+    assert taken(membership) == []
+
+
+def test_an_address_is_dialled_as_long_as_one_who_lives_is_to_be_reached_there() -> None:
+    membership = Membership(OWN)
+    later = NodeRow(B, 1, row(A).address, alive=True)
+    membership.table_read([row(A), later], 0.0)
+    assert taken(membership) == [Dial(A, later.address), Dial(B, later.address)]
+    membership.table_changed(row(A, alive=False), 0.0)
+    assert taken(membership) == []
+    membership.table_changed(replace(later, alive=False), 0.0)
+    assert taken(membership) == [Forget(later.address)]

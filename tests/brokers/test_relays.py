@@ -6,10 +6,13 @@ Never   opens a socket.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from zray.brokers.deaths import process_gone
 from zray.brokers.node import Node
 from zray.brokers.relays import RELAY_ONE, Relays
 from zray.errors import RemoteProtocolError
@@ -244,3 +247,19 @@ def test_a_message_of_a_node_for_a_node_ends_the_short_wake():
     assert not loop.wakes(2)
     loop.node.cluster.carry = lambda: None
     assert loop.wakes(2), "only that one wake"
+
+
+def test_the_last_words_of_a_process_to_other_nodes_go_on_and_the_rest_is_obeyed_in_order(world):
+    sealed = say(ME, AT_B, b"result")
+    hold = frames.pack(messages.HOLD, [], False)
+    words = [hold, frames.pack(messages.FORWARD, *sealed)]
+    process = world.processes[ME]
+    process.__dict__.update(role="worker", acquainted=set(), lifeline=MagicMock())
+    process.calls = MagicMock(drain=lambda: (words, False))
+    node = MagicMock(cluster=MagicMock(relays=world.relays), embedded=False)
+    node.scheduler.failed_starts = 0
+    node.processes.by_id = {ME: process}
+    node.own_calls = partial(Node.own_calls, node)
+    process_gone(node, ME, "killed")
+    node.handle_call.assert_called_once_with(process, hold)
+    assert world.arrived(B) == sealed

@@ -38,6 +38,11 @@ class Held:
 class SimDriver(SimRuntime):
     """One driver process."""
 
+    last_wait_s = 1.0
+    far = False
+    """Whether there are other nodes."""
+    chaos_errors = CHAOS_ERRORS
+
     def __init__(
         self, world: Any, identity: bytes, *, steps: int, crashes: bool, small_store: bool
     ) -> None:
@@ -53,7 +58,38 @@ class SimDriver(SimRuntime):
         super().__init__(world, identity)
 
     def program(self) -> Program:
-        actions: list[tuple[int, Callable[[], Program]]] = [
+        actions = self.actions()
+        for _ in range(self.steps):
+            action = self.rng.choices([do for _w, do in actions], [w for w, _do in actions])[0]
+            self.world.tell(f"{self.name}: {action.__name__}")
+            try:
+                yield from action()
+            except SimError as error:  # A put that found no room: user code sees it at once.
+                if not self.bears(error):
+                    raise
+        self.world.tell(f"{self.name}: ends")
+        yield from self.ends()
+        while self.maps:
+            yield from self._get_map()
+        while self.held:
+            yield from self._check(self.held.pop(0))
+        self.handles.clear()
+        for _ in range(4):
+            self.flush()
+            yield Wait(lambda: False, self.last_wait_s)
+        self.flush()
+
+    def ends(self) -> Program:
+        """Give up what others may wait for."""
+        yield Wait(None, 0.0, reads=False)
+
+    def bears(self, error: SimError) -> bool:
+        """Whether user code may see this at any time."""
+        return self.small_store and error.kind == "ObjectStoreFullError"
+
+    def actions(self) -> list[tuple[int, Callable[[], Program]]]:
+        """What it does, and how often."""
+        return [
             (8, self._tasks),
             (4, self._synchronous),
             (8, self._get),
@@ -68,29 +104,11 @@ class SimDriver(SimRuntime):
             (2, self._stream),
             (2, self._pause),
         ]
-        for _ in range(self.steps):
-            action = self.rng.choices([do for _w, do in actions], [w for w, _do in actions])[0]
-            self.world.tell(f"{self.name}: {action.__name__}")
-            try:
-                yield from action()
-            except SimError as error:  # A put that found no room: user code sees it at once.
-                if not (self.small_store and error.kind == "ObjectStoreFullError"):
-                    raise
-        self.world.tell(f"{self.name}: ends")
-        while self.maps:
-            yield from self._get_map()
-        while self.held:
-            yield from self._check(self.held.pop(0))
-        self.handles.clear()
-        for _ in range(4):
-            self.flush()
-            yield Wait(lambda: False, 1.0)
-        self.flush()
 
     # -- making --------------------------------------------------------------------------------
 
     def _script(self, depth: int = 2) -> dict[str, Any]:
-        return make(self.rng, self.numbers, depth, crashes=self.crashes)
+        return make(self.rng, self.numbers, depth, crashes=self.crashes, far=self.far)
 
     def _some(self, count: int) -> list[Held]:
         return self.rng.sample(self.held, min(len(self.held), count))
@@ -200,7 +218,7 @@ class SimDriver(SimRuntime):
     def _judge(self, error: SimError, wanted: Want, ref: SimRef | None = None) -> None:
         if wanted in (ANY, error.kind):
             return
-        if self.world.chaos and error.kind in CHAOS_ERRORS:
+        if self.world.chaos and error.kind in self.chaos_errors:
             return
         if self.small_store and error.kind == "ObjectStoreFullError":
             return
@@ -237,6 +255,14 @@ class SimDriver(SimRuntime):
         rng = self.rng
         script = {**self._script(rng.choice((0, 1))), "crash": 0}
         arguments = self._some(rng.choice((0, 0, 1)))
+        options = self.actor_options()
+        handle = yield from self.create_actor(script, [held.ref for held in arguments], options)
+        wanted = want(script, [held.wanted for held in arguments])
+        self.handles.append((handle, isinstance(wanted, str)))
+
+    def actor_options(self) -> dict[str, Any]:
+        """Return the options of a new actor."""
+        rng = self.rng
         resources = rng.choice(({}, {}, {"seat": 1}))
         options = {
             "restarts": rng.choice((0, 1, -1)),
@@ -246,9 +272,7 @@ class SimDriver(SimRuntime):
         }
         if options["isolation"] == "shared":
             options["placement"] = resources
-        handle = yield from self.create_actor(script, [held.ref for held in arguments], options)
-        wanted = want(script, [held.wanted for held in arguments])
-        self.handles.append((handle, isinstance(wanted, str)))
+        return options
 
     def _calls(self) -> Program:
         if not self.handles:
@@ -273,6 +297,7 @@ class SimDriver(SimRuntime):
         if self.handles:
             handle, _fails = self.rng.choice(self.handles)
             self.world.chaos = True
+            self.world.witness.actor_killed(handle.route.actor)
             self.call(messages.KILL_ACTOR, handle.route.actor, self.rng.random() < 0.7)
         yield Wait(None, 0.0, reads=False)
 

@@ -1,57 +1,42 @@
 """The simulated node: the real Node, its rules and machines, over simulated streams and memory.
 
 What    SimNode inherits everything but sockets, processes and files: what it overrides is how
-        bytes come and go. SimStore inserts the world's memory under the real Store.
+        bytes come and go.
 Caller  tests/sim/simulation.py.
 Never   repeats a rule of the node: those are what is under test.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 from unittest.mock import patch
 
-from zray import errors
-from zray.brokers import store
-from zray.brokers.allocator import Allocator
-from zray.brokers.bundles import Accounts
-from zray.brokers.directory import Directory
-from zray.brokers.dispatcher import Dispatcher
-from zray.brokers.event_queries import EventQueries
-from zray.brokers.health import Health
+from tests.sim.memory import SimStore
+from zray import detect
+from zray.actors import guards
+from zray.actors.guards import Guards
+from zray.brokers import node as node_module
 from zray.brokers.node import Node
-from zray.brokers.node_commands import perform_all
-from zray.brokers.node_outcomes import error_outcome
-from zray.brokers.peers import Processes
-from zray.brokers.placement_groups import PlacementGroups
-from zray.brokers.printed_lines import PrintedLines
-from zray.brokers.process_questions import ProcessQuestions
-from zray.brokers.queries import Queries
-from zray.brokers.reception import Reception
-from zray.brokers.scheduler import Scheduler
-from zray.brokers.shared_tables import OwnTables
-from zray.brokers.store import Store
-from zray.net import channel
-from zray.protocol import frames
-from zray.protocol.ids import node_id, process_id
-from zray.protocol.roles import Role
-from zray.store.segment import Segment
+from zray.detect import NodeResources
+from zray.net import channel, mailbox
+from zray.protocol.ids import node_id, node_of, process_id
 
 if TYPE_CHECKING:
     from tests.sim.world import Envelope, World
 
-_SWEEP_S = 0.5
-_TICK_S = 0.01
 NODE = node_id(b"node")
 
 
 class Stream:
     """The node's end of one unix stream. What was written arrives, also from the dead."""
 
-    def __init__(self, world: World, number: int, receiver: Callable[[bytes], None]) -> None:
-        self.world = world
+    def __init__(self, node: SimNode, number: int, receiver: Callable[[bytes], None]) -> None:
+        self.node = node
+        self.world = node.world
         self.number = number
         self.inbound: deque[bytes] = deque()
         self.closed = False
@@ -69,12 +54,12 @@ class Stream:
         """The process writes: readable at once."""
         if self.open:
             self.inbound.append(packed)
-            self.world.node.wake_soon()
+            self.node.wake_soon()
 
     def hang_up(self) -> None:
         """The process is gone: EOF behind what it wrote."""
         self.open = False
-        self.world.node.wake_soon()
+        self.node.wake_soon()
 
     @property
     def readable(self) -> bool:
@@ -102,13 +87,25 @@ class Stream:
 class SimPeers:
     """Who is connected to whom: what is sent elsewhere is dropped, as ZeroMQ would."""
 
-    def __init__(self, world: World, own: bytes) -> None:
+    def __init__(
+        self,
+        world: World,
+        own: bytes,
+        forward: Callable[[bytes, list[bytes]], None] | None = None,
+    ) -> None:
         self.world = world
         self.own = own
         self.known: set[bytes] = set()
+        self._forward = forward
+        """Hands what is for a process of another node to ours."""
+
+    def _is_foreign(self, peer: bytes) -> bool:
+        return self._forward is not None and node_of(peer) != node_of(self.own)
 
     def connect(self, peer: bytes, _endpoint: str) -> None:
         """Open a way; where the peer is a process it is the way back as well."""
+        if self._is_foreign(peer):
+            return
         other = self.world.processes.get(peer)
         if other is not None and self.own in self.world.processes:
             if other.dead:
@@ -117,20 +114,22 @@ class SimPeers:
         self.known.add(peer)
 
     def knows(self, peer: bytes) -> bool:
-        return peer in self.known
+        return peer in self.known or self._is_foreign(peer)
 
     def drop(self, peer: bytes) -> None:
         self.known.discard(peer)
 
     def send(self, peer: bytes, header: bytes, payloads: tuple[bytes, ...] = ()) -> bool:
         world = self.world
+        if self._forward is not None and self._is_foreign(peer):
+            self._forward(peer, [header, *payloads])
+            return True
         if peer not in self.known:
             world.tell_message(
-                f"{world.name(self.own)} -| {world.name(peer)} (not connected)",
-                frames.unpack(header),
+                f"{world.name(self.own)} -| {world.name(peer)} (not connected)", header
             )
             return False
-        world.tell_message(f"{world.name(self.own)} -> {world.name(peer)}", frames.unpack(header))
+        world.tell_message(f"{world.name(self.own)} -> {world.name(peer)}", header)
         world.post(self.own, peer, header, tuple(payloads))
         return True
 
@@ -138,39 +137,89 @@ class SimPeers:
 class SimWorkerProcess:
     """What the node knows of a forked worker."""
 
-    def __init__(self, process: bytes) -> None:
+    def __init__(self, process: bytes, pid: int) -> None:
         self.process = process
         self.label = ""
         self.status = None
-        self.pid = 0
+        self.pid = pid
+
+
+class SimZygote:
+    """The zygote's part in leases: it looks at the table while the node stands still, too.
+
+    Args:
+        node: of whose workers it is the parent.
+        table: of the node's leases.
+    """
+
+    def __init__(self, node: SimNode, table: Any) -> None:
+        self.node = node
+        self.world = node.world
+        self._guards = Guards(table)
+        self._due = -1.0
+
+    def add(self, pid: int, slot: int) -> None:
+        """GUARD."""
+        self._guards.add(pid, slot)
+        self._enforce()
+
+    def _enforce(self) -> None:
+        if self.node.dead:
+            return
+        with patch.object(guards, "_signal", self._signal):
+            due_s = self._guards.enforce(self.world.now)
+        if due_s is not None:
+            self.world.after(due_s, "zygote", self._enforce)
+
+    def _signal(self, pid: int, signum: int) -> None:
+        identity = process_id(self.node.process, b"w" + pid.to_bytes(3, "big"))
+        process = self.world.processes.get(identity)
+        if process is None or process.dead:
+            return
+        self.world.tell(f"{process.name} gets {signal.Signals(signum).name}")
+        if signum == signal.SIGCONT:
+            process.go_on()
+        else:
+            process.stopped = True
 
 
 class SimWorkers:
     """Forks simulated workers."""
 
-    def __init__(self, world: World, start: Callable[[bytes], None]) -> None:
-        self.world = world
+    def __init__(self, node: SimNode, start: Callable[[bytes], None]) -> None:
+        self.node = node
+        self.world = node.world
         self.by_process: dict[bytes, SimWorkerProcess] = {}
         self.zygote_gone = False
         self.exited: list[Any] = []
         self._start = start
         self._count = 0
+        self._zygote: SimZygote | None = None
 
     def fork(self, _env: tuple[tuple[str, str], ...], *, starting: int = 0) -> SimWorkerProcess:
         self._count += 1
-        process = process_id(NODE, b"w" + self._count.to_bytes(3, "big"))
-        self.world.names[process] = f"w{self._count}"
-        self.by_process[process] = SimWorkerProcess(process)
+        process = process_id(self.node.process, b"w" + self._count.to_bytes(3, "big"))
+        self.world.names[process] = f"{self.node.prefix}w{self._count}"
+        self.by_process[process] = SimWorkerProcess(process, self._count)
         delay = self.world.rng.uniform(0.001, 0.004)
         self.world.after(delay, "fork", lambda: self._start(process))
         return self.by_process[process]
 
-    def is_stopped(self, _process: bytes) -> bool:
-        """Return False: nobody stops a process here."""
-        return False
+    def is_stopped(self, process: bytes) -> bool:
+        """Return whether the zygote has stopped a worker."""
+        found = self.world.processes.get(process)
+        return found is not None and found.stopped
 
-    def kill(self, process: bytes) -> None:
-        self.world.tell(f"node kills {self.world.name(process)}")
+    def guard(self, process: bytes, slot: int, table: Any) -> None:
+        """Have the zygote stop a worker while its slot of the table of leases is over."""
+        self._zygote = self._zygote or SimZygote(self.node, table)
+        zygote, pid = self._zygote, self.by_process[process].pid
+        self.world.after(
+            self.world.rng.uniform(0.0, 0.001), "zygote", lambda: zygote.add(pid, slot)
+        )
+
+    def kill(self, process: bytes, _signum: int = 9) -> None:
+        self.world.tell(f"{self.node.name} kills {self.world.name(process)}")
         self.world.after(0.0001, "kill", lambda: self._kill(process))
 
     def _kill(self, process: bytes) -> None:
@@ -185,24 +234,21 @@ class SimWorkers:
         return self.by_process.pop(process, None)
 
 
-class _Functions:
-    def get(self, _function: bytes) -> bytes:
-        return b"code"
+class _Functions(dict[bytes, bytes]):
+    """Code by its hash."""
 
-    def put(self, _function: bytes, _code: bytes) -> None:
-        return None
+    def put(self, function: bytes, code: bytes) -> None:
+        self[function] = code
 
 
 class SimCatalog:
     """The GCS tables the rules write to: names of actors; the rest has tests of its own."""
 
-    class _Tables:
-        functions = _Functions()
-
-    tables = _Tables()
-
     def __init__(self) -> None:
         self.names: dict[tuple[str, str], bytes] = {}
+        self.tables = self
+        self.functions = _Functions()
+        self.lineage_written: list[Any] = []
 
     def actor_created(
         self, actor: bytes, _class_id: bytes, _owner: bytes, details: dict[str, Any]
@@ -226,110 +272,54 @@ class SimCatalog:
         return lambda *_arguments, **_named: None
 
 
-class SimSegment:
-    """Extents as entries of the world's memory."""
+class Readable(Protocol):
+    """What the poller looks at."""
 
-    def __init__(self, world: World, capacity_bytes: int) -> None:
-        self.world = world
-        self.capacity_bytes = capacity_bytes
-
-    def fds(self) -> tuple[int, int]:
-        return (0, 0)
-
-    def readable(self, offset: int, _nbytes: int, _gone: Callable[[], None]) -> int:
-        return offset
-
-    def writable(self, offset: int, _nbytes: int) -> int:
-        return offset
-
-    def commit(self, _offset: int, _nbytes: int) -> None:
-        return None
-
-    def prefault(self, _nbytes: int) -> None:
-        return None
-
-    def holes(self, _offset: int, _nbytes: int) -> list[tuple[int, int]]:
-        """Return no part without memory: there is none here."""
-        return []
-
-
-class SimSpill:
-    """Spill files in a dict."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.files: dict[int, bytes] = {}
-        self.count = 0
-
-    def write(self, _identity: bytes, offset: int) -> int:
-        self.count += 1
-        # Freed meanwhile: what is read then is thrown away.
-        self.files[self.count] = self.world.memory.get(offset, b"")
-        return self.count
-
-    def read_into(self, file: int, offset: int) -> None:
-        if file not in self.files:
-            raise errors.ObjectLostError("the spill file is gone")
-        self.world.memory[offset] = self.files[file]
-
-    def delete(self, file: int) -> None:
-        self.files.pop(file, None)
-
-
-class SimAllocator(Allocator):
-    """The real allocator; what it frees is gone from memory."""
-
-    memory: dict[int, bytes]
-
-    def free(self, offset: int) -> int:
-        self.memory.pop(offset, None)
-        return super().free(offset)
-
-
-class SimStore(Store):
-    """The real store over simulated memory; its thread is an event of the world."""
-
-    def __init__(self, world: World, capacity_bytes: int, node: SimNode) -> None:
-        self.world = world
-        segment = SimSegment(world, capacity_bytes)
-        spill = SimSpill(world)
-        with (
-            patch.object(Segment, "create", lambda _capacity: segment),
-            patch.object(store, "SpillStore", lambda *_arguments, **_named: spill),
-        ):
-            super().__init__(
-                capacity_bytes,
-                node.objects,
-                "",
-                ask_clients=node._ask_clients,
-                unpin=node._unpin,
-                wake=node.wake_soon,
-            )
-        self.files = spill.files
-        self.allocator = SimAllocator(capacity_bytes)
-        self.allocator.memory = world.memory
-
-    def _submit(self, job: Callable[[], Callable[[], None]]) -> None:
-        def run() -> None:
-            self._done.append(job())
-            self.world.node.wake_soon()
-
-        self.world.after(self.world.rng.uniform(0.0001, 0.003), "disk", run)
+    @property
+    def readable(self) -> bool: ...
 
 
 class _Inbox:
+    """The node's ZeroMQ inbox: what comes by it is in SimNode._mail."""
+
     endpoint = "node"
+    descriptor = -1
+
+
+class _Wake:
+    """What other threads of the node would end its sleep with."""
+
+    readable = False
+
+    def __init__(self, node: SimNode) -> None:
+        self.set = node.wake_soon
+        self._descriptor = node.add_descriptor(self)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def clear(self) -> None:
+        return
+
+
+class _Clock:
+    """The module time, with the world's time in it."""
+
+    def __init__(self, world: World) -> None:
+        self.monotonic = self.time = lambda: world.now
 
 
 class SimListener:
     """Connections that the node has not accepted yet."""
+
+    descriptor = 0
 
     def __init__(self) -> None:
         self.pending: deque[Stream] = deque()
         self.refused = 0
 
     def fileno(self) -> int:
-        return 0
+        return self.descriptor
 
     @property
     def readable(self) -> bool:
@@ -345,6 +335,12 @@ class SimPoller:
     def __init__(self, node: SimNode) -> None:
         self.node = node
 
+    def register(self, _descriptor: int, _events: int) -> None:
+        return
+
+    def unregister(self, _descriptor: int) -> None:
+        return
+
     def poll(self, _timeout_s: float) -> list[tuple[int, int]]:
         node = self.node
         ready = [(number, 1) for number in node.callbacks if node.streams[number].readable]
@@ -353,7 +349,21 @@ class SimPoller:
 
 
 class SimNode(Node):
-    """The real node over simulated streams: one wake is one event of the world."""
+    """The real node over simulated streams: one wake is one event of the world.
+
+    Args:
+        world: of which it becomes a node.
+        start_worker: called with the id of each process that is to be a worker.
+        total: its resources in units.
+        capacity_bytes: of its store.
+        process: its id.
+        name: for the story; its workers are named after it where there are other nodes.
+        settings: as Node has them: "labels", and "cluster" where it is to have others.
+    """
+
+    store: SimStore
+    check_every = 1
+    """Wakes between two looks at the invariants."""
 
     def __init__(
         self,
@@ -362,78 +372,41 @@ class SimNode(Node):
         *,
         total: dict[str, int],
         capacity_bytes: int,
+        process: bytes = NODE,
+        name: str = "node",
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.world = world
-        self.directory = ""
-        self.settings = {}
-        self.embedded = False
-        self.process = NODE
-        self.secret = b""
-        world.names[self.process] = "node"
-        world.node = self
-        self.stopping = None
-        self.callbacks = {}
-        self.poller = SimPoller(self)  # type: ignore[assignment]
-        self.early = []
-        self.releases = []
-        self.event_queries = EventQueries(self)
-        self.process_questions = ProcessQuestions(self)
-        self.queries = Queries(self, dict)
-        self.health = Health(self)
-        self.looking_again = False
-        self.streams: dict[int, Stream | SimListener] = {}
-        self.workers = SimWorkers(world, start_worker)  # type: ignore[assignment]
-        self.resources = Accounts(total)
-        cpus = max(1, total["CPU"] // 10000)
-        self.scheduler = Scheduler(self.resources, pool_size=cpus)
-        self.dispatcher = Dispatcher(shared_hosts=cpus)
-        self.objects = Directory()
-        self.objects.owner_died_outcome = error_outcome(errors.OwnerDiedError("sim"))
-        self.objects.lost_outcome = error_outcome(errors.ObjectLostError("sim"))
+        self.name = name
+        self.prefix = "" if process == NODE else f"{name}."
+        self.dead = False
+        self.stopped_until = 0.0
+        """It stands still (SIGSTOP) until then."""
+        self.slowness = 1.0
+        self.memory: dict[int, bytes] = {}
+        """What lies in its segment, by offset; a freed extent is not there."""
+        self.streams: dict[int, Readable] = {}
         self._waking = False
-        self.store: SimStore = SimStore(world, capacity_bytes, self)
-        self.gcs = SimCatalog()  # type: ignore[assignment]
-        self.inbox = _Inbox()  # type: ignore[assignment]
-        self.peers = SimPeers(world, self.process)  # type: ignore[assignment]
-        self.processes = Processes()
-        self.listener = SimListener()
-        with patch.object(channel, "Listener", lambda *_given, **_named: self.listener):
-            self.reception = Reception(self, "", self._joined)
-        self.streams[0] = self.listener
-        self.on_ready = None
-        self.output_log = None
-        self.cluster = None
-        self.role = Role.NODE
-        self.stirred = False
-        self.carriers = set()
-        self._put_off = []
-        self._told_of_forks = float("-inf")
-        self.shared_tables = OwnTables(self)
-        self.placement_groups = PlacementGroups(self, self.resources)
-        self.malformed = 0
-        self.now = 0.0
-        self._next_sweep = _SWEEP_S
-        self.printed = PrintedLines(self)
-        self._mail: list[Envelope] = []
-        self._waking = False
+        self._due_at = world.now
+        """When it has something to do, whatever is readable."""
+        self._wakes = 0
         self._due = -1.0
-        self.scheduler.start_pool()
-        perform_all(self)
+        self._mail: list[Envelope] = []
+        self.listener = SimListener()
+        world.names[process] = name
+        world.nodes[process] = self
+        found = NodeResources(total, ())
+        asked = {**(settings or {}), "object_store_memory": capacity_bytes}
+        with _simulated(self, process, found, start_worker):
+            super().__init__("", asked, None)  # type: ignore[arg-type]
+        self.scheduler.now = self.now
         self._tick_later()
 
     # -- what comes ------------------------------------------------------------------------------
 
-    def watch(
-        self, descriptor: int, callback: Callable[[], None], *, carries: bool = False
-    ) -> None:
-        self.callbacks[descriptor] = callback
-
-    def unwatch(self, descriptor: int) -> None:
-        self.callbacks.pop(descriptor, None)
-
     def connect(self, receiver: Callable[[bytes], None]) -> Stream:
         """A process connects: the node reads its HELLO at the next wake."""
-        stream = Stream(self.world, len(self.streams), receiver)
+        stream = Stream(self, len(self.streams), receiver)
         self.streams[stream.number] = stream
         self.listener.pending.append(stream)
         self.wake_soon()
@@ -444,52 +417,68 @@ class SimNode(Node):
         self._mail.append(envelope)
         self.wake_soon()
 
+    def add_descriptor(self, readable: Readable) -> int:
+        """Return a number that the poller knows something readable by."""
+        number = len(self.streams)
+        self.streams[number] = readable
+        return number
+
     def wake_soon(self) -> None:
         """Something is readable: the loop comes to it."""
-        if not self._waking:
+        if not self._waking and not self.dead:
             self._waking = True
-            self.world.after(self.world.rng.expovariate(1 / 0.0001), "wake", self._wake)
+            delay_s = self.world.rng.expovariate(1 / 0.0001) * self.slowness
+            self.world.at(max(self.stopped_until, self.world.now + delay_s), "wake", self._wake)
 
     def _wake(self) -> None:
+        if self.dead:
+            return
+        if self.world.now < self.stopped_until:  # It was stopped after it was roused.
+            self.world.at(self.stopped_until, "wake", self._wake)
+            return
         self._waking = False
         self.now = self.world.now
         mail, self._mail = self._mail, []
-        self._serve_streams(self.poller.poll(0))
-        if self.early or self.releases:
-            self._second_look()
-        for envelope in mail:
-            self._handle_message(envelope.sender, envelope.header, list(envelope.payloads))
-        self._duties()
-        perform_all(self)
-        self.check()
+        received = [(each.sender, each.header, list(each.payloads)) for each in mail]
+        ready = self.poller.poll(0)
+        if received or self.now >= self._due_at or not self._only_carries(ready):
+            self._serve(self.poller.poll(0), received)
+            self._due_at = self.now + self._timeout_s(self.now)
+        self._wakes += 1
+        if self._wakes % self.check_every == 0:
+            self.check()
+        if self.stopping is not None:
+            self.end()
+            return
         self._tick_later()
-        if self.early or self.releases:
-            self.wake_soon()  # Found when the streams were read for the second time.
         if any(self.streams[number].readable for number in self.callbacks):
             self.wake_soon()
 
     def _tick_later(self) -> None:
-        due = self._next_sweep
-        if self.scheduler.needs_tick() or self.store.waiting:
-            due = min(due, self.world.now + _TICK_S)
+        due = self._due_at
+        if due <= self.world.now:
+            self.wake_soon()
+            return
         if self._due <= self.world.now or due < self._due:
             self._due = due
-            self.world.after(max(0.0, due - self.world.now), "tick", self.wake_soon)
+            self.world.at(due, "tick", self.wake_soon)
+
+    def end(self) -> None:
+        """Be dead: the node has stopped by its own decision."""
+        raise AssertionError(f"the node stops: {self.stopping}")
 
     def handle_call(self, process: Any, packed: bytes) -> None:
-        self.world.tell_message(
-            f"{self.world.name(process.identity)} => node", frames.unpack(packed)
-        )
+        self.world.tell_message(f"{self.world.name(process.identity)} => {self.name}", packed)
         super().handle_call(process, packed)
 
     def routing_id(self, identity: bytes) -> bytes:
         return identity  # Nobody lies here.
 
-    def _malformed(self, process: Any, error: Exception) -> None:
-        raise AssertionError(f"the node refused a message of {process}: {error!r}") from error
+    def refuse(self, process: Any, error: Exception) -> None:
+        raise AssertionError(f"{self.name} refused a message of {process}: {error!r}") from error
 
     def process_gone(self, identity: bytes, reason: str) -> None:
-        self.world.tell(f"node sees the death of {self.world.name(identity)}")
+        self.world.tell(f"{self.name} sees the death of {self.world.name(identity)}")
         super().process_gone(identity, reason)
 
     def check(self) -> None:
@@ -545,3 +534,36 @@ class SimNode(Node):
                     f"{name}: {self.resources.available[name]} of {total} free; {self.state()}"
                 )
         return left
+
+
+@contextlib.contextmanager
+def _simulated(
+    node: SimNode, process: bytes, found: NodeResources, start_worker: Callable[[bytes], None]
+) -> Iterator[None]:
+    """Give a node that is made now what stands for sockets, processes, files and clocks."""
+    listener = node.listener
+    listener.descriptor = node.add_descriptor(listener)
+    shells: dict[str, Any] = {
+        "Catalog": lambda *_a, **_n: SimCatalog(),
+        "OutputLog": lambda _directory: None,
+        "Store": lambda capacity, *_a, **_n: SimStore(capacity, node),
+        "Wake": lambda: _Wake(node),
+        "Workers": lambda *_a, **_n: SimWorkers(node, start_worker),
+        "new_poller": lambda: SimPoller(node),
+        "time": _Clock(node.world),
+    }
+    with (
+        patch.multiple(node_module, **shells),
+        patch.multiple(
+            mailbox,
+            Inbox=lambda *_a: _Inbox(),
+            Peers=lambda *_a: SimPeers(node.world, process),
+            new_context=lambda: None,
+        ),
+        patch.multiple(
+            detect, detect_memory_bytes=lambda: 0, node_resources=lambda **_named: found
+        ),
+        patch.object(channel, "Listener", lambda *_a, **_n: listener),
+        patch("os.urandom", lambda count: process[:count].ljust(count, b"\0")),
+    ):
+        yield

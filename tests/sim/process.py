@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from tests.sim.losses import LOST_KINDS
 from tests.sim.node import SimPeers
 from zray import errors
-from zray.protocol import frames, messages, outcome
+from zray.protocol import envelopes, frames, messages, outcome
 from zray.protocol.ids import ObjectId, object_id
 from zray.protocol.limits import (
     BLOCKED_AFTER_S,
@@ -25,7 +26,9 @@ from zray.protocol.limits import (
     LEASE_TURN_S,
     LINGER_US,
     RECONCILE_GRACE_S,
+    UNREAD_S,
 )
+from zray.protocol.purposes import Purpose
 from zray.serialization.exceptions import decode_exception, encode_exception
 from zray.session.references import Key
 from zray.session.session import Session
@@ -39,11 +42,12 @@ STORED_BYTES = 4096
 
 
 class SimError(Exception):
-    """What get() raises in the simulation; ``kind`` names the error."""
+    """What get() raises in the simulation; ``kind`` names the error, ``lost`` what is gone."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, lost: bytes = b"") -> None:
         super().__init__(kind)
         self.kind = kind
+        self.lost = lost
 
 
 class ProcessExitError(BaseException):
@@ -98,15 +102,15 @@ def error_outcome(what: str, reason: str) -> bytes:
     return outcome.error(encode_exception(error, where="node"))
 
 
-def user_error(kind: str) -> bytes:
+def user_error(kind: str, lost: bytes = b"") -> bytes:
     """Make the outcome of a task that raised."""
-    return outcome.error(b"sim:" + kind.encode())
+    return outcome.error(b"sim:" + kind.encode() + b"@" + lost)
 
 
 def error_kind(found: bytes) -> str:
     """Name the error of an outcome."""
     if found[1:5] == b"sim:":
-        return found[5:].decode()
+        return found[5:].partition(b"@")[0].decode()
     return type(decode_exception(found[1:])).__name__
 
 
@@ -119,7 +123,7 @@ class SimProcess:
         self.world = world
         self.identity = identity
         self.name = world.name(identity)
-        node = world.node
+        node = self.own_node = world.node_of(identity)
         self.node = node.process
         self.session = Session(identity, self.node, error_outcome)
         self.session.tasks.split_values = lambda values, item: pack(unpack(values)[item])
@@ -128,13 +132,17 @@ class SimProcess:
         references.register_private = self._register_private
         self.references = references
         self.results = self.session.results
-        self.peers = SimPeers(world, identity)
+        self.peers = SimPeers(world, identity, self._forward)
         self.inbox: deque[Envelope] = deque()
         self.dead = False
+        self.stopped = False
+        """By SIGSTOP: nothing of it moves, and what comes waits."""
+        self._held: deque[Callable[[], None]] = deque()
         self.done = False
         self.in_user_code = False
         self.abandoned: deque[Callable[[], None]] = deque()
         self.before_flush: Callable[[], None] | None = None
+        self._forwarded: list[bytes] = []
         self._private: dict[int, int] = {}
         self._cache: list[int] = []
         self._waiting: Wait | None = None
@@ -142,6 +150,7 @@ class SimProcess:
         self._answers: deque[list[Any]] = deque()
         self._reconcile_at: float | None = None
         self._reading = False
+        self._looking = False
         self._sweeping = False
         self._in_turn = False
         self._armed = False
@@ -183,7 +192,15 @@ class SimProcess:
             self.calls.write(call)
         for peer, header, payloads in queued:
             self.peers.send(peer, header, payloads)
+        forwarded, self._forwarded = self._forwarded, []
+        for packed in forwarded:
+            self.calls.write(packed)
         self._after()
+
+    def _forward(self, peer: bytes, parts: list[bytes]) -> None:
+        self.world.tell_message(f"{self.name} -> {self.world.name(peer)}", parts[0])
+        for envelope in envelopes.seal(peer, self.identity, parts):
+            self._forwarded.append(frames.pack(messages.FORWARD, envelope))
 
     def submitted(self) -> None:
         """Send now, or let it wait a moment for company."""
@@ -218,7 +235,8 @@ class SimProcess:
     def mail_arrived(self, envelope: Envelope) -> None:
         """The inbox has one more message."""
         self.inbox.append(envelope)
-        self._after()
+        if not self.stopped:
+            self._after()
 
     def _reads(self) -> bool:
         waits = self._waiting is not None and self._waiting.reads
@@ -231,6 +249,10 @@ class SimProcess:
         if self.inbox and not self._reading and self._reads():
             self._reading = True
             self._later(self.world.rng.expovariate(1 / 0.00005), self._read)
+        elif self.inbox and not self._looking and self.session.expects_results:
+            # Nobody waits for what comes; in the end the background thread takes it in.
+            self._looking = True
+            self._later(UNREAD_S, self._look)
         wait = self._waiting
         if wait is not None and wait.ready is not None and wait.ready():
             self._resume_soon()
@@ -248,6 +270,11 @@ class SimProcess:
         self._reading = False
         if self.inbox and self._reads():
             self.apply(self.inbox.popleft())
+        self._after()
+
+    def _look(self) -> None:
+        self._looking = False
+        self.read_all()
         self._after()
 
     def read_all(self) -> None:
@@ -292,10 +319,11 @@ class SimProcess:
     # -- the shell: the lifeline ------------------------------------------------------------------
 
     def _lifeline_arrived(self, packed: bytes) -> None:
-        if self.dead:
-            return
+        self._act(lambda: self._told(packed))
+
+    def _told(self, packed: bytes) -> None:
         message = frames.unpack(packed)
-        self.world.tell_message(f"node => {self.name}", message)
+        self.world.tell_message(f"{self.own_node.name} => {self.name}", packed)
         kind = message[1]
         if kind == messages.WELCOME:
             self._welcome()
@@ -317,14 +345,15 @@ class SimProcess:
         raise AssertionError(f"{self.name} was told {message}")
 
     def _welcome(self) -> None:
-        self.calls = self.world.node.connect(self._answered)
+        self.calls = self.own_node.connect(self._answered)
         self.calls.write(frames.pack(messages.HELLO, self.identity, "calls", 1, {}))
         self.peers.connect(self.node, "node")
         self._resume_soon()
 
     def _answered(self, packed: bytes) -> None:
         self._answers.append(frames.unpack(packed))
-        self._after()
+        if not self.stopped:
+            self._after()
 
     def give_back(self) -> None:
         """Objects.give_back()."""
@@ -340,7 +369,20 @@ class SimProcess:
     # -- the program -----------------------------------------------------------------------------
 
     def _later(self, delay_s: float, action: Callable[[], None]) -> None:
-        self.world.after(delay_s, self.name, lambda: None if self.dead else action())
+        self.world.after(delay_s, self.name, lambda: self._act(action))
+
+    def _act(self, action: Callable[[], None]) -> None:
+        if self.stopped:
+            self._held.append(action)
+        elif not self.dead:
+            action()
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self.stopped = False
+        while self._held and not self.stopped:
+            self._act(self._held.popleft())
+        self._after()
 
     def _resume_soon(self) -> None:
         self._turn += 1
@@ -391,10 +433,27 @@ class SimProcess:
         self.world.tell(f"{self.name} CRASHES: {reason}")
         self.world.chaos = True
         self.dead = True
+        if self.world.losses is not None:
+            self.world.losses.dead.add(self.identity)
         self.world.lose_suffixes(self.identity)
         self.lifeline.hang_up()
         if self.calls is not self.lifeline:
             self.calls.hang_up()
+        self.main.close()
+
+    def leave(self) -> None:
+        """End in order: what was sent arrives."""
+        if self.dead:
+            return
+        self.world.tell(f"{self.name} leaves")
+        self.flush()
+        self.call(messages.GOODBYE)
+        self.world.chaos = True
+        self.dead = True
+        if self.world.losses is not None:
+            self.world.losses.dead.add(self.identity)
+        self.lifeline.hang_up()
+        self.calls.hang_up()
         self.main.close()
 
     def check(self) -> None:
@@ -431,7 +490,7 @@ class SimProcess:
                 messages.ALLOCATE, STORED_BYTES
             )
             self._cache.extend(spares)
-        self.world.memory[offset] = data
+        self.own_node.memory[offset] = data
         return offset
 
     def put(self, value: dict[str, Any], refs: list[SimRef], *, stored: bool) -> Program:
@@ -473,21 +532,30 @@ class SimProcess:
         if ready():
             return True
         self.call(messages.BLOCKED)
+        self.blocked()
         try:
             yield Wait(ready, timeout_s)
         finally:
             self.call(messages.UNBLOCKED)
         return ready()
 
-    def locate(self, keys: Iterable[Key]) -> None:
+    def blocked(self) -> None:
+        """The node has been told that the program waits."""
+
+    def locate(self, keys: Iterable[Key], purpose: Purpose) -> None:
         """Ask for what only the node knows."""
         for key in keys:
             if not self.ready(key):
-                self.references.locate(key)
+                self.references.locate(key, purpose)
 
-    def await_keys(self, keys: list[Key], timeout_s: float | None = None) -> Program:
+    def await_keys(
+        self,
+        keys: list[Key],
+        timeout_s: float | None = None,
+        purpose: Purpose = Purpose.GET,
+    ) -> Program:
         """Wait until every key has an outcome; raises SimError("timeout")."""
-        self.locate(keys)
+        self.locate(keys, purpose)
         position = 0
 
         def ready() -> bool:
@@ -497,7 +565,7 @@ class SimProcess:
                 if found is None:
                     return False
                 if found[0] == outcome.ELSEWHERE:
-                    self.locate(keys[position : position + 1])
+                    self.locate(keys[position : position + 1], purpose)
                     if self.session.outbox:
                         self.flush()
                     return False
@@ -517,7 +585,7 @@ class SimProcess:
     def value(self, identity: ObjectId, key: Key, found: bytes) -> Any:
         """Decode an outcome; references inside it become SimRefs."""
         if found[0] == outcome.ERROR:
-            raise SimError(error_kind(found))
+            raise self.error(identity, found)
         if found[0] == outcome.HOLDING:
             return self.value(identity, key, outcome.held(found)[1])
         if found[0] == outcome.STORED:
@@ -525,10 +593,30 @@ class SimProcess:
         assert found[0] == PLAIN[0], f"an outcome {found[:1]!r} reached a reader"
         return self.decode(unpack(found))
 
+    def error(self, identity: ObjectId, found: bytes) -> SimError:
+        """Return what reading an object that is an error raises."""
+        kind = error_kind(found)
+        if found[1:5] == b"sim:":
+            return SimError(kind, found[5:].partition(b"@")[2])
+        if kind not in LOST_KINDS:
+            return SimError(kind)
+        losses = self.world.losses
+        if losses is not None and not self.is_awaited():
+            losses.orphaned(identity)
+        assert losses is None or losses.excuse(identity), (
+            f"{self.name} is told that {self.world.name(identity)} is gone ({kind}), and no node"
+            " that had to do with it was"
+        )
+        return SimError(kind, identity)
+
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what runs here: false for a second execution, perhaps."""
+        return True
+
     def _read_extent(self, identity: ObjectId, key: Key, found: bytes) -> Any:
         """Look at an extent now, and once more when the array over it goes."""
         offset, _nbytes = outcome.stored_location(found)
-        memory = self.world.memory
+        memory = self.own_node.memory
         name = self.world.name(identity)
         assert offset in memory, f"{self.name} reads {name} at {offset}: that extent is free"
         data = memory[offset]

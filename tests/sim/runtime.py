@@ -7,6 +7,7 @@ Never   decides anything the session should decide.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,15 @@ from tests.sim.process import (
     STORED_BYTES,
     ProcessExitError,
     Program,
+    SimError,
     SimProcess,
     SimRef,
     Wait,
     pack,
     unpack,
 )
-from tests.sim.scripts import KINDS
+from tests.sim.scripts import kind_of
+from zray.brokers.gcs.tables import code_hash
 from zray.protocol import messages, outcome
 from zray.protocol.ids import object_id, return_number
 from zray.session.actors import ActorCall, ActorRoute
@@ -80,6 +83,7 @@ class SimRuntime(SimProcess):
 
     def __init__(self, world: Any, identity: bytes) -> None:
         self._classes: dict[str, TaskClass] = {}
+        self._exported: set[bytes] = set()
         super().__init__(world, identity)
 
     def crash_from_within(self, reason: str) -> None:
@@ -123,12 +127,24 @@ class SimRuntime(SimProcess):
         """Declare a kind of task once."""
         found = self._classes.get(kind)
         if found is None:
-            resources, returns, retries = KINDS[kind]
-            spec = [kind.encode(), kind, resources, returns, retries, None, 2, {}, 0]
+            resources, returns, retries, where = kind_of(kind)
+            spec = [self.code(kind), kind, resources, returns, retries, None, 2, {}, 0]
+            shape: tuple[tuple[str, int | str], ...] = tuple(sorted(resources.items()))
+            if where is not None:
+                spec.append(where)
+                shape = (*shape, ("where", kind))
             found = self._classes[kind] = self.session.tasks.declare(
-                spec, shape=tuple(sorted(resources.items())), returns=returns, max_retries=retries
+                spec, shape=shape, returns=returns, max_retries=retries
             )
         return found
+
+    def code(self, name: str) -> bytes:
+        """Put the code of a function where workers find it, once; returns its hash."""
+        function = code_hash(name.encode())
+        if function not in self._exported:
+            self._exported.add(function)
+            self.session.outbox.call(messages.PUT_FUNCTION, function, name.encode())
+        return function
 
     def submit(
         self,
@@ -150,9 +166,17 @@ class SimRuntime(SimProcess):
         data, slots, keep = yield from self._arguments(script, arguments, large=large)
         if slots:
             number: int = self.session.tasks.take_numbers()
+            self._depends(number, task_class.returns, slots)
             self.session.submit_held(task_class, number, data, slots, keep)
             return number
         return self.session.tasks.submit(task_class, data, keep)
+
+    def _depends(self, number: int, returns: int, slots: Iterable[Key]) -> None:
+        losses = self.world.losses
+        if losses is not None:
+            arguments = [self.references.id_of(key) for key in slots]
+            for index in range(max(1, returns)):
+                losses.depends(self.object_id(return_number(number, index)), arguments)
 
     def submit_stream(self, script: dict[str, Any]) -> Program:
         """Submit a generator task."""
@@ -174,7 +198,11 @@ class SimRuntime(SimProcess):
                 if ref is not None:
                     slots.setdefault(ref.key, []).append(position)
                     keep.append(ref)
-            batches.append(self.session.map_batch(task_class, pack(chunk), len(chunk), keep, slots))
+            batch = self.session.map_batch(task_class, pack(chunk), len(chunk), keep, slots)
+            batches.append(batch)
+            for each, positions in slots.items():
+                for slot in positions:
+                    self._depends(batch.first + int(slot), 1, [each])
         self.flush()
         return SimMap(self, batches, len(scripts))
 
@@ -240,11 +268,13 @@ class SimRuntime(SimProcess):
             "env": {},
             "isolation": "process",
             "pending": -1,
+            "methods": {},
             **options,
         }
         session = self.session
         number = session.tasks.take_numbers()
         actor = object_id(self.identity, number)
+        self.world.witness.actor_created(actor, details)
         route = session.actors.route(actor, -1)
         route.watched = True
         ref = SimRef(self, number)
@@ -253,11 +283,29 @@ class SimRuntime(SimProcess):
         if keep:
             details["keeps"] = True
             session.actors.keep(route, keep, details["restarts"])
-        session.outbox.call(messages.CREATE_ACTOR, actor, b"A", details, filled)
+        creation = (messages.CREATE_ACTOR, actor, self.code("A"), details, filled)
+        if details["name"] is None:
+            session.outbox.call(*creation)
+        else:
+            yield from self._create_named(route, creation)
         if filled is None:
             session.arguments_later(route, data, slots)
         self.submitted()
         return SimHandle(ref, route)
+
+    def _create_named(self, route: ActorRoute, creation: tuple[Any, ...]) -> Program:
+        """Runtime._create_named()."""
+        try:
+            yield from self.request(*creation)
+        except SimError:
+            self.session.actors.routes.pop(route.actor, None)
+            self.session.actors.keeping.discard(route.actor)
+            raise
+
+    def named(self, name: str) -> Program:
+        """The handle of a living actor of this name, None where there is none."""
+        found = yield from self.request(messages.NAMED_ACTOR, name, "")
+        return None if found is None else self.handle(found[0])
 
     def handle(self, actor: bytes) -> SimHandle:
         """A handle that arrived pickled."""
@@ -285,6 +333,7 @@ class SimRuntime(SimProcess):
         call = ActorCall(number, "m", returns, None if slots else data, (handle, keep), retries)
         session.actors.call(route, call)
         if slots:
+            self._depends(number, returns, slots)
             session.resolve(
                 data,
                 slots,

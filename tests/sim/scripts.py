@@ -23,19 +23,26 @@ BOOM = "boom"
 ANY = "any"
 
 
-def make(rng: random.Random, numbers: list[int], depth: int, *, crashes: bool) -> dict[str, Any]:
-    """Return a random script. ``numbers`` counts scripts up."""
+def make(
+    rng: random.Random, numbers: list[int], depth: int, *, crashes: bool, far: bool = False
+) -> dict[str, Any]:
+    """Return a random script. ``numbers`` counts scripts up; far: there are other nodes."""
     numbers[0] += 1
-    out = rng.choices(("plain", "stored", "refs", BOOM), (10, 4, 3, 1))[0]
+    outs, weights = (FAR_OUTS, (8, 4, 3, 1, 3, 3, 3)) if far else (OUTS, (10, 4, 3, 1))
+    out = rng.choices(outs, weights)[0]
     children = rng.choice((0, 0, 1, 2)) if depth > 0 else 0
+    kinds = CHILD_KINDS
+    if far:
+        # Who has children never holds what only one node has: they might wait for it for ever.
+        kinds = (*CHILD_KINDS, "spread", *(("side",) if depth == 1 else ()))
     return {
         "id": numbers[0],
         "v": rng.randint(1, 1000),
         "out": out,
         "us": rng.choice((0, 0, 20, 300, 3000, 20000)),
-        "spawn": [make(rng, numbers, depth - 1, crashes=crashes) for _ in range(children)],
+        "spawn": [make(rng, numbers, depth - 1, crashes=crashes, far=far) for _ in range(children)],
         # A child that needs what its parent holds while it waits would wait for ever: not "disk".
-        "kinds": [rng.choice(CHILD_KINDS) for _ in range(children)],
+        "kinds": [rng.choice(kinds) for _ in range(children)],
         "get": rng.random() < 0.7,
         "open": rng.random() < 0.6,
         "crash": rng.choice((1, 1, 2, 5)) if crashes and rng.random() < 0.08 else 0,
@@ -54,8 +61,44 @@ KINDS: dict[str, tuple[dict[str, int], int, int]] = {
     "once": ({"CPU": 10000}, 1, 0),
     "ever": ({"CPU": 10000}, 1, -1),
     "stream": ({"CPU": 10000}, -1, 3),
+    "spread": ({"CPU": 10000}, 1, 3),
+    "left": ({"CPU": 10000}, 1, 3),
+    "side": ({"side": 10000}, 1, 3),
+    "on": ({"CPU": 10000}, 1, 3),
+    "near": ({"CPU": 10000}, 1, 3),
+    "in": ({"berth": 10000}, 1, 3),
 }
 """Resources, returns and max_retries by the name of a task class."""
+
+OUTS = ("plain", "stored", "refs", BOOM)
+FAR_OUTS = (*OUTS, "pass", "put", "put stored")
+"""What comes of a script: also the references it was given, and new objects with those inside."""
+
+WHERE: dict[str, list[Any]] = {
+    "spread": ["SPREAD", b"", False, {}],
+    "left": ["DEFAULT", b"", False, {"side": "left"}],
+}
+"""Where a task of a kind is to run, where that is said."""
+
+
+def kind_of(name: str) -> tuple[dict[str, int], int, int, list[Any] | None]:
+    """Return (resources, returns, max_retries, where) of a kind.
+
+    "on:NODE" and "near:NODE" go to a node, "in:GROUP:BUNDLE" into a placement group.
+    """
+    kind, _colon, place = name.partition(":")
+    where = WHERE.get(kind)
+    if kind == "in":
+        where = in_group(*place.split(":"))
+    elif place:
+        where = ["DEFAULT", bytes.fromhex(place), kind == "near", {}]
+    return *KINDS[kind], where
+
+
+def in_group(group: str, bundle: str) -> list[Any]:
+    """Return where something runs that runs in a bundle of a placement group, -1 is any."""
+    return ["DEFAULT", b"", False, {}, [bytes.fromhex(group), int(bundle), False], {}]
+
 
 CHILD_KINDS = ("plain", "plain", "half", "free", "once", "ever")
 KIND_NAMES = (*CHILD_KINDS, "disk")
@@ -105,8 +148,15 @@ class Scripts:
         self.worker = worker
         self.order = Order()
 
-    def run(self, script: dict[str, Any], arguments: list[Any]) -> Program:
-        """Do what the script says; returns its value, or raises SimError."""
+    def run(
+        self, script: dict[str, Any], arguments: list[Any], kept: list[Any] | None = None
+    ) -> Program:
+        """Do what the script says; returns its value, or raises SimError.
+
+        Args:
+            script: of a task or call, arguments: values of what it takes.
+            kept: references that the actor it is called on has kept from call to call.
+        """
         worker = self.worker
         if script["us"]:
             yield Wait(None, script["us"] / 1e6, reads=False)
@@ -140,6 +190,17 @@ class Scripts:
         if script["out"] == BOOM:
             raise SimError(BOOM)
         refs = spawned if script["out"] == "refs" else []
+        if kept is not None and script.get("keep"):
+            refs = [*refs, *kept]
+            kept[:] = script["refs"]
+        elif script["out"] == "pass":
+            refs = script["refs"]
+        elif script["out"].startswith("put"):
+            inner = script["refs"]
+            value = {"v": total, "wants": [wanted for _ref, wanted in inner]}
+            stored = script["out"] == "put stored"
+            ref = yield from worker.put(value, [each for each, _wanted in inner], stored=stored)
+            refs = [(ref, total)]
         return {"v": total, "refs": refs, "stored": script["out"] == "stored"}
 
     def _tolerant(self, ref: SimRef) -> Program:

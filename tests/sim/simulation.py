@@ -124,7 +124,7 @@ def simulate(seed: int) -> Simulation:
         try:
             simulation.run()
         except Exception as error:
-            story = "\n".join(list(simulation.world.story)[-STORY_SHOWN:])
+            story = "\n".join(simulation.world.lines()[-STORY_SHOWN:])
             raise SimulationFailedError(
                 f"{story}\n\nseed {seed}: {type(error).__name__}: {error}\n"
                 f"see it again: scripts/test tests/sim --seed {seed}"

@@ -22,7 +22,6 @@ from tests.sim.process import (
     SimError,
     SimRef,
     Wait,
-    error_kind,
     pack,
     unpack,
     user_error,
@@ -32,7 +31,8 @@ from tests.sim.scripts import Scripts
 from zray.actors.outbound import Outbound
 from zray.actors.work import ActorCall, ActorStart, TaskClass, TaskRange, WorkQueue
 from zray.protocol import messages, outcome
-from zray.protocol.ids import object_id, return_number
+from zray.protocol.ids import node_of, object_id, return_number
+from zray.protocol.purposes import Purpose
 from zray.runtime import STREAMING, Runtime
 from zray.session.tasks import MODE_MAP
 
@@ -43,9 +43,10 @@ BACKLOG = 2
 class SimEnd:
     """An END_ACTOR in the queue: what has arrived before it runs first."""
 
-    def __init__(self, actor: bytes, fields: list[Any]) -> None:
+    def __init__(self, actor: bytes, incarnation: int, *, killed: bool) -> None:
         self.actor = actor
-        self.fields = fields
+        self.incarnation = incarnation
+        self.killed = killed
 
 
 class Step:
@@ -66,6 +67,7 @@ class Instance:
         self.start = start
         self.error: bytes | None = None
         self.last: dict[bytes, int] = {}
+        self.kept: list[Any] = []
 
 
 class SimWorker(SimRuntime):
@@ -81,6 +83,7 @@ class SimWorker(SimRuntime):
         self.instances: dict[bytes, Instance] = {}
         self.early: dict[bytes, list[ActorCall]] = {}
         self.ended: set[bytes] = set()
+        self.killed: set[tuple[bytes, int]] = set()
         self.exiting = False
         self.current: tuple[bytes, int] | None = None
         self.step: Step | None = None
@@ -142,8 +145,7 @@ class SimWorker(SimRuntime):
         if task_class is None:
             assert spec is not None, f"{self.name} was not introduced to {key}"
             task_class = self.classes[key] = TaskClass(spec)
-        if spec is not None and len(spec) > 9:
-            self.peers.connect(client, spec[9])
+        self.peers.connect(client, "")
         direct = sender != self.node
         work = TaskRange(
             client, task_class, first, count, low, high, mode, payloads[0], gpus, direct=direct
@@ -169,7 +171,11 @@ class SimWorker(SimRuntime):
             self.exiting = True
         elif kind == messages.END_ACTOR:
             self.read_all()
-            self.queue.items.append(SimEnd(message[3], message[4:]))  # type: ignore[arg-type]
+            end = SimEnd(message[3], message[4], killed=message[5])
+            if end.killed:
+                self._end(end)  # Now, not behind the calls that it is to prevent.
+            else:
+                self.queue.items.append(end)  # type: ignore[arg-type]
         else:
             super().on_lifeline(message)
 
@@ -185,9 +191,11 @@ class SimWorker(SimRuntime):
 
     def _run(self, work: TaskRange) -> Program:
         self.queue.running = work
-        if work.task_class.function_id not in self.functions:
-            yield from self.request(messages.GET_FUNCTION, work.task_class.function_id)
-            self.functions.add(work.task_class.function_id)
+        failed = b""
+        try:
+            yield from self._load_code(work.task_class.function_id)
+        except SimError as error:
+            failed = user_error(error.kind)
         calls: list[Any] = []
         if work.mode == MODE_MAP:
             calls = yield from self._load_items(work.payload)
@@ -197,23 +205,41 @@ class SimWorker(SimRuntime):
             low, high = self.queue.claim(work, self.world.rng.choice((1, 1, 2, 5)))
             if low >= high:
                 break
-            yield from self._step(Step(work, low, high), calls)
+            yield from self._step(Step(work, low, high), calls, failed)
             self._linger()
         self.queue.running = None
         self.references.garbage.extend(work.held)
 
-    def _step(self, step: Step, calls: list[Any]) -> Program:
+    def _load_code(self, function: bytes) -> Program:
+        """Host.load_code()."""
+        if function not in self.functions:
+            yield from self.request(messages.GET_FUNCTION, function)
+            self.functions.add(function)
+
+    def _step(self, step: Step, calls: list[Any], failed: bytes) -> Program:
         work = step.work
         self.step = step
         while step.item < step.high:
             if work.cancelled is not None and step.item in work.cancelled:
                 found = [user_error("TaskCancelledError")] * max(1, work.task_class.returns)
+            elif failed:
+                found = [failed] * max(1, work.task_class.returns)
             else:
                 found = yield from self._item(work, step.item, calls[step.item])
             step.outcomes.extend(found)
             step.item += 1
         self.step = None
         self._send(step)
+
+    def is_awaited(self) -> bool:
+        if self.current is None:
+            return True
+        client, number = self.current
+        caller = self.world.processes.get(client)
+        if caller is None or caller.dead:
+            return False
+        session = caller.session
+        return session.tasks.is_outstanding(number) or number in session.actors.by_number
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float | None = None) -> Program:
         step = self.step
@@ -251,6 +277,7 @@ class SimWorker(SimRuntime):
         self.current = (client, number)
         self.in_user_code = True
         self.world.tell(f"{self.name} begins {self.world.name(object_id(client, number))}")
+        self.world.witness.task_begins(self, work.task_class.name, client, number)
         try:
             if work.mode == MODE_MAP:
                 script, argument = data
@@ -269,10 +296,11 @@ class SimWorker(SimRuntime):
                 )
             return outcomes
         except SimError as error:
-            return [user_error(error.kind)] * max(1, returns)
+            return [user_error(error.kind, error.lost)] * max(1, returns)
         finally:
             self.in_user_code = False
             self.current = None
+            self.world.witness.task_ended(self)
 
     def _stream(
         self, work: TaskRange, number: int, script: dict[str, Any], arguments: list[Any]
@@ -331,14 +359,12 @@ class SimWorker(SimRuntime):
         else:
             ((_identity, place),) = yield from self.request(messages.HOLD, [identity], True)
             if place is None:
-                raise SimError("ObjectLostError")
+                raise self.error(identity, self.own_node.objects.lost_outcome)
             references.fetched(key, place)
         try:
             while self.results[key][0] == outcome.ELSEWHERE:
-                yield from self.await_keys([key])
+                yield from self.await_keys([key], purpose=Purpose.ARGUMENT)
             known = self.results[key]
-            if known[0] == outcome.ERROR:
-                raise SimError(error_kind(known))
             return self.value(identity, key, known)
         finally:
             references.garbage.append(key)
@@ -355,6 +381,8 @@ class SimWorker(SimRuntime):
         if value.get("stored"):
             offset = yield from self.write(pack({**plain, "me": identity}))
             self.call(messages.REGISTER, identity, offset, STORED_BYTES, held, client)
+            if node_of(client) != self.node:
+                return outcome.ELSEWHERE_OUTCOME
             return outcome.stored(offset, STORED_BYTES)
         if held:
             self.session.outbox.call(messages.HOLD_FOR, identity, held)
@@ -364,20 +392,28 @@ class SimWorker(SimRuntime):
     # -- actors -----------------------------------------------------------------------------------
 
     def _start(self, start: ActorStart) -> Program:
+        life = (start.actor, start.incarnation)
+        if life in self.killed:
+            return
         owner, endpoint = start.owner
         if endpoint:
             self.peers.connect(owner, endpoint)
         instance = Instance(start)
         self.in_user_code = True
+        self.world.witness.actor_begins(self, *life)
         try:
+            yield from self._load_code(start.class_id)
             script, arguments = yield from self._load_arguments(start.arguments)
             yield from self.scripts.run(script, arguments)
         except SimError as error:
-            instance.error = user_error(error.kind)
+            instance.error = user_error(error.kind, error.lost)
         finally:
             self.in_user_code = False
         self.ended.discard(start.actor)
         self.instances[start.actor] = instance
+        if life in self.killed:
+            self._drop(start.actor)
+            return
         self.session.outbox.message(
             self.node, messages.ACTOR_STARTED, [[start.actor, start.incarnation, instance.error]]
         )
@@ -398,13 +434,15 @@ class SimWorker(SimRuntime):
             self.peers.connect(call.client, "")
         self.world.tell(f"{self.name} runs call {call.number:x} of {self.world.name(call.client)}")
         self.scripts.order.called(call, instance.start.incarnation)
+        self.world.witness.actor_moves(self, call.actor)
         if instance.error is not None:
             self._reply_all(call, instance.error)
             return
         self.in_user_code = True
+        self.current = (call.client, call.number)
         try:
             script, arguments = yield from self._load_arguments(call.arguments)
-            value = yield from self.scripts.run(script, arguments)
+            value = yield from self.scripts.run(script, arguments, instance.kept)
             for index in range(max(1, call.returns)):
                 number = return_number(call.number, index)
                 found = yield from self._outcome(value, call.client, number)
@@ -412,20 +450,35 @@ class SimWorker(SimRuntime):
                     call.client, number, found, call.returns > 1 or found[0] != outcome.PICKLE
                 )
         except SimError as error:
-            self._reply_all(call, user_error(error.kind))
+            self._reply_all(call, user_error(error.kind, error.lost))
         finally:
             self.in_user_code = False
+            self.current = None
 
     def _reply_all(self, call: ActorCall, found: bytes) -> None:
         for index in range(max(1, call.returns)):
             self.outbound.reply(call.client, return_number(call.number, index), found, True)
 
     def _end(self, end: SimEnd) -> None:
-        incarnation, killed = end.fields
+        """ActorRunner.end()."""
+        if end.killed:
+            self.killed.add((end.actor, end.incarnation))
         instance = self.instances.get(end.actor)
-        if instance is None or incarnation != instance.start.incarnation:
+        if instance is None or end.incarnation != instance.start.incarnation:
             return
-        del self.instances[end.actor]
-        self.ended.add(end.actor)
-        if not killed:
+        self._drop(end.actor)
+        if not end.killed:
             self.call(messages.ACTOR_EXIT, end.actor, b"")
+
+    def _drop(self, actor: bytes) -> None:
+        del self.instances[actor]
+        self.ended.add(actor)
+        self.world.witness.actor_ended(self, actor)
+
+    def blocked(self) -> None:
+        self.world.witness.task_blocked(self)
+
+    def crash(self, reason: str) -> None:
+        if not self.dead:
+            self.world.witness.worker_died(self)
+        super().crash(reason)

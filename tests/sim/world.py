@@ -9,25 +9,36 @@ Never   reads a real clock: the same seed gives the same story.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import random
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zray.protocol import messages
+from tests.sim.witness import Witness
+from zray.protocol import frames, link_messages, messages
+from zray.protocol.ids import node_of
 
 if TYPE_CHECKING:
+    from tests.sim.losses import Losses
     from tests.sim.node import SimNode
     from tests.sim.process import SimProcess
 
 STORY_LINES = 6000
+DELIVERIES = b"deliveries"
+"""The way of what a node brings to its processes from those of other nodes."""
+_NAMES = {row.kind: row.name for row in link_messages.LINK_MESSAGES} | messages.NAMES
+
+
+Line = tuple[float, str, bytes | None]
+"""When, what, and a header whose fields belong behind it."""
 
 
 class Envelope:
     """One message on its way between two mailboxes."""
 
-    __slots__ = ("header", "lost", "payloads", "receiver", "sender")
+    __slots__ = ("arrived", "header", "lost", "number", "payloads", "receiver", "sender")
 
     def __init__(
         self, sender: bytes, receiver: bytes, header: bytes, payloads: tuple[bytes, ...]
@@ -37,6 +48,8 @@ class Envelope:
         self.header = header
         self.payloads = payloads
         self.lost = False
+        self.arrived = False
+        self.number = 0
 
 
 class World:
@@ -47,12 +60,13 @@ class World:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.chaos = False
-        self.story: deque[str] = deque(maxlen=STORY_LINES)
-        self.node: SimNode
+        self.losses: Losses | None = None
+        """Where there are several nodes: which objects may be gone."""
+        self.story: deque[Line] = deque(maxlen=STORY_LINES)
+        self.nodes: dict[bytes, SimNode] = {}
         self.processes: dict[bytes, SimProcess] = {}
         self.names: dict[bytes, str] = {}
-        self.memory: dict[int, bytes] = {}
-        """What lies in the node's segment, by offset; a freed extent is not there."""
+        self.witness = Witness(self)
         self.attempts: dict[int, int] = {}
         """How often each script that crashes its worker has begun."""
         self.slow = self.rng.choice((0.0, 0.0, 0.02, 0.1))
@@ -61,6 +75,10 @@ class World:
         self._count = 0
         self._under_way: dict[tuple[bytes, bytes], deque[Envelope]] = {}
         self._arrivals: dict[tuple[bytes, bytes], float] = {}
+
+    def node_of(self, identity: bytes) -> SimNode:
+        """Return the node of a process."""
+        return self.nodes[node_of(identity)]
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -94,27 +112,49 @@ class World:
     # -- mailboxes -------------------------------------------------------------------------------
 
     def post(
-        self, sender: bytes, receiver: bytes, header: bytes, payloads: tuple[bytes, ...]
+        self,
+        sender: bytes,
+        receiver: bytes,
+        header: bytes,
+        payloads: tuple[bytes, ...],
+        way: bytes = b"",
     ) -> None:
-        """Send by mailbox: behind what this pair has under way."""
+        """Send by mailbox: behind what this pair has under way.
+
+        Args:
+            sender: who it is from, receiver: whom it is for.
+            header: of the message, payloads: its frames.
+            way: where it is not the sender's own: what a node delivers for processes of others.
+        """
         envelope = Envelope(sender, receiver, header, payloads)
-        pair = (sender, receiver)
+        self._count += 1
+        envelope.number = self._count
+        pair = (way or sender, receiver)
         self._under_way.setdefault(pair, deque()).append(envelope)
         arrival = max(self._arrivals.get(pair, 0.0), self.now + self.delay_s())
         self._arrivals[pair] = arrival
         self.at(arrival, "mail", lambda: self._deliver(pair, envelope))
 
     def _deliver(self, pair: tuple[bytes, bytes], envelope: Envelope) -> None:
-        if envelope.lost:
+        if envelope.lost or envelope.arrived:
             return
         first = self._under_way[pair].popleft()
         assert first is envelope, "the network reordered a pair"
-        if envelope.receiver == self.node.process:
-            self.node.mail_arrived(envelope)
+        envelope.arrived = True
+        node = self.nodes.get(envelope.receiver)
+        if node is not None:
+            node.mail_arrived(envelope)
             return
         process = self.processes.get(envelope.receiver)
-        if process is not None and not process.dead:
-            process.mail_arrived(envelope)
+        if process is None or process.dead:
+            return
+        way = (DELIVERIES, envelope.receiver)
+        if envelope.sender in self.nodes:
+            # A process reads what was written to its edges before it reads what its node says.
+            delivered = self._under_way.get(way)
+            while delivered and delivered[0].number < envelope.number:
+                self._deliver(way, delivered[0])
+        process.mail_arrived(envelope)
 
     def lose_suffixes(self, sender: bytes) -> None:
         """A process crashed: of what it had under way, any suffix of each pair is lost."""
@@ -135,13 +175,27 @@ class World:
 
     def tell(self, line: str) -> None:
         """Add a line to the story."""
-        self.story.append(f"{self.now * 1000:10.3f}  {line}")
+        self.story.append((self.now, line, None))
 
-    def tell_message(self, who: str, message: list[Any]) -> None:
-        """Add a message to the story, with names for identities."""
-        kind = messages.NAMES.get(message[1], str(message[1]))
-        fields = ", ".join(self._readable(field) for field in message[3:])
-        self.tell(f"{who} {kind} {fields}"[:240])
+    def tell_message(self, who: str, header: bytes) -> None:
+        """Add a message to the story."""
+        self.story.append((self.now, who, header))  # Spelled out for who reads it: few stories are.
+
+    def lines(self) -> list[str]:
+        """Return the story, with names for identities."""
+        return [self._spelled(*line) for line in self.story]
+
+    def digest(self) -> str:
+        """Return a hash of the story: the same for the same seed."""
+        return hashlib.sha256("\n".join(self.lines()).encode()).hexdigest()
+
+    def _spelled(self, when: float, text: str, header: bytes | None) -> str:
+        if header is not None:
+            message = frames.unpack(header)
+            kind = _NAMES.get(message[1], str(message[1]))
+            fields = ", ".join(self._readable(field) for field in message[3:])
+            text = f"{text} {kind} {fields}"[:240]
+        return f"{when * 1000:10.3f}  {text}"
 
     def _readable(self, field: Any) -> str:
         if isinstance(field, bytes):
