@@ -63,7 +63,7 @@ class ActorRunner:
     # -- birth -----------------------------------------------------------------------------------
 
     def start(self, start: ActorStart) -> None:
-        """Make the instance, report, run calls that came before it."""
+        """Make the instance, put calls that came before it first in the queue, report."""
         if (start.actor, start.incarnation) in self._killed:
             return
         host = self.host
@@ -99,8 +99,13 @@ class ActorRunner:
             failed=error is not None,
         )
         self.ended.pop(start.actor, None)
-        self.instances[start.actor] = instance
-        if (start.actor, start.incarnation) in self._killed:
+        with host.order:
+            self.instances[start.actor] = instance
+            killed = (start.actor, start.incarnation) in self._killed
+            if not killed:
+                # Ahead of what came later, before another thread can take that.
+                host.queue.items.extendleft(reversed(self.early.pop(start.actor, [])))
+        if killed:
             # What has come early stays: it may be for the next incarnation.
             instance.ended = True
             del self.instances[start.actor]
@@ -112,9 +117,6 @@ class ActorRunner:
                 [[start.actor, start.incarnation, instance.error]],
             )
         host.outbound.started()
-        for call in self.early.pop(start.actor, ()):
-            if not instance.ended:
-                self.call(call)
 
     def _choose_executor(self, instance: Instance) -> None:
         details = instance.details

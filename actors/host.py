@@ -71,7 +71,8 @@ class Host:
         """Tasks cancelled before they arrived: the lifeline overtook the inbox."""
         self._gpus: list[str] | None = None
         self._servers = 1
-        self._order = threading.Lock()
+        self.order = threading.Lock()
+        """Held while a call is taken and its actor with it: several threads may serve actors."""
         self._blocked = 0
         self._told_blocked = False
         self._blocking = threading.Lock()
@@ -259,7 +260,7 @@ class Host:
 
     def _perform_shared(self, stretch: Stretch | None) -> None:
         # Taking a call and taking its actor are one step: two threads may be at it.
-        with self._order:
+        with self.order:
             try:
                 item = self.queue.items.popleft()
             except IndexError:

@@ -34,6 +34,8 @@ RUN_ELSEWHERE = {
     "scripts/demo": "tests/demo/test_cartpole.py",
     "scripts/test": "scripts/test",
     "pip install .": "tests/house/test_packaging.py",
+    "zray-node start --head": "tests/multinode/test_start_join.py",
+    "zray-node start --join 10.0.0.7:6380": "tests/multinode/test_start_join.py",
 }
 MATCHES = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

@@ -121,7 +121,7 @@ def test_groups_of_a_driver_whose_node_is_killed_are_removed(cluster: Cluster):
     try:
         assert driver.stdout.readline() == b"there\n"
         with zray.init(head.directory):
-            assert zray.available_resources()["CPU"] == 3
+            wait_until(lambda: zray.available_resources()["CPU"] == 3, WAIT_S)
             cluster.kill_node(second)
             wait_until(lambda: placement_group_table() == {}, WAIT_S)
             wait_until(all_free, WAIT_S)
