@@ -149,7 +149,10 @@ def test_nodes_end_with_the_process_that_started_them_even_if_it_is_killed(
     directories = done.stdout.split()
     assert len(directories) == 2, done.stderr
     wait_until(lambda: not any(map(os.path.exists, directories)))
-    wait_until(lambda: not list(run_folder.glob("zray-*")), what="keys and folders to be gone")
+    try:
+        wait_until(lambda: not list(run_folder.glob("zray-*")), what="keys and folders to be gone")
+    except AssertionError:
+        pytest.fail(f"left behind: {[str(each) for each in run_folder.rglob('*')]}")
 
 
 USERS_TEST = """
