@@ -15,6 +15,7 @@ Map (P = pure machine: events in, commands out; S = shell: sockets, files, proce
     task_runner.py   S  tasks, in the main thread
     interrupts.py    S  KeyboardInterrupt in a cancelled task, and nowhere else
     actor_runner.py  S  actors: birth, calls in order, cancels, the end
+    lives.py         P  which life of an actor a call is meant for
     instance.py      P  one actor: its methods, groups, limits
     threads.py       S  methods of threaded actors
     event_loop.py    S  methods of async actors, and their worker's main loop

@@ -25,6 +25,7 @@ from . import context
 from .context import Execution
 from .events import CALL, Stretch
 from .instance import Instance, Method
+from .lives import Lives
 from .threads import Threads
 from .values import Values
 from .work import ActorCall, ActorEnd, ActorStart, captured
@@ -49,22 +50,18 @@ class ActorRunner:
         other threads may take its place."""
         self.holds_cpu = False
         """Whether the actor of this (unshared) worker has a CPU it could lend out."""
-        self.instances: dict[bytes, Instance] = {}
-        self.early: dict[bytes, list[ActorCall]] = {}
+        self.lives: Lives[Instance] = Lives()
+        self.instances = self.lives.here
         self.cancelled: dict[tuple[bytes, int], bool] = {}
         """Calls that must not begin; whether their callers know."""
-        self.ended: dict[bytes, bytes] = {}
-        """Actors that have ended here, and why: later calls to them are dropped."""
         self.threads = Threads(self)
-        self._killed: dict[tuple[bytes, int], None] = {}
-        """Incarnations killed here: one that starts only now, or is about to, must not live."""
         self._turns = threading.Lock()
 
     # -- birth -----------------------------------------------------------------------------------
 
     def start(self, start: ActorStart) -> None:
         """Make the instance, put calls that came before it first in the queue, report."""
-        if (start.actor, start.incarnation) in self._killed:
+        if not self.lives.may_begin(start):
             return
         host = self.host
         owner, endpoint = start.owner
@@ -98,17 +95,15 @@ class ActorRunner:
             _now(),
             failed=error is not None,
         )
-        self.ended.pop(start.actor, None)
         with host.order:
-            self.instances[start.actor] = instance
-            killed = (start.actor, start.incarnation) in self._killed
-            if not killed:
-                # Ahead of what came later, before another thread can take that.
-                host.queue.items.extendleft(reversed(self.early.pop(start.actor, [])))
-        if killed:
-            # What has come early stays: it may be for the next incarnation.
+            older = self.instances.get(start.actor)
+            if older is not None:
+                self._abandon(older)  # What tells of its end is still on the way.
+            early = self.lives.begin(instance)
+            # Ahead of what came later, before another thread can take that.
+            host.queue.items.extendleft(reversed(early or ()))
+        if early is None:
             instance.ended = True
-            del self.instances[start.actor]
             return
         with host.runtime.lock:
             host.runtime.session.outbox.message(
@@ -153,17 +148,11 @@ class ActorRunner:
 
     def call(self, call: ActorCall) -> None:
         """Run one call, or hand it to its actor's executor."""
-        instance = self.instances.get(call.actor)
-        if instance is None:
-            if call.actor not in self.ended:
-                self.early.setdefault(call.actor, []).append(call)
-            return
-        if not self._admit(instance, call):
+        instance = self.lives.of(call)
+        if instance is None or not self._admit(instance, call):
             return
         if instance.executor is not None:
-            with self._turns:
-                instance.outstanding += 1
-            instance.executor.submit(instance, call)
+            self._hand_over(instance, call)
             return
         context.main = instance.running
         try:
@@ -194,11 +183,11 @@ class ActorRunner:
 
         The caller holds the host's order lock, and runs what it has claimed with run_claimed().
         """
-        instance = self.instances.get(call.actor)
-        if instance is None or instance.executor is not None:
-            self.call(call)
+        instance = self.lives.of(call)
+        if instance is None or not self._admit(instance, call):
             return None
-        if not self._admit(instance, call):
+        if instance.executor is not None:
+            self._hand_over(instance, call)
             return None
         with self._turns:
             if instance.busy:
@@ -206,6 +195,12 @@ class ActorRunner:
                 return None
             instance.busy = True
         return instance
+
+    def _hand_over(self, instance: Instance, call: ActorCall) -> None:
+        assert instance.executor is not None
+        with self._turns:
+            instance.outstanding += 1
+        instance.executor.submit(instance, call)
 
     def run_claimed(self, instance: Instance, call: ActorCall, stretch: Stretch | None) -> None:
         """Run a call and those that have queued up behind it meanwhile."""
@@ -404,10 +399,9 @@ class ActorRunner:
         """Return the calls that have been taken and have not begun (any thread)."""
         loop = self.host.event_loop
         behind = [call for each in list(self.instances.values()) for call in list(each.waiting)]
-        early = [call for calls in list(self.early.values()) for call in list(calls)]
         return [
             *behind,
-            *early,
+            *self.lives.waiting(),
             *self.threads.waiting(),
             *(() if loop is None else loop.waiting()),
         ]
@@ -416,23 +410,22 @@ class ActorRunner:
 
     def end(self, end: ActorEnd) -> None:
         """No handle is left, or the actor of a shared worker was killed."""
-        if end.killed:
-            # Before the look: start() looks here once the instance is there.
-            self._killed[(end.actor, end.incarnation)] = None
-            if len(self._killed) > _REMEMBERED_MAX:
-                del self._killed[next(iter(self._killed))]
-        instance = self.instances.get(end.actor)
-        if instance is None or instance.incarnation != end.incarnation:
+        instance = self.lives.meant_by(end)
+        if instance is None:
             return
         if end.killed:
-            self._drop(instance, b"")
-            if instance.executor is not None:
-                instance.executor.abandon(instance)
+            self._abandon(instance)
             return
         if instance.outstanding or instance.busy:
             instance.ending = True  # The last of them ends it.
         else:
             self._end_now(instance, b"")
+
+    def _abandon(self, instance: Instance) -> None:
+        """What has not begun in this life is not to run in it."""
+        self._drop(instance, b"")
+        if instance.executor is not None:
+            instance.executor.abandon(instance)
 
     def call_ended(self, instance: Instance) -> None:
         """An executor has ended a call."""
@@ -471,11 +464,7 @@ class ActorRunner:
 
     def _drop(self, instance: Instance, cause: bytes) -> None:
         instance.ended = True
-        if self.instances.get(instance.actor) is instance and self.host.shared:
-            del self.instances[instance.actor]
-        self.ended[instance.actor] = cause
-        if len(self.ended) > _REMEMBERED_MAX:
-            del self.ended[next(iter(self.ended))]
+        self.lives.over(instance, cause, stays=not self.host.shared)
 
     def _shut_down(self, instance: Instance) -> None:
         """Give the instance its last moment: __ray_shutdown__, then __del__."""
@@ -498,7 +487,7 @@ class ActorRunner:
                 self._shut_down(instance)
             if instance.ended:
                 self.host.runtime.call(
-                    messages.ACTOR_EXIT, instance.actor, self.ended.get(instance.actor, b"")
+                    messages.ACTOR_EXIT, instance.actor, self.lives.cause(instance.actor)
                 )
 
 

@@ -333,9 +333,9 @@ class Host:
     def _on_message(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> None:
         kind = message[1]
         if kind == messages.CALL:
-            items = self.queue.items
+            items, incarnation = self.queue.items, message[4]
             for row in message[3]:
-                items.append(ActorCall(sender, row))
+                items.append(ActorCall(sender, row, incarnation))
         elif kind == messages.RUN:
             self._on_run(sender, message, payloads)
         elif kind == messages.START_ACTOR:

@@ -103,10 +103,12 @@ class TaskRange:
 class ActorCall:
     """One call, in the order its caller sent it."""
 
-    __slots__ = ("actor", "arguments", "client", "method", "number", "returns")
+    __slots__ = ("actor", "arguments", "client", "incarnation", "method", "number", "returns")
 
-    def __init__(self, client: bytes, row: list[Any]) -> None:
+    def __init__(self, client: bytes, row: list[Any], incarnation: int) -> None:
         self.client = client
+        self.incarnation = incarnation
+        """Of the actor, as its caller knows it: it may come before the start of that life."""
         self.actor, self.number, self.method, self.returns, self.arguments = row
 
 

@@ -137,9 +137,11 @@ def refused_calls(payloads: Sequence[Any]) -> RefusedCalls | None:
         return None
     if inner[1] != messages.CALL or len(payloads) != 1:
         raise RoleError(f"message {inner[1]!r} of a process of a gateway: it may call actors")
-    rows = inner[3]
+    rows, incarnation = inner[3:5]
     if type(rows) is not list or not rows:
         raise RoleError("calls of a gateway that are no list")
+    if type(incarnation) is not int:
+        raise RoleError("calls of a gateway to a life of their actor that is no number")
     refused = RefusedCalls()
     for row in rows:
         number, returns, reason = _look(row)

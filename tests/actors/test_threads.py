@@ -117,7 +117,7 @@ def instance() -> Instance:
 @pytest.fixture
 def submit(pool, instance) -> Callable[..., ActorCall]:
     def submit(number: int, method: str = "work", client: bytes = CALLER) -> ActorCall:
-        call = ActorCall(client, [b"actor", number, method, 1, b""])
+        call = ActorCall(client, [b"actor", number, method, 1, b""], 0)
         pool.submit(instance, call)
         return call
 

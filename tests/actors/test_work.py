@@ -17,7 +17,7 @@ def queue() -> WorkQueue:
 
 
 def call(number: int, client: bytes = CALLER) -> ActorCall:
-    return ActorCall(client, [b"actor", number, "m", 1, b"arguments"])
+    return ActorCall(client, [b"actor", number, "m", 1, b"arguments"], 0)
 
 
 def claimed(queue: WorkQueue, work: TaskRange) -> list[int]:

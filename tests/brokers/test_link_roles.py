@@ -108,7 +108,7 @@ def call(
 
 
 def sent(*rows: Any) -> list[bytes]:
-    return [frames.pack(messages.CALL, list(rows))]
+    return [frames.pack(messages.CALL, list(rows), 0)]
 
 
 FINE = encode_data((1, "a", np.arange(3)))
@@ -162,9 +162,9 @@ def test_calls_that_are_code_are_refused_with_all_that_came_with_them(
         [frames.pack(messages.RUN, b"", 0, None, 1, 1, 0, 1, 0, [], [])],
         [frames.pack(messages.START_ACTOR, [])],
         [frames.pack(messages.RESULTS, 1, 0, 1, False, payloads=1), b"x"],
-        [frames.pack(messages.CALL, []), b"more"],
-        [frames.pack(messages.CALL, [])],
-        [frames.pack(messages.CALL, {})],
+        [frames.pack(messages.CALL, [call(FINE)], 0), b"more"],
+        [frames.pack(messages.CALL, {}, 0)],
+        [frames.pack(messages.CALL, [call(FINE)], "0")],
         [frames.pack(messages.CONSUMED, "a", 1)],
         sent([]),
         sent(call(FINE, number="1")),

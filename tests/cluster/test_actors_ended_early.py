@@ -33,6 +33,9 @@ class _Actor:
     def method(self):
         return self.values
 
+    def wait(self, path):
+        wait_until(lambda: os.path.exists(path), 20)
+
     def call(self, handle):
         return zray.get(handle.method.remote(), timeout=20)
 
@@ -230,3 +233,21 @@ def test_items_of_a_map_go_when_it_is_over():
     )
     assert values == [1] * 8
     wait_for_empty_store()
+
+
+def test_no_call_is_lost_when_an_actor_of_a_shared_worker_starts_again_in_the_same_one(tmp_path):
+    """Calls sent again can overtake both the end of the old life and the start of the new one."""
+    options = {"max_restarts": -1, "max_task_retries": -1}
+    stays = SHARED.options(name="stays").remote()
+    zray.get(stays.method.remote(), timeout=20)  # So that the worker lives on.
+    for number in range(10):
+        actor = SHARED.options(**options).remote()
+        hold = str(tmp_path / f"hold{number}")
+        first = actor.wait.remote(hold)
+        others = [actor.method.remote() for _ in range(5)]
+        zray.kill(actor, no_restart=False)
+        later = actor.method.remote()
+        open(hold, "w").close()
+        assert zray.get([*others, later], timeout=20) == [0] * 6
+        zray.get(first, timeout=20)
+        del actor

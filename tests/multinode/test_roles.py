@@ -199,7 +199,7 @@ def test_pickled_arguments_of_a_gateway_are_never_unpickled(
         ),
         start=1,
     ):
-        packed = frames.pack(messages.CALL, [[actor, number, "echo", 1, arguments]])
+        packed = frames.pack(messages.CALL, [[actor, number, "echo", 1, arguments]], 0)
         member.relay(worker, packed)
     replies = wait_until(lambda: (found := member.told())[3:] and found)
     for number, (receiver, told) in enumerate(replies, start=1):
@@ -208,7 +208,7 @@ def test_pickled_arguments_of_a_gateway_are_never_unpickled(
         assert told[3] == [number]
         with pytest.raises(zray.errors.SecurityError, match="pickled"):
             raise decode_exception(told[4][0][1:])
-    fine = frames.pack(messages.CALL, [[actor, 9, "count", 1, encode_data(())]])
+    fine = frames.pack(messages.CALL, [[actor, 9, "count", 1, encode_data(())]], 0)
     member.relay(worker, fine)
     answer = wait_until(lambda: member.told()[4:])
     assert pickle.loads(answer[0][1][4][0]) >= 0

@@ -28,8 +28,9 @@ from tests.sim.process import (
 )
 from tests.sim.runtime import SimRuntime
 from tests.sim.scripts import Scripts
+from zray.actors.lives import Lives
 from zray.actors.outbound import Outbound
-from zray.actors.work import ActorCall, ActorStart, TaskClass, TaskRange, WorkQueue
+from zray.actors.work import ActorCall, ActorEnd, ActorStart, TaskClass, TaskRange, WorkQueue
 from zray.protocol import messages, outcome
 from zray.protocol.ids import node_of, object_id, return_number
 from zray.protocol.purposes import Purpose
@@ -38,15 +39,6 @@ from zray.session.tasks import MODE_MAP
 
 BACKLOG = 2
 """Items a generator runs ahead: fewer than a consumer acknowledges at once."""
-
-
-class SimEnd:
-    """An END_ACTOR in the queue: what has arrived before it runs first."""
-
-    def __init__(self, actor: bytes, incarnation: int, *, killed: bool) -> None:
-        self.actor = actor
-        self.incarnation = incarnation
-        self.killed = killed
 
 
 class Step:
@@ -64,7 +56,7 @@ class Instance:
     """One actor: which calls it has run, by caller."""
 
     def __init__(self, start: ActorStart) -> None:
-        self.start = start
+        self.actor, self.incarnation = start.actor, start.incarnation
         self.error: bytes | None = None
         self.last: dict[bytes, int] = {}
         self.kept: list[Any] = []
@@ -80,10 +72,7 @@ class SimWorker(SimRuntime):
         self.lock = threading.RLock()
         self.outbound = Outbound(cast(Runtime, self))
         self.classes: dict[tuple[bytes, int], TaskClass] = {}
-        self.instances: dict[bytes, Instance] = {}
-        self.early: dict[bytes, list[ActorCall]] = {}
-        self.ended: set[bytes] = set()
-        self.killed: set[tuple[bytes, int]] = set()
+        self.lives: Lives[Instance] = Lives()
         self.exiting = False
         self.current: tuple[bytes, int] | None = None
         self.step: Step | None = None
@@ -109,7 +98,7 @@ class SimWorker(SimRuntime):
                 yield from self._call(item)
             elif isinstance(item, ActorStart):
                 yield from self._start(item)
-            elif isinstance(item, SimEnd):
+            elif isinstance(item, ActorEnd):
                 self._end(item)
             self._linger()
         self.flush()
@@ -127,7 +116,7 @@ class SimWorker(SimRuntime):
     def worker_message(self, sender: bytes, message: list[Any], payloads: list[bytes]) -> bool:
         kind = message[1]
         if kind == messages.CALL:
-            self.queue.items.extend(ActorCall(sender, row) for row in message[3])
+            self.queue.items.extend(ActorCall(sender, row, message[4]) for row in message[3])
         elif kind == messages.RUN:
             self._on_run(sender, message, payloads)
         elif kind == messages.START_ACTOR:
@@ -171,11 +160,11 @@ class SimWorker(SimRuntime):
             self.exiting = True
         elif kind == messages.END_ACTOR:
             self.read_all()
-            end = SimEnd(message[3], message[4], killed=message[5])
+            end = ActorEnd(message[3], message[4], killed=message[5])
             if end.killed:
                 self._end(end)  # Now, not behind the calls that it is to prevent.
             else:
-                self.queue.items.append(end)  # type: ignore[arg-type]
+                self.queue.items.append(end)
         else:
             super().on_lifeline(message)
 
@@ -393,7 +382,7 @@ class SimWorker(SimRuntime):
 
     def _start(self, start: ActorStart) -> Program:
         life = (start.actor, start.incarnation)
-        if life in self.killed:
+        if not self.lives.may_begin(start):
             return
         owner, endpoint = start.owner
         if endpoint:
@@ -409,23 +398,19 @@ class SimWorker(SimRuntime):
             instance.error = user_error(error.kind, error.lost)
         finally:
             self.in_user_code = False
-        self.ended.discard(start.actor)
-        self.instances[start.actor] = instance
-        if life in self.killed:
-            self._drop(start.actor)
+        early = self.lives.begin(instance)
+        if early is None:
+            self.world.witness.actor_ended(self, start.actor)
             return
+        self.queue.items.extendleft(reversed(early))
         self.session.outbox.message(
             self.node, messages.ACTOR_STARTED, [[start.actor, start.incarnation, instance.error]]
         )
         self.outbound.started()
-        for call in self.early.pop(start.actor, ()):
-            yield from self._call(call)
 
     def _call(self, call: ActorCall) -> Program:
-        instance = self.instances.get(call.actor)
+        instance = self.lives.of(call)
         if instance is None:
-            if call.actor not in self.ended:
-                self.early.setdefault(call.actor, []).append(call)
             return
         if call.number <= instance.last.get(call.client, 0):
             return
@@ -433,7 +418,7 @@ class SimWorker(SimRuntime):
         if not self.peers.knows(call.client):
             self.peers.connect(call.client, "")
         self.world.tell(f"{self.name} runs call {call.number:x} of {self.world.name(call.client)}")
-        self.scripts.order.called(call, instance.start.incarnation)
+        self.scripts.order.called(call, instance.incarnation)
         self.world.witness.actor_moves(self, call.actor)
         if instance.error is not None:
             self._reply_all(call, instance.error)
@@ -459,21 +444,15 @@ class SimWorker(SimRuntime):
         for index in range(max(1, call.returns)):
             self.outbound.reply(call.client, return_number(call.number, index), found, True)
 
-    def _end(self, end: SimEnd) -> None:
+    def _end(self, end: ActorEnd) -> None:
         """ActorRunner.end()."""
-        if end.killed:
-            self.killed.add((end.actor, end.incarnation))
-        instance = self.instances.get(end.actor)
-        if instance is None or end.incarnation != instance.start.incarnation:
+        instance = self.lives.meant_by(end)
+        if instance is None:
             return
-        self._drop(end.actor)
+        self.lives.over(instance, b"")
+        self.world.witness.actor_ended(self, end.actor)
         if not end.killed:
             self.call(messages.ACTOR_EXIT, end.actor, b"")
-
-    def _drop(self, actor: bytes) -> None:
-        del self.instances[actor]
-        self.ended.add(actor)
-        self.world.witness.actor_ended(self, actor)
 
     def blocked(self) -> None:
         self.world.witness.task_blocked(self)

@@ -184,8 +184,8 @@ MESSAGES: tuple[Message, ...] = (
         _M,
         "client",
         "worker",
-        ("calls",),
-        "Actor calls, in order: each [actor, number, method, returns, arguments].",
+        ("calls", "incarnation"),
+        "Calls of actors in this life, in order: [actor, number, method, returns, arguments].",
     ),
     Message(
         REPLIES,

@@ -184,24 +184,27 @@ class ActorCalls:
             if route.process is not None and route.outgoing:
                 calls, route.outgoing = route.outgoing, []
                 route.resent = False
-                self._send(route.process, calls, route.pending_bytes)
+                self._send(route.process, route.incarnation, calls, route.pending_bytes)
             return
         nbytes = 0
-        by_worker: dict[ProcessId, list[list[Any]]] = {}
+        by_worker: dict[tuple[ProcessId, int], list[list[Any]]] = {}
         for route in dirty.values():
             if route.process is not None and route.outgoing:
-                by_worker.setdefault(route.process, []).extend(route.outgoing)
+                whom = (route.process, route.incarnation)
+                by_worker.setdefault(whom, []).extend(route.outgoing)
                 nbytes += route.pending_bytes
                 route.outgoing = []
                 route.resent = False
         dirty.clear()
-        for worker, calls in by_worker.items():
-            self._send(worker, calls, nbytes)
+        for (worker, incarnation), calls in by_worker.items():
+            self._send(worker, incarnation, calls, nbytes)
 
-    def _send(self, worker: ProcessId, calls: list[list[Any]], nbytes_max: int) -> None:
+    def _send(
+        self, worker: ProcessId, incarnation: int, calls: list[list[Any]], nbytes_max: int
+    ) -> None:
         """Send calls whose arguments have so many bytes at most, in messages of a bounded size."""
         if nbytes_max <= CALLS_BYTES_MAX:
-            self.outbox.message(worker, messages.CALL, calls)
+            self.outbox.message(worker, messages.CALL, calls, incarnation)
             return
         message: list[list[Any]] = []
         nbytes = 0
@@ -209,10 +212,10 @@ class ActorCalls:
             message.append(call)
             nbytes += len(call[4])
             if nbytes > CALLS_BYTES_MAX:
-                self.outbox.message(worker, messages.CALL, message)
+                self.outbox.message(worker, messages.CALL, message, incarnation)
                 message, nbytes = [], 0
         if message:
-            self.outbox.message(worker, messages.CALL, message)
+            self.outbox.message(worker, messages.CALL, message, incarnation)
 
     def replied(self, numbers: list[int], outcomes: list[bytes], special: bool) -> None:
         """REPLIES: outcomes by object number."""
