@@ -80,7 +80,10 @@ def tell_of_death(
     if process is not None:
         for other in sorted(process.acquainted):
             node.send(other, messages.PROCESS_DIED, identity, text)
+    worker = node.scheduler.workers.get(identity)
     node.scheduler.worker_died(identity, text)
+    if worker is not None:
+        _worker_left(node, job_of(worker.env))
     if node.scheduler.failed_starts >= WORKER_STARTS_FAILED_MAX:
         node.stop(
             f"{WORKER_STARTS_FAILED_MAX} workers in a row died while they started; the"
@@ -95,6 +98,14 @@ def tell_of_death(
     node.processes.drop_classes(identity)
     if process is not None and process.role == "driver":
         _driver_left(node, process)
+
+
+def _worker_left(node: Node, job: str) -> None:
+    """The last worker of an ended job may have submitted tasks after its driver's end."""
+    if job in node.scheduler.ended_jobs and not any(
+        job_of(worker.env) == job for worker in node.scheduler.workers.values()
+    ):
+        node.gcs.forget_lineage(job)
 
 
 def _driver_left(node: Node, process: Process) -> None:

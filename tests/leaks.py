@@ -21,11 +21,15 @@ SHM = Path("/dev/shm")
 RETURN_TIMEOUT_S = 10.0
 
 
-def open_descriptors() -> Counter[str]:
-    """Return how often each target is open; numbers are reused, so targets are what counts."""
-    folder = Path("/proc/self/fd")
+def open_descriptors(pid: int | None = None) -> Counter[str]:
+    """Return how often each target is open; numbers are reused, so targets are what counts.
+
+    Args:
+        pid: of the process that has them open; None: this one.
+    """
+    folder = Path(f"/proc/{pid or 'self'}/fd")
     if not folder.is_dir():  # macOS: only the number of descriptors is known
-        return Counter({"descriptor": psutil.Process().num_fds()})
+        return Counter({"descriptor": psutil.Process(pid).num_fds()})
     targets: Counter[str] = Counter()
     for link in folder.iterdir():
         try:

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from tests.leaks import open_descriptors
 from tests.waiting import wait_until
 from zray.launch import launch_node
 from zray.observer import Observer
@@ -54,6 +55,7 @@ class Chaos:
         except AssertionError:
             raise AssertionError(f"the first driver left {self._traces()}") from None
         self.baseline = self._traces()
+        self.descriptors = open_descriptors(self.node.pid)
 
     def close(self) -> None:
         """End the node and remove its folder."""
@@ -155,6 +157,7 @@ class Chaos:
             "objects": status["object_counts"]["objects"],
             "used_bytes": status["store"]["used_bytes"],
             "drivers": status["drivers"],
+            "ledgers": status["gcs"]["ledgers"],
             "spill_bytes": status["store"]["spill_bytes"],
             "waiting": status["store"]["waiting_allocations"],
             "available": status["resources"]["available"],
@@ -179,7 +182,7 @@ class Chaos:
         before, now = self.baseline, self._traces()
         more = now["processes"] - before["processes"]
         allowed = {"files": FILES_OF_A_WORKER, "descriptors": DESCRIPTORS_OF_A_WORKER}
-        found = {
+        found: dict[str, Any] = {
             name: (before[name], value)
             for name, value in now.items()
             if name not in ("workers", "processes", *allowed) and value != before[name]
@@ -187,6 +190,8 @@ class Chaos:
         for name, share in allowed.items():
             if now[name] > before[name] + share * max(0, more):
                 found[name] = (before[name], now[name])
+        if "descriptors" in found:
+            found["more descriptors"] = dict(open_descriptors(self.node.pid) - self.descriptors)
         return found
 
     def _returned(self) -> bool:

@@ -280,7 +280,7 @@ def test_the_node_keeps_no_descriptor_and_no_file_of_what_was_spilled(own_node):
     del refs
     give_back()
     wait_until(lambda: not [n for n in os.listdir(directory) if n.endswith(".blob")])
-    assert process.num_fds() <= before + 2
+    wait_until(lambda: process.num_fds() <= before + 2, what="descriptors to be closed")
 
 
 def test_a_list_larger_than_the_store_comes_back_once(own_node):

@@ -25,6 +25,7 @@ def _idle(place: Place) -> dict[str, Any] | None:
         or status["actor_counts"]
         or status["object_counts"]["objects"]
         or status["store"]["used_bytes"]
+        or status["gcs"]["ledgers"]
         or status["scheduler"]["queued_tasks"]
         or status["scheduler"]["running_tasks"]
         or set(status["scheduler"]["workers"]) != {"idle"}
@@ -55,6 +56,40 @@ HEAVY = """
     print("ready", flush=True)
     zray.get(waiting)
 """
+
+
+SPAWNS = """
+    import time
+    import zray
+    zray.init()
+
+    @zray.remote
+    def nothing():
+        pass
+
+    @zray.remote(num_cpus=0)
+    def spawn():
+        while True:
+            zray.get([nothing.remote() for _ in range(20)])
+
+    spawning = [spawn.remote() for _ in range(2)]
+    time.sleep(0.5)
+    print("ready", flush=True)
+    zray.get(spawning)
+"""
+
+
+def test_what_tasks_submit_when_their_driver_is_dead_already_leaves_no_ledger(
+    place: Place,
+) -> None:
+    """The words of a worker come after its driver's end: they made the job's ledger anew."""
+    place.start()
+    for _ in range(5):
+        child = place.launch(SPAWNS)
+        assert line_of(child) == "ready"
+        child.kill()
+        child.wait()
+        wait_until(lambda: _idle(place), what="an idle node")
 
 
 MADE_IN_A_TASK = """
