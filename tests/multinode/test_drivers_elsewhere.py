@@ -9,6 +9,7 @@ Never   uses keys or the context file of the user.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -232,6 +233,7 @@ def test_what_a_killed_driver_held_is_free_again(place: Place, nodes: Cluster, h
     assert not list(place.folder.glob("zray-*"))
 
 
+@pytest.mark.usefixtures("no_leaks")
 def test_ipv6() -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
@@ -257,6 +259,7 @@ def test_ipv6() -> None:
         finally:
             process.terminate()
             process.wait(10)
+            shutil.rmtree(directory)
 
 
 # -- who cannot connect ----------------------------------------------------------------------------
