@@ -378,6 +378,8 @@ class Cluster:
         for member in list(self.members.values()):
             if member.link == link:
                 self.lost(member.node, "its connection ended")
+        if link in self.joining:
+            self._greet(link)  # Who listens there from now on may be another one.
 
     def _departed(self, sender: Sender) -> None:
         member = self.members.get(sender.peer)

@@ -113,6 +113,9 @@ def _hold_for(node: Node, _process: Process, message: list[Any]) -> None:
 
 
 def _transfer(node: Node, process: Process, message: list[Any]) -> None:
+    # The giver has a result from its worker, whose own word to us may be unread yet.
+    if not node.objects.knows(message[4]) and node.not_yet(process, message):
+        return
     node.objects.transfer(process.identity, message[3], message[4])
 
 

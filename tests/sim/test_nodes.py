@@ -22,6 +22,9 @@ from tests.sim.nodes_simulation import simulate_nodes
 ROOT = Path(__file__).parents[2]
 SEEDS = 90
 GROUPS = 6
+FOUND = (40107, 51448, 52908)
+"""Each has shown a fault of its own: a call sent again that was dropped with an actor's old life,
+a value passed on before its maker's word of it was read, a greeting lost with who was greeted."""
 
 pytestmark = pytest.mark.sim
 
@@ -42,7 +45,7 @@ def test_nodes_lose_nothing_but_what_was_on_those_that_are_lost(
     if seed is not None:
         seeds = [seed] if group == 0 else []
     else:
-        seeds = list(range(group, SEEDS, GROUPS))
+        seeds = [*range(group, SEEDS, GROUPS), *FOUND[group:][:1]]
     for number in seeds:
         simulate_nodes(number)
 
