@@ -218,9 +218,13 @@ class Listener:
     def __init__(self, path: str, *, descriptors_left: int = 0) -> None:
         self._descriptors_left = descriptors_left
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        if os.path.exists(path):
-            os.unlink(path)
-        self.socket.bind(path)
+        try:
+            if os.path.exists(path):
+                os.unlink(path)
+            self.socket.bind(path)
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.listen(1024)
         self.socket.setblocking(False)
         # Given up for a moment when there is no descriptor left: without it a connection could

@@ -1,40 +1,51 @@
-"""The way between the GCS process and who uses it on this machine: a ROUTER and DEALERs over ipc.
+"""The way between the GCS process and who uses it on this machine: unix streams.
 
 What    GcsEndpoint, where the GCS receives and answers; GcsPeer, the other end: the head's node,
-        which brings the frames of all other nodes too. An endpoint knows when a connection
-        breaks. Both have what a poll loop needs: a descriptor, receive() until None, has_message()
-        before each wait, since a send on the same socket may swallow the descriptor's edge.
+        which brings the frames of all other nodes too. Both ends are read and written by the thread
+        that uses them: a ZeroMQ socket would hand each message through an I/O thread on both sides,
+        four more wake-ups an answer (docs/explanation/architecture.md, D32). Both have what a poll
+        loop needs: a descriptor that stays the same, and has_message() before each wait.
 Caller  brokers/gcs/server.py; brokers/gcs_relay.py.
-Never   binds what others than this user of this machine can reach: the folder says who may.
+Never   blocks; binds what others than this user of this machine can reach: the folder says who may,
+        and the kernel who it is.
+
+On the wire a message is the number of its frames, the length of each, 32 bits little-endian, and
+the frames. The first one of a connection names who has connected.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Sequence
 
-import zmq
-from zmq.backend import Socket as _Backend
+from zray.errors import NodeStartError, RemoteProtocolError
 
-from zray.errors import NodeStartError
-
-from .mailbox import new_context
-
-_send = _Backend.send
-_recv = _Backend.recv
-_SNDMORE = 2
-_DONTWAIT = 1
-_SOURCE_FD = 2
+from .channel import Listener
+from .poller import READABLE, WRITABLE, new_poller
 
 FRAME_BYTES_MAX = 80 << 20
-"""A value of 64 MiB and what is around it."""
+"""Of a message: a value of 64 MiB and what is around it."""
 
-_QUEUE_LEN_MAX = 2048
-"""Frames that wait for one slow connection of an endpoint; then send() says no."""
+_FRAMES_MAX = 4
+_UNSENT_BYTES_MAX = 64 << 20
+"""So much may wait for one slow connection; then send() says no."""
 
-_CLIENT_QUEUE_LEN_MAX = 2048
-_RECONNECT_MS = 20
-_RECONNECT_MS_MAX = 500
+_UNSENT_LEN_MAX = 2048
+_SMALL_BYTES = 64 << 10
+_LARGE_BYTES = 1 << 20
+_READS_MAX = 32
+"""Of one connection before others are read."""
+
+_CONNECT_S = 0.02
+_DESCRIPTORS_LEFT = 16
+_HELLO = b"zray gcs 1"
+_COUNT = struct.Struct("<I")
+_LENGTHS = tuple(struct.Struct(f"<{count}I") for count in range(_FRAMES_MAX + 1))
 
 
 def check_local(endpoint: str) -> None:
@@ -44,6 +55,124 @@ def check_local(endpoint: str) -> None:
             f"{endpoint!r} is refused: the GCS does what any peer asks, so it binds nothing but "
             "ipc:// in a folder of its user; other nodes reach it by the head's own port"
         )
+
+
+def packed(frames: Sequence[bytes]) -> bytes:
+    """Return a message as it is on the wire."""
+    lengths = _LENGTHS[len(frames)].pack(*map(len, frames))
+    return b"".join((_COUNT.pack(len(frames)), lengths, *frames))
+
+
+class Unpacker:
+    """Puts messages together from what arrives."""
+
+    def __init__(self) -> None:
+        self._inbound = bytearray()
+        self._wanted = 0
+
+    @property
+    def read_bytes(self) -> int:
+        """How much to read at a time."""
+        return _LARGE_BYTES if self._wanted > _SMALL_BYTES else _SMALL_BYTES
+
+    def feed(self, data: bytes) -> list[list[bytes]]:
+        """Take what has arrived; returns the messages that are whole.
+
+        Raises:
+            RemoteProtocolError: no message looks like this, or it is longer than it may be.
+        """
+        if self._inbound:
+            self._inbound += data
+            if len(self._inbound) < self._wanted:
+                return []
+            data = bytes(self._inbound)
+            self._inbound.clear()
+        messages: list[list[bytes]] = []
+        at, end = 0, len(data)
+        while end - at >= 4:
+            (count,) = _COUNT.unpack_from(data, at)
+            if not 0 < count <= _FRAMES_MAX:
+                raise RemoteProtocolError(f"a message of {count} frames on the way to the GCS")
+            begin = at + 4 + 4 * count
+            if end < begin:
+                break
+            lengths = _LENGTHS[count].unpack_from(data, at + 4)
+            stop = begin + sum(lengths)
+            if stop - begin > FRAME_BYTES_MAX:
+                raise RemoteProtocolError(
+                    f"a message of {stop - begin} bytes on the way to the GCS, where"
+                    f" {FRAME_BYTES_MAX} are the most"
+                )
+            if end < stop:
+                self._wanted = stop - at
+                self._inbound += data[at:]
+                return messages
+            frames: list[bytes] = []
+            for length in lengths:
+                frames.append(data[begin : begin + length])
+                begin += length
+            messages.append(frames)
+            at = stop
+        self._wanted = 0
+        self._inbound += data[at:]
+        return messages
+
+
+class _Stream:
+    """A connection, and what waits to be sent by it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.name = b""
+        self.unpacker = Unpacker()
+        self.unsent: deque[memoryview] = deque()
+        self.unsent_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.unsent_bytes > _UNSENT_BYTES_MAX or len(self.unsent) >= _UNSENT_LEN_MAX
+
+    def send(self, data: bytes) -> None:
+        """Send, or keep what the kernel does not take. Raises OSError where the other is gone."""
+        sent = 0
+        if not self.unsent:
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                sent = self.socket.send(data)
+        if sent < len(data):
+            self.unsent.append(memoryview(data)[sent:])
+            self.unsent_bytes += len(data) - sent
+
+    def flush(self) -> bool:
+        """Send what is kept; True when nothing is left. Raises OSError where the other is gone."""
+        while self.unsent:
+            try:
+                sent = self.socket.send(self.unsent[0])
+            except (BlockingIOError, InterruptedError):
+                return False
+            self.unsent_bytes -= sent
+            if sent < len(self.unsent[0]):
+                self.unsent[0] = self.unsent[0][sent:]
+            else:
+                self.unsent.popleft()
+        return True
+
+    def receive(self) -> tuple[list[list[bytes]], bool]:
+        """Return the messages that have arrived, and whether the other end is still there."""
+        messages: list[list[bytes]] = []
+        try:
+            for _ in range(_READS_MAX):
+                size = self.unpacker.read_bytes
+                data = self.socket.recv(size)
+                if not data:
+                    return messages, False
+                messages += self.unpacker.feed(data)
+                if len(data) < size:
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass
+        except (OSError, RemoteProtocolError):
+            return messages, False
+        return messages, True
 
 
 class GcsEndpoint:
@@ -59,102 +188,124 @@ class GcsEndpoint:
     def __init__(self, endpoint: str) -> None:
         check_local(endpoint)
         self.endpoint = endpoint
-        self._context = new_context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, _QUEUE_LEN_MAX),
-            (zmq.RCVHWM, 0),
-            (zmq.MAXMSGSIZE, FRAME_BYTES_MAX),
-            (zmq.ROUTER_HANDOVER, 1),
-            # Else a message to a full queue is dropped without a word.
-            (zmq.ROUTER_MANDATORY, 1),
-        ):
-            self._socket.setsockopt(option, value)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._peer_of_fd: dict[int, bytes] = {}
-        self._fd_of_peer: dict[bytes, int] = {}
+        self._path = endpoint.removeprefix("ipc://")
         try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
+            self._listener = Listener(self._path, descriptors_left=_DESCRIPTORS_LEFT)
+        except OSError as error:
             raise NodeStartError(
-                f"the GCS can't bind {endpoint!r} ({error.strerror}); choose a shorter directory "
-                "that exists and is yours"
+                f"the GCS can't bind {endpoint!r} ({error.strerror or error}); choose a shorter "
+                "directory that exists and is yours"
             ) from error
+        self._poller = new_poller()
+        self._poller.register(self._listener.fileno(), READABLE)
+        self._streams: dict[int, _Stream] = {}
+        self._named: dict[bytes, _Stream] = {}
+        self._received: deque[tuple[bytes, list[bytes]]] = deque()
+        self._broken: list[bytes] = []
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What to poll for reading; edges, so receive() and broken() are to be called till dry."""
-        return (int(self._socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
+        """What to poll for reading."""
+        return (self._poller.fileno(),)
 
     def has_message(self) -> bool:
         """Return whether receive() or broken() would return something now."""
-        ready = int(self._socket.get(zmq.EVENTS)) | int(self._monitor.get(zmq.EVENTS))
-        return bool(ready & zmq.POLLIN)
+        return bool(self._received or self._broken)
 
     def receive(self) -> tuple[bytes, list[bytes]] | None:
-        """Return (connection, frames) of the next message, or None."""
-        try:
-            peer = bytes(_recv(self._socket, _DONTWAIT))
-        except zmq.Again:
-            return None
-        frame = _recv(self._socket, 0, False)
-        self._seen(peer, int(frame.get(_SOURCE_FD)))
-        frames = [frame.bytes]
-        while frame.more:
-            frame = _recv(self._socket, 0, False)
-            frames.append(frame.bytes)
-        return peer, frames
-
-    def _seen(self, peer: bytes, fd: int) -> None:
-        """Learn whose connection a message came by."""
-        before = self._fd_of_peer.get(peer)
-        if before == fd:
-            return
-        if before is not None and self._peer_of_fd.get(before) == peer:
-            del self._peer_of_fd[before]
-        self._fd_of_peer[peer] = fd
-        self._peer_of_fd[fd] = peer
+        """Return (connection, frames) of the next message that broken() has read, or None."""
+        return self._received.popleft() if self._received else None
 
     def broken(self) -> list[bytes]:
-        """Return connections that broke since the last call.
+        """Read what has arrived; returns connections that broke since the last call."""
+        for descriptor, events in self._poller.poll(0):
+            stream = self._streams.get(descriptor)
+            if stream is None:
+                self._accept()
+                continue
+            if events & WRITABLE:
+                self._flush(stream)
+            if events & ~WRITABLE:
+                self._read(stream)
+        broken, self._broken = self._broken, []
+        return broken
 
-        To be called before receive(): a new connection may have the descriptor of a broken one.
-        """
-        peers: list[bytes] = []
-        while int(self._monitor.get(zmq.EVENTS)) & zmq.POLLIN:
-            event = self._monitor.recv(zmq.NOBLOCK)
-            self._monitor.recv(zmq.NOBLOCK)
-            peer = self._peer_of_fd.pop(int.from_bytes(event[2:6], "little", signed=True), None)
-            if peer is not None:
-                self._fd_of_peer.pop(peer, None)
-                peers.append(peer)
-        return peers
+    def _accept(self) -> None:
+        while (sock := self._listener.accept_socket()) is not None:
+            self._streams[sock.fileno()] = _Stream(sock)
+            self._poller.register(sock.fileno(), READABLE)
+
+    def _read(self, stream: _Stream) -> None:
+        messages, is_there = stream.receive()
+        for frames in messages:
+            if stream.name:
+                self._received.append((stream.name, frames))
+            elif len(frames) == 2 and frames[0] == _HELLO and frames[1]:
+                stream.name = frames[1]
+                before = self._named.get(stream.name)
+                self._named[stream.name] = stream
+                if before is not None:
+                    self._close(before)  # It has connected anew, before we read its end.
+            else:
+                is_there = False
+                break
+        if not is_there:
+            self._end(stream)
+
+    def _flush(self, stream: _Stream) -> None:
+        try:
+            if stream.flush():
+                self._poller.modify(stream.socket.fileno(), READABLE)
+        except OSError:
+            self._end(stream)
+
+    def _end(self, stream: _Stream) -> None:
+        if self._named.get(stream.name) is stream:
+            del self._named[stream.name]
+            self._broken.append(stream.name)
+        self._close(stream)
+
+    def _close(self, stream: _Stream) -> None:
+        descriptor = stream.socket.fileno()
+        if self._streams.pop(descriptor, None) is not None:
+            self._poller.unregister(descriptor)
+            stream.socket.close()
 
     def send(self, peer: bytes, *frames: bytes) -> bool:
         """Send one message; False where the connection is gone or takes no more for now."""
+        stream = self._named.get(peer)
+        if stream is None or stream.is_full:
+            return False
+        waited = bool(stream.unsent)
         try:
-            _send(self._socket, peer, _SNDMORE | _DONTWAIT)
-        except zmq.ZMQError as error:
-            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                return False
-            raise
-        for frame in frames[:-1]:
-            _send(self._socket, frame, _SNDMORE | _DONTWAIT)
-        _send(self._socket, frames[-1], _DONTWAIT)
+            stream.send(packed(frames))
+        except OSError:
+            self._end(stream)
+            return False
+        if stream.unsent and not waited:
+            self._poller.modify(stream.socket.fileno(), READABLE | WRITABLE)
         return True
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; what is queued gets `linger_ms` to leave."""
-        path = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close(linger_ms)
-        self._context.term()
-        if path.startswith("ipc://"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path.removeprefix("ipc://"))
+        self._poller.unregister(self._listener.fileno())
+        self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        deadline = time.monotonic() + linger_ms / 1000
+        while any(each.unsent for each in self._streams.values()):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            for descriptor, events in self._poller.poll(left_s):
+                stream = self._streams[descriptor]
+                if events & WRITABLE:
+                    self._flush(stream)
+                else:
+                    self._read(stream)
+        for stream in list(self._streams.values()):
+            self._close(stream)
+        self._poller.close()
 
 
 class GcsPeer:
@@ -162,58 +313,95 @@ class GcsPeer:
 
     Args:
         endpoint: as the GCS reports it.
-        identity: this process's id, 1 to 255 bytes, the first not zero.
+        identity: this process's id, 1 byte or more.
     """
 
     def __init__(self, endpoint: str, identity: bytes) -> None:
         check_local(endpoint)
-        self._context = new_context()
-        self._socket = self._context.socket(zmq.DEALER)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, _CLIENT_QUEUE_LEN_MAX),
-            (zmq.RCVHWM, 0),
-            (zmq.MAXMSGSIZE, FRAME_BYTES_MAX),
-            # Nothing waits for a GCS that is not there: the session repeats what it has to.
-            (zmq.IMMEDIATE, 1),
-            (zmq.RECONNECT_IVL, _RECONNECT_MS),
-            (zmq.RECONNECT_IVL_MAX, _RECONNECT_MS_MAX),
-        ):
-            self._socket.setsockopt(option, value)
-        self._socket.setsockopt(zmq.ROUTING_ID, identity)
-        self._socket.connect(endpoint)
-        self.descriptor = int(self._socket.get(zmq.FD))
-        """What to poll for reading; an edge, so receive() is to be called until None."""
+        self._path = endpoint.removeprefix("ipc://")
+        self._hello = packed((_HELLO, identity))
+        self._poller = new_poller()
+        self._stream: _Stream | None = None
+        self._received: deque[list[bytes]] = deque()
+        self._connect_at = 0.0
+        self._connect()
+
+    @property
+    def descriptor(self) -> int:
+        """What to poll for reading."""
+        return self._poller.fileno()
 
     def has_message(self) -> bool:
-        """Return whether receive() would return something now."""
-        return bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
+        """Return whether receive() would return something without a look at the descriptor."""
+        return bool(self._received)
+
+    def _connect(self) -> None:
+        now = time.monotonic()
+        if now < self._connect_at:
+            return
+        self._connect_at = now + _CONNECT_S
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        stream = _Stream(sock)
+        try:
+            sock.connect(self._path)
+            stream.send(self._hello)
+        except OSError:
+            sock.close()  # It is not there, or about to be: whoever sends next tries again.
+            return
+        self._stream = stream
+        self._poller.register(sock.fileno(), READABLE)
+
+    def _end(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._poller.unregister(stream.socket.fileno())
+            stream.socket.close()
 
     def send(self, *frames: bytes) -> bool:
         """Send one message; False where the GCS is not connected or takes no more for now."""
-        try:
-            _send(self._socket, frames[0], _DONTWAIT | (_SNDMORE if len(frames) > 1 else 0))
-            for number, frame in enumerate(frames[1:], 2):
-                _send(self._socket, frame, _DONTWAIT | (_SNDMORE if number < len(frames) else 0))
-        except zmq.Again:
-            # Between two frames only the end of the connection says this; libzmq takes the
-            # first ones back.
+        if self._stream is None:
+            self._connect()
+        stream = self._stream
+        if stream is None or stream.is_full:
             return False
+        waited = bool(stream.unsent)
+        try:
+            stream.send(packed(frames))
+        except OSError:
+            self._end()
+            return False
+        if stream.unsent and not waited:
+            self._poller.modify(stream.socket.fileno(), READABLE | WRITABLE)
         return True
 
     def receive(self) -> list[bytes] | None:
         """Return the frames of the next message, or None."""
+        if not self._received:
+            self._read()
+        return self._received.popleft() if self._received else None
+
+    def _read(self) -> None:
+        stream = self._stream
+        if stream is None:
+            return
         try:
-            frame = _recv(self._socket, _DONTWAIT, False)
-        except zmq.Again:
-            return None
-        frames = [frame.bytes]
-        while frame.more:
-            frame = _recv(self._socket, 0, False)
-            frames.append(frame.bytes)
-        return frames
+            if stream.unsent and stream.flush():
+                self._poller.modify(stream.socket.fileno(), READABLE)
+        except OSError:
+            self._end()
+            return
+        messages, is_there = stream.receive()
+        self._received.extend(messages)
+        if not is_there:
+            self._end()
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; what is queued gets `linger_ms` to leave."""
-        self._socket.close(linger_ms)
-        self._context.term()
+        deadline = time.monotonic() + linger_ms / 1000
+        while self._stream is not None and self._stream.unsent:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not self._poller.poll(left_s):
+                break
+            self._read()
+        self._end()
+        self._poller.close()
