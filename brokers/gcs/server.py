@@ -13,6 +13,7 @@ Spec    docs/explanation/architecture.md, "The GCS and lineage".
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -139,13 +140,14 @@ class GcsServer:
             return
         now = time.monotonic()
         due = self.replica.next_deadline() if self._failing_since is None else now + _RETRY_S
-        ready = self._poller.poll(max(0.0, due - now))
-        if self._life is not None and any(fd == self._life.fileno() for fd, _events in ready):
-            # Started again, that process will want these files for another one.
-            self.stop("the node that started it has ended")
+        for descriptor, _events in self._poller.poll(max(0.0, due - now)):
+            if descriptor == self.wake.fileno():
+                self.wake.clear()
+            elif self._life is not None and descriptor == self._life.fileno():
+                # Started again, that process will want these files for another one.
+                self.stop("the node that started it has ended")
 
     def _wake(self) -> None:
-        self.wake.clear()
         now = time.monotonic()
         self._hear(now)
         self.replica.run(now, time.time(), self._peers.send)
@@ -258,6 +260,7 @@ def serve(
     _write_report(directory, report)
     _report(report, ready_fd)
     note(f"the GCS serves {directory} at {link.endpoint}, pid {os.getpid()}")
+    gc.freeze()  # Modules and what was loaded stay: no collection need look at them.
     try:
         server.run()
     except errors.GcsUnavailableError as error:
