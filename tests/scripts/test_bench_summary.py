@@ -107,6 +107,6 @@ def test_every_budget_belongs_to_a_question_and_every_question_explains_itself(c
 def test_the_rows_of_the_readme_are_not_written_from_half_of_the_questions(capsys):
     with pytest.raises(SystemExit):
         run.parsed(["--readme", "calls"])
-    assert "payload" in capsys.readouterr().err
+    assert "startup" in capsys.readouterr().err
     assert run.parsed(["--readme", *summary.questions_of_readme()]).readme
     assert run.parsed(["--readme"]).readme
