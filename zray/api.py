@@ -195,7 +195,8 @@ def init(
         keys: folder of the keys for zray://; None: ~/.zray/cluster; "none": it has no keys.
         _temp_dir: folder for the node's directory; a short path, since sockets lie in it.
         others: driver_host, driver_port, driver_bulk_port and driver_advertise, how the nodes
-            reach a driver at zray://; options of Ray's init() that ask for nothing.
+            reach a driver at zray://; lineage_bytes and lineage_copies of a node started here;
+            options of Ray's init() that ask for nothing.
 
     Raises:
         OptionError: an option that zray does not honour.
@@ -243,6 +244,7 @@ def _init(
     from zray import configuration, launch_driver
 
     others = dict(others)
+    of_node |= {name: others.pop(name) for name in configuration.NODE_SETTINGS if name in others}
     of_driver |= {name: others.pop(name, None) for name in configuration.OF_DRIVER_ELSEWHERE}
     configuration.refuse_unsupported(others)
     env_vars = configuration.session_env(runtime_env)

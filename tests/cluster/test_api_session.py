@@ -54,6 +54,13 @@ def test_init_returns_where_the_node_is_and_ends_it_as_a_context_manager():
     assert not os.path.exists(directory)
 
 
+@pytest.mark.parametrize(("given", "ledgers"), [({}, 1), ({"lineage_bytes": 0}, 0)])
+def test_init_takes_what_else_a_node_can_be_told(given, ledgers):
+    zray.init(num_cpus=1, **given)
+    assert zray.get(double.remote(1)) == 2
+    assert zray.state.ask("status")["gcs"]["ledgers"] == ledgers
+
+
 def test_init_twice_is_an_error_unless_told_otherwise():
     first = zray.init(num_cpus=1)
     with pytest.raises(errors.OptionError, match="ignore_reinit_error"):
