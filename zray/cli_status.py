@@ -106,10 +106,11 @@ def _show_problems(console: Console, problems: list[str]) -> None:
 
 
 def _show_nodes(console: Console, report: dict[str, Any]) -> None:
-    columns = ("node", "state", "address", "machine", "CPUs free", "queued", "labels")
+    columns = ("node", "state", "address", "machine", "CPUs free", "queue", "labels")
     table = _table("Nodes", *columns)
-    for column in table.columns[:3:2]:
-        column.no_wrap = True  # They are copied into commands.
+    table.padding = (0, 1, 0, 0)  # A row of an ordinary node fits into 80 columns.
+    for column in table.columns[:-1]:
+        column.no_wrap = True  # Ids and addresses are copied into commands.
     # The dead last, and of those the newest: a cluster that has run for long has many.
     rows = sorted(report["all_nodes"], key=lambda row: (row["state"] == "DEAD", -_begun(row)))
     for row in rows[:_ROWS_MAX]:
@@ -153,10 +154,9 @@ def _node_cells(row: dict[str, Any], report: dict[str, Any]) -> tuple[str, ...]:
     free = row["resources_available"].get("CPU", 0.0)
     total = row["resources_total"].get("CPU", 0.0)
     here = " (here)" if row["node_id"] == report["node"] else ""
-    head = ", head" if row["is_head_node"] else ""
     return (
         row["node_id"],
-        row["state"].lower() + head,
+        "head" if row["is_head_node"] and row["state"] == "ALIVE" else row["state"].lower(),
         row["address"].removeprefix("tcp://"),
         row["node_name"] + here,
         f"{free:g} of {total:g}",
