@@ -56,7 +56,8 @@ class Head:
             select.select([self.link.descriptor], [], [], 0.02)
         while (frames := self.link.receive()) is not None:
             peer, frame = frames
-            self.sessions[peer].received(frame, time.monotonic())
+            if peer in self.sessions:  # Else it was said before the GCS heard of its end.
+                self.sessions[peer].received(frame, time.monotonic())
 
     def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
         deadline = time.monotonic() + timeout_s
