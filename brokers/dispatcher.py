@@ -484,7 +484,7 @@ class Dispatcher:
                 assert actor.state in (PENDING, RESTARTING)
         for worker in self.fenced:
             assert worker not in self.by_worker, "out of reach, and used"
-        for worker, hosted in self.by_worker.items():
+        for hosted in self.by_worker.values():
             # A host that is told to leave is none any more, with its actors still in it.
             alone = not all(self.actors[each].shared for each in hosted)
             assert len(hosted) <= 1 or not alone, "a process actor shares its worker"
