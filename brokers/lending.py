@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zray.errors import RemoteProtocolError
+
 from .bundles import group_of
 from .resources import Grant
 from .scheduling import RUNNING, Claim, Environment, Kill, Lend, LoanLost, WantBack
@@ -91,8 +93,14 @@ class Lending:
         patient: bool,
         now: float,
     ) -> None:
-        """BORROW: a worker, now or in a moment, or no."""
+        """BORROW: a worker, now or in a moment, or no.
+
+        Raises RemoteProtocolError where the number is that of a request that still waits.
+        """
         scheduler = self.scheduler
+        name = borrower + number.to_bytes(8, "big")
+        if name in self.asked:
+            raise RemoteProtocolError(f"BORROW {number} of {borrower.hex()}, which waits already")
         if patient:
             waits = any(
                 asked.borrower == borrower and not self._fits(asked_name)
@@ -112,7 +120,6 @@ class Lending:
             scheduler.offering.refused(borrower, now)
             self._ask_for_idle({group_of(resources): Counter([borrower])}, now)
             return
-        name = borrower + number.to_bytes(8, "big")
         self.asked[name] = Asked(borrower, number, now + _WAIT_S, for_actor)
         scheduler.claim(Claim(name, placement, resources, env, is_loan=True))
         scheduler.pump()

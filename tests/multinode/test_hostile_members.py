@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import zray
@@ -255,10 +255,15 @@ _honest: st.SearchStrategy[Any] = st.sampled_from(
 """What is obeyed before the first mutated one ends the connection."""
 
 
+_TWICE: list[Said] = [(link_messages.BORROW, HONEST[link_messages.BORROW], 0, [])] * 6
+"""One request made again and again: the second worker for it ended the node."""
+
+
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(_honest, max_size=8), st.lists(_mutated(), min_size=1, max_size=4))
+@example(honest=_TWICE, mutated=[_TWICE[0]])
 def test_mutated_frames_of_a_valid_key_stop_nothing(
     besieged: Cluster,
     target: TestNode,
