@@ -94,7 +94,10 @@ class Channel:
         """Send without ever blocking: what the kernel does not take is kept for flush()."""
         data = _LENGTH.pack(len(message)) + message
         if descriptors and not self._outbound:
-            sent = socket.send_fds(self.socket, [data], list(descriptors))
+            try:
+                sent = socket.send_fds(self.socket, [data], list(descriptors))
+            except (BrokenPipeError, ConnectionResetError):
+                return  # Its EOF arrives on the reading side.
             self._outbound += data[sent:]
             return
         self._outbound += data

@@ -95,3 +95,15 @@ def test_descriptors_that_nobody_asked_for_are_closed(ends):
         assert os.read(reading, 1) == b"", "somebody still has the other end"
     finally:
         os.close(reading)
+
+
+def test_descriptors_for_a_peer_that_is_dead_are_dropped_with_their_message():
+    """A worker killed between its HELLO and the WELCOME ended the node."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    its.close()
+    ours.setblocking(False)
+    stream = Channel(ours)
+    with open(os.devnull, "rb") as file:
+        stream.queue(b"welcome", (file.fileno(),))
+    assert stream.drain() == ([], False)
+    stream.close()
