@@ -59,7 +59,6 @@ HEAVY = """
 
 
 SPAWNS = """
-    import time
     import zray
     zray.init()
 
@@ -73,7 +72,6 @@ SPAWNS = """
             zray.get([nothing.remote() for _ in range(20)])
 
     spawning = [spawn.remote() for _ in range(2)]
-    time.sleep(0.5)
     print("ready", flush=True)
     zray.get(spawning)
 """
@@ -87,6 +85,8 @@ def test_what_tasks_submit_when_their_driver_is_dead_already_leaves_no_ledger(
     for _ in range(5):
         child = place.launch(SPAWNS)
         assert line_of(child) == "ready"
+        before = place.ask()["gcs"]["ledger_records"]
+        wait_until(lambda: place.ask()["gcs"]["ledger_records"] > before + 20)  # noqa: B023
         child.kill()
         child.wait()
         wait_until(lambda: _idle(place), what="an idle node")
