@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import time
@@ -119,10 +120,15 @@ class Unpacker:
 
 
 class _Stream:
-    """A connection, and what waits to be sent by it."""
+    """A connection in a poller, and what waits to be sent by it.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Its methods raise OSError where the other end is gone; but receive(), which says so.
+    """
+
+    def __init__(self, sock: socket.socket, poller: select.epoll) -> None:
         self.socket = sock
+        self._poller = poller
+        poller.register(sock.fileno(), READABLE)
         self.name = b""
         self.unpacker = Unpacker()
         self.unsent: deque[memoryview] = deque()
@@ -133,28 +139,37 @@ class _Stream:
         return self.unsent_bytes > _UNSENT_BYTES_MAX or len(self.unsent) >= _UNSENT_LEN_MAX
 
     def send(self, data: bytes) -> None:
-        """Send, or keep what the kernel does not take. Raises OSError where the other is gone."""
+        """Send, or keep what the kernel does not take for flush()."""
         sent = 0
         if not self.unsent:
             with contextlib.suppress(BlockingIOError, InterruptedError):
                 sent = self.socket.send(data)
         if sent < len(data):
+            if not self.unsent:
+                self._poller.modify(self.socket.fileno(), READABLE | WRITABLE)
             self.unsent.append(memoryview(data)[sent:])
             self.unsent_bytes += len(data) - sent
 
-    def flush(self) -> bool:
-        """Send what is kept; True when nothing is left. Raises OSError where the other is gone."""
+    def flush(self) -> None:
+        """Send what is kept, as far as the kernel takes it."""
+        if not self.unsent:
+            return
         while self.unsent:
             try:
                 sent = self.socket.send(self.unsent[0])
             except (BlockingIOError, InterruptedError):
-                return False
+                return
             self.unsent_bytes -= sent
             if sent < len(self.unsent[0]):
                 self.unsent[0] = self.unsent[0][sent:]
             else:
                 self.unsent.popleft()
-        return True
+        self._poller.modify(self.socket.fileno(), READABLE)
+
+    def close(self) -> None:
+        """Hang up; what is kept is dropped."""
+        self._poller.unregister(self.socket.fileno())
+        self.socket.close()
 
     def receive(self) -> tuple[list[list[bytes]], bool]:
         """Return the messages that have arrived, and whether the other end is still there."""
@@ -219,21 +234,23 @@ class GcsEndpoint:
     def broken(self) -> list[bytes]:
         """Read what has arrived; returns connections that broke since the last call."""
         for descriptor, events in self._poller.poll(0):
-            stream = self._streams.get(descriptor)
-            if stream is None:
+            if descriptor == self._listener.fileno():
                 self._accept()
-                continue
-            if events & WRITABLE:
-                self._flush(stream)
-            if events & ~WRITABLE:
-                self._read(stream)
+            else:
+                self._serve(descriptor, events)
         broken, self._broken = self._broken, []
         return broken
 
     def _accept(self) -> None:
         while (sock := self._listener.accept_socket()) is not None:
-            self._streams[sock.fileno()] = _Stream(sock)
-            self._poller.register(sock.fileno(), READABLE)
+            self._streams[sock.fileno()] = _Stream(sock, self._poller)
+
+    def _serve(self, descriptor: int, events: int) -> None:
+        stream = self._streams.get(descriptor)
+        if stream is not None and events & WRITABLE:
+            self._flush(stream)
+        if stream is not None and events & ~WRITABLE:
+            self._read(stream)
 
     def _read(self, stream: _Stream) -> None:
         messages, is_there = stream.receive()
@@ -254,8 +271,7 @@ class GcsEndpoint:
 
     def _flush(self, stream: _Stream) -> None:
         try:
-            if stream.flush():
-                self._poller.modify(stream.socket.fileno(), READABLE)
+            stream.flush()
         except OSError:
             self._end(stream)
 
@@ -266,24 +282,19 @@ class GcsEndpoint:
         self._close(stream)
 
     def _close(self, stream: _Stream) -> None:
-        descriptor = stream.socket.fileno()
-        if self._streams.pop(descriptor, None) is not None:
-            self._poller.unregister(descriptor)
-            stream.socket.close()
+        if self._streams.pop(stream.socket.fileno(), None) is not None:
+            stream.close()
 
     def send(self, peer: bytes, *frames: bytes) -> bool:
         """Send one message; False where the connection is gone or takes no more for now."""
         stream = self._named.get(peer)
         if stream is None or stream.is_full:
             return False
-        waited = bool(stream.unsent)
         try:
             stream.send(packed(frames))
         except OSError:
             self._end(stream)
             return False
-        if stream.unsent and not waited:
-            self._poller.modify(stream.socket.fileno(), READABLE | WRITABLE)
         return True
 
     def close(self, linger_ms: int = 0) -> None:
@@ -298,11 +309,7 @@ class GcsEndpoint:
             if left_s <= 0:
                 break
             for descriptor, events in self._poller.poll(left_s):
-                stream = self._streams[descriptor]
-                if events & WRITABLE:
-                    self._flush(stream)
-                else:
-                    self._read(stream)
+                self._serve(descriptor, events)
         for stream in list(self._streams.values()):
             self._close(stream)
         self._poller.close()
@@ -341,38 +348,33 @@ class GcsPeer:
             return
         self._connect_at = now + _CONNECT_S
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        stream = _Stream(sock)
         try:
             sock.connect(self._path)
-            stream.send(self._hello)
         except OSError:
             sock.close()  # It is not there, or about to be: whoever sends next tries again.
             return
-        self._stream = stream
-        self._poller.register(sock.fileno(), READABLE)
+        self._stream = _Stream(sock, self._poller)
+        self._send(self._stream, self._hello)
 
     def _end(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            self._poller.unregister(stream.socket.fileno())
-            stream.socket.close()
+            stream.close()
+
+    def _send(self, stream: _Stream, data: bytes) -> bool:
+        try:
+            stream.send(data)
+        except OSError:
+            self._end()
+            return False
+        return True
 
     def send(self, *frames: bytes) -> bool:
         """Send one message; False where the GCS is not connected or takes no more for now."""
         if self._stream is None:
             self._connect()
         stream = self._stream
-        if stream is None or stream.is_full:
-            return False
-        waited = bool(stream.unsent)
-        try:
-            stream.send(packed(frames))
-        except OSError:
-            self._end()
-            return False
-        if stream.unsent and not waited:
-            self._poller.modify(stream.socket.fileno(), READABLE | WRITABLE)
-        return True
+        return stream is not None and not stream.is_full and self._send(stream, packed(frames))
 
     def receive(self) -> list[bytes] | None:
         """Return the frames of the next message, or None."""
@@ -385,8 +387,7 @@ class GcsPeer:
         if stream is None:
             return
         try:
-            if stream.unsent and stream.flush():
-                self._poller.modify(stream.socket.fileno(), READABLE)
+            stream.flush()
         except OSError:
             self._end()
             return
